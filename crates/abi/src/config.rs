@@ -1,0 +1,72 @@
+//! What the agent tells the path: one element of `villus_config_v1`.
+
+use crate::{plain, time::Tick};
+
+/// IPv4 is on.
+pub const FLAG_IPV4: u32 = 1;
+/// IPv6 is on.
+pub const FLAG_IPV6: u32 = 1 << 1;
+/// No NAT is wanted for IPv4 that leaves the node: shortcut and neighbour redirect are allowed.
+pub const FLAG_DIRECT_V4: u32 = 1 << 2;
+/// As [`FLAG_DIRECT_V4`] for IPv6.
+pub const FLAG_DIRECT_V6: u32 = 1 << 3;
+/// Every packet is traced (monitor-aggregation none); otherwise aggregated (medium).
+pub const FLAG_TRACE_ALL: u32 = 1 << 4;
+/// Trace events are wanted at all (somebody may listen).
+pub const FLAG_TRACE: u32 = 1 << 5;
+/// Drop events are wanted.
+pub const FLAG_DROP_EVENTS: u32 = 1 << 6;
+/// Policy-verdict events are wanted.
+pub const FLAG_VERDICT_EVENTS: u32 = 1 << 7;
+/// ICMP "fragmentation needed" and "packet too big" pass without a flow.
+pub const FLAG_ALLOW_FRAG_NEEDED: u32 = 1 << 8;
+/// Denials pass and are reported as audit, on every endpoint.
+pub const FLAG_AUDIT: u32 = 1 << 9;
+
+/// Runtime configuration of the path. 64 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Config {
+    /// `FLAG_*`.
+    pub flags: u32,
+    /// Lifetime of an established TCP flow.
+    pub tcp: Tick,
+    /// Lifetime of a TCP flow that has only shown SYNs.
+    pub tcp_syn: Tick,
+    /// Lifetime of a TCP flow that both sides have closed.
+    pub tcp_fin: Tick,
+    /// Lifetime of any other flow.
+    pub any: Tick,
+    /// Least time between two reports of one flow and direction.
+    pub report: Tick,
+    /// TCP flags that are always reported (`monitor-aggregation-flags`).
+    pub report_flags: u32,
+    /// Interface index of the node's router device.
+    pub router_ifindex: u32,
+    /// Reserved, 0.
+    pub reserved: [u32; 8],
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        use crate::time::from_secs;
+        Self {
+            flags: FLAG_IPV4
+                | FLAG_IPV6
+                | FLAG_TRACE
+                | FLAG_DROP_EVENTS
+                | FLAG_VERDICT_EVENTS
+                | FLAG_ALLOW_FRAG_NEEDED,
+            tcp: from_secs(8000),
+            tcp_syn: from_secs(60),
+            tcp_fin: from_secs(10),
+            any: from_secs(60),
+            report: from_secs(5),
+            report_flags: 0x07,
+            router_ifindex: 0,
+            reserved: [0; 8],
+        }
+    }
+}
+
+plain!(Config = 64);
