@@ -1,0 +1,582 @@
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use thiserror::Error;
+
+use crate::{KNOWN_SOURCES, Label, Labels, label::source, nearest, text::excerpt};
+
+/// A selector that can't be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SelectorError {
+    /// No key.
+    #[error("a selector key is empty; write `key` or `source:key`")]
+    EmptyKey,
+    /// What stands before the `:` of a key is no source.
+    #[error("selector key `{key}`: `{source_name}` is not a label source{hint} (known: {known})", known = KNOWN_SOURCES.join(", "))]
+    UnknownSource {
+        /// The key.
+        key: String,
+        /// What stands before the `:`.
+        source_name: String,
+        /// ``; did you mean `…`?``, or nothing.
+        hint: String,
+    },
+    /// `k8s:any:app`.
+    #[error("selector key `{0}` names two sources; keep one, for example `k8s:app`")]
+    TwoSources(String),
+    /// `k8s:app` and `container:app` in one selector.
+    #[error(
+        "the selector asks for key `{key}` from two sources ({first} and {second}); a workload has one label per key, so \
+         name one source, or none to take any"
+    )]
+    KeyOfTwoSources {
+        /// The key.
+        key: String,
+        /// One source.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Too long.
+    #[error("selector on `{key}`: the {part} has {len} characters, at most {max} are allowed; shorten it")]
+    TooLong {
+        /// The key.
+        key: String,
+        /// `key's name`, `key's prefix` or `value`.
+        part: &'static str,
+        /// Length found.
+        len: usize,
+        /// Length allowed.
+        max: usize,
+    },
+    /// Not what Kubernetes takes as a label.
+    #[error(
+        "selector on `{key}`: the {part} `{text}` is not valid; letters, digits, `-`, `_` and `.` are allowed, and the ends \
+         must be a letter or digit"
+    )]
+    BadText {
+        /// The key.
+        key: String,
+        /// `key` or `value`.
+        part: &'static str,
+        /// What was read.
+        text: String,
+    },
+    /// Not an operator.
+    #[error(
+        "selector on `{key}`: operator `{operator}` is unknown{hint}; use In, NotIn, Exists or DoesNotExist"
+    )]
+    UnknownOperator {
+        /// The key.
+        key: String,
+        /// What was read.
+        operator: String,
+        /// ``; did you mean `…`?``, or nothing.
+        hint: String,
+    },
+    /// `In` without values, `Exists` with some.
+    #[error("selector on `{key}`: operator {operator} needs {needs}")]
+    Values {
+        /// The key.
+        key: String,
+        /// The operator.
+        operator: &'static str,
+        /// `at least one value` or `an empty list of values`.
+        needs: &'static str,
+    },
+    /// A selector of absurd size.
+    #[error("the selector has {found} {what}, at most {max} are allowed; split it")]
+    TooBig {
+        /// `requirements` or `values`.
+        what: &'static str,
+        /// How many.
+        found: usize,
+        /// Allowed.
+        max: usize,
+    },
+}
+
+/// Most requirements of one selector.
+const MAX_REQUIREMENTS: usize = 256;
+/// Most values of one requirement.
+const MAX_VALUES: usize = 1024;
+
+/// Which source a requirement asks for.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum KeySource {
+    /// Whatever the source: `any:` or a bare key.
+    Any,
+    /// This one.
+    Is(Arc<str>),
+}
+
+/// Source and key that a requirement speaks about.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SelectorKey {
+    key: Arc<str>,
+    source: KeySource,
+}
+
+impl SelectorKey {
+    /// Reads `k8s:app`, `any:app` or `app`.
+    ///
+    /// # Errors
+    /// An unknown source, two sources, a key that is too long or that Kubernetes would not take.
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        let (source, key) = match text.split_once(':') {
+            None => (KeySource::Any, text),
+            Some((source::ANY | "", key)) => (KeySource::Any, key),
+            Some((name, key)) if KNOWN_SOURCES.contains(&name) => (KeySource::Is(name.into()), key),
+            Some((name, _)) => {
+                let hint = nearest(name, KNOWN_SOURCES)
+                    .map(|n| format!("; did you mean `{n}`?"))
+                    .unwrap_or_default();
+                let source_name = excerpt(name);
+                return Err(SelectorError::UnknownSource { key: excerpt(text), source_name, hint });
+            }
+        };
+        if key.is_empty() {
+            return Err(SelectorError::EmptyKey);
+        }
+        if key.contains(':') {
+            return Err(SelectorError::TwoSources(excerpt(text)));
+        }
+        check_key(key)?;
+        Ok(Self { key: key.into(), source })
+    }
+
+    /// The key of a label, its source included.
+    #[must_use]
+    pub fn of_label(label: &Label) -> Self {
+        Self { key: label.key().into(), source: KeySource::Is(label.source().into()) }
+    }
+
+    /// The key without source.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The source asked for.
+    #[must_use]
+    pub fn source(&self) -> &KeySource {
+        &self.source
+    }
+
+    /// The source's name; `any` where it does not matter.
+    #[must_use]
+    pub fn source_name(&self) -> &str {
+        match &self.source {
+            KeySource::Any => source::ANY,
+            KeySource::Is(name) => name,
+        }
+    }
+
+    fn value_in<'a>(&self, labels: &'a Labels) -> Option<&'a str> {
+        let label = labels.get(&self.key)?;
+        match &self.source {
+            KeySource::Is(source) if **source != *label.source() => None,
+            _ => Some(label.value()),
+        }
+    }
+}
+
+impl fmt::Display for SelectorKey {
+    /// `any:app`, `k8s:app`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.source_name(), self.key)
+    }
+}
+
+fn check_key(key: &str) -> Result<(), SelectorError> {
+    let own = key.strip_prefix(crate::KEY_NAMESPACE_LABELS).unwrap_or(key);
+    let (prefix, name) = own.rsplit_once('/').unwrap_or(("", own));
+    for (part, text, max) in [("key's prefix", prefix, 253), ("key's name", name, 63)] {
+        if text.len() > max {
+            return Err(SelectorError::TooLong { key: excerpt(key), part, len: text.len(), max });
+        }
+    }
+    let bad = || SelectorError::BadText { key: excerpt(key), part: "key", text: excerpt(key) };
+    if name.is_empty() || !is_label_text(name) || !is_label_text(prefix) || own.starts_with('/') {
+        return Err(bad());
+    }
+    Ok(())
+}
+
+fn is_label_text(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let end = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    text.bytes().all(inner) && end(text.as_bytes().first()) && end(text.as_bytes().last())
+}
+
+/// What is asked of a key.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Operator {
+    /// The label is there with one of these values.
+    In(BTreeSet<Arc<str>>),
+    /// The label is not there, or has none of these values.
+    NotIn(BTreeSet<Arc<str>>),
+    /// The label is there.
+    Exists,
+    /// The label is not there.
+    DoesNotExist,
+}
+
+impl Operator {
+    const NAMES: [&str; 4] = ["In", "NotIn", "Exists", "DoesNotExist"];
+
+    /// The operator's name in Kubernetes.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::In(_) => "In",
+            Self::NotIn(_) => "NotIn",
+            Self::Exists => "Exists",
+            Self::DoesNotExist => "DoesNotExist",
+        }
+    }
+
+    fn values(&self) -> Option<&BTreeSet<Arc<str>>> {
+        match self {
+            Self::In(values) | Self::NotIn(values) => Some(values),
+            Self::Exists | Self::DoesNotExist => None,
+        }
+    }
+}
+
+/// One condition on one key.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Requirement {
+    /// What it speaks about.
+    pub key: SelectorKey,
+    /// What it asks.
+    pub operator: Operator,
+}
+
+impl Requirement {
+    /// An item of `matchLabels`.
+    ///
+    /// # Errors
+    /// A key or value that can't be a label's.
+    pub fn equals(key: &str, value: &str) -> Result<Self, SelectorError> {
+        Self::expression(key, "In", [value])
+    }
+
+    /// An item of `matchExpressions`.
+    ///
+    /// # Errors
+    /// A key, operator or value that can't be, or values that don't fit the operator.
+    pub fn expression<'a>(
+        key: &str,
+        operator: &str,
+        values: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, SelectorError> {
+        let parsed = SelectorKey::parse(key)?;
+        let values: BTreeSet<Arc<str>> = values.into_iter().map(Arc::from).collect();
+        if values.len() > MAX_VALUES {
+            return Err(SelectorError::TooBig { what: "values", found: values.len(), max: MAX_VALUES });
+        }
+        for value in &values {
+            check_value(&parsed.key, value)?;
+        }
+        let operator = match (operator, values.is_empty()) {
+            ("In", false) => Operator::In(values),
+            ("NotIn", false) => Operator::NotIn(values),
+            ("Exists", true) => Operator::Exists,
+            ("DoesNotExist", true) => Operator::DoesNotExist,
+            (name, _) => return Err(wrong_operator(key, name)),
+        };
+        Ok(Self { key: parsed, operator })
+    }
+
+    /// Whether labels meet the condition.
+    #[must_use]
+    pub fn matches(&self, labels: &Labels) -> bool {
+        let value = self.key.value_in(labels);
+        match &self.operator {
+            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+            Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+fn wrong_operator(key: &str, name: &str) -> SelectorError {
+    let key = excerpt(key);
+    match Operator::NAMES.iter().find(|known| **known == name) {
+        Some(operator @ (&"In" | &"NotIn")) => {
+            SelectorError::Values { key, operator, needs: "at least one value" }
+        }
+        Some(operator) => SelectorError::Values { key, operator, needs: "an empty list of values" },
+        None => {
+            let hint =
+                nearest(name, Operator::NAMES).map(|n| format!(", did you mean `{n}`?")).unwrap_or_default();
+            SelectorError::UnknownOperator { key, operator: excerpt(name), hint }
+        }
+    }
+}
+
+fn check_value(key: &str, value: &str) -> Result<(), SelectorError> {
+    let object_name = key.starts_with("io.cilium.") && !key.starts_with(crate::KEY_NAMESPACE_LABELS);
+    let max = if object_name { 253 } else { 63 };
+    if value.len() > max {
+        return Err(SelectorError::TooLong { key: excerpt(key), part: "value", len: value.len(), max });
+    }
+    if !is_label_text(value) {
+        return Err(SelectorError::BadText { key: excerpt(key), part: "value", text: excerpt(value) });
+    }
+    Ok(())
+}
+
+/// A conjunction of requirements over labels. The empty selector matches everything. Clones share one
+/// allocation; equal selectors compare equal however they were written.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Selector(Arc<[Requirement]>);
+
+impl Selector {
+    /// A selector of these requirements.
+    ///
+    /// # Errors
+    /// Two requirements that ask for one key from two sources, or too many requirements.
+    pub fn new(requirements: impl IntoIterator<Item = Requirement>) -> Result<Self, SelectorError> {
+        let mut requirements: Vec<Requirement> = requirements.into_iter().collect();
+        requirements.sort_unstable();
+        requirements.dedup();
+        if requirements.len() > MAX_REQUIREMENTS {
+            let found = requirements.len();
+            return Err(SelectorError::TooBig { what: "requirements", found, max: MAX_REQUIREMENTS });
+        }
+        for pair in requirements.windows(2) {
+            if let [a, b] = pair
+                && a.key.key == b.key.key
+                && a.key.source != b.key.source
+            {
+                return Err(SelectorError::KeyOfTwoSources {
+                    key: excerpt(&a.key.key),
+                    first: a.key.source_name().to_owned(),
+                    second: b.key.source_name().to_owned(),
+                });
+            }
+        }
+        Ok(Self(requirements.into()))
+    }
+
+    /// The selector that matches everything.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self(Arc::from([]))
+    }
+
+    /// The selector of exactly one label, its source included.
+    #[must_use]
+    pub fn label(label: &Label) -> Self {
+        let values = BTreeSet::from([Arc::from(label.value())]);
+        Self(Arc::from([Requirement { key: SelectorKey::of_label(label), operator: Operator::In(values) }]))
+    }
+
+    /// Reads `k8s:app=web,env=prod,tier`: equal values, or a key alone that must be there.
+    ///
+    /// # Errors
+    /// As [`Requirement::equals`] and [`Selector::new`].
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let requirements = items
+            .map(|item| match item.split_once('=') {
+                Some((key, value)) => Requirement::equals(key.trim(), value.trim()),
+                None => Requirement::expression(item, "Exists", []),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Self::new(requirements)
+    }
+
+    /// This selector and one more requirement.
+    ///
+    /// # Errors
+    /// As [`Selector::new`].
+    pub fn and(&self, requirement: Requirement) -> Result<Self, SelectorError> {
+        Self::new(self.0.iter().cloned().chain([requirement]))
+    }
+
+    /// Whether labels meet every requirement.
+    #[must_use]
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.0.iter().all(|requirement| requirement.matches(labels))
+    }
+
+    /// Whether it matches everything.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The requirements, sorted by key.
+    #[must_use]
+    pub fn requirements(&self) -> &[Requirement] {
+        &self.0
+    }
+
+    /// Whether some requirement speaks about a key for which `test` is true.
+    pub fn has_key(&self, mut test: impl FnMut(&SelectorKey) -> bool) -> bool {
+        self.0.iter().any(|requirement| test(&requirement.key))
+    }
+}
+
+impl fmt::Display for Selector {
+    /// `k8s:app=web,any:env in (a,b),any:tier`; `{}` for everything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("{}");
+        }
+        for (i, Requirement { key, operator }) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            let joined = |values: &BTreeSet<Arc<str>>| {
+                values.iter().map(|value| value.as_ref()).collect::<Vec<_>>().join(",")
+            };
+            match operator {
+                Operator::In(values) if values.len() == 1 => write!(f, "{key}={}", joined(values)),
+                Operator::In(values) => write!(f, "{key} in ({})", joined(values)),
+                Operator::NotIn(values) => write!(f, "{key} notin ({})", joined(values)),
+                Operator::Exists => write!(f, "{key}"),
+                Operator::DoesNotExist => write!(f, "!{key}"),
+            }?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Selector {
+    /// `{"matchLabels": {…}, "matchExpressions": […]}`, absent where empty.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut labels = std::collections::BTreeMap::new();
+        let mut expressions = Vec::new();
+        for Requirement { key, operator } in self.0.iter() {
+            match operator {
+                Operator::In(values) if values.len() == 1 && !labels.contains_key(&key.to_string()) => {
+                    labels.insert(key.to_string(), values.first().map(|v| v.as_ref()).unwrap_or_default());
+                }
+                _ => expressions.push(Expression {
+                    key: key.to_string(),
+                    operator: operator.name(),
+                    values: operator.values().map(|v| v.iter().map(|v| v.as_ref()).collect()),
+                }),
+            }
+        }
+        let mut map = serializer.serialize_map(None)?;
+        if !labels.is_empty() {
+            map.serialize_entry("matchLabels", &labels)?;
+        }
+        if !expressions.is_empty() {
+            map.serialize_entry("matchExpressions", &expressions)?;
+        }
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct Expression<'a> {
+    key: String,
+    operator: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    values: Option<Vec<&'a str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn labels(text: &str) -> Labels {
+        Labels::parse_list(text, "k8s").unwrap()
+    }
+
+    #[test]
+    fn sources_decide() {
+        let web = labels("k8s:app=web,reserved:init");
+        for (selector, expected) in [
+            ("app=web", true),
+            ("any:app=web", true),
+            ("k8s:app=web", true),
+            ("container:app=web", false),
+            ("reserved:init", true),
+            ("k8s:init", false),
+            ("app=db", false),
+            ("", true),
+        ] {
+            assert_eq!(Selector::parse(selector).unwrap().matches(&web), expected, "{selector}");
+        }
+    }
+
+    #[test]
+    fn expressions_follow_kubernetes() {
+        let web = labels("app=web");
+        for (key, operator, values, expected) in [
+            ("app", "In", vec!["web", "db"], true),
+            ("app", "In", vec!["db"], false),
+            ("env", "In", vec!["prod"], false),
+            ("app", "NotIn", vec!["web"], false),
+            ("env", "NotIn", vec!["prod"], true),
+            ("container:app", "NotIn", vec!["web"], true),
+            ("app", "Exists", vec![], true),
+            ("env", "Exists", vec![], false),
+            ("env", "DoesNotExist", vec![], true),
+            ("app", "DoesNotExist", vec![], false),
+        ] {
+            let requirement = Requirement::expression(key, operator, values).unwrap();
+            assert_eq!(requirement.matches(&web), expected, "{requirement:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_two_sources_is_refused() {
+        let both = Selector::parse("k8s:app=a,container:app=a").unwrap_err().to_string();
+        assert!(both.contains("`app` from two sources (container and k8s)"), "{both}");
+        let nested = Selector::parse("k8s:any:app=a").unwrap_err().to_string();
+        assert!(nested.contains("names two sources"), "{nested}");
+        assert!(Selector::parse("app=a,k8s:app=a").is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let long = "x".repeat(64);
+        for (key, operator, values, part) in [
+            ("k9s:app", "Exists", vec![], "did you mean `k8s`"),
+            ("k8s:", "Exists", vec![], "empty"),
+            (long.as_str(), "Exists", vec![], "key's name has 64"),
+            ("app", "In", vec![long.as_str()], "value has 64"),
+            ("app", "In", vec!["a b"], "not valid"),
+            ("app", "In", vec![], "at least one value"),
+            ("app", "Exists", vec!["x"], "an empty list"),
+            ("app", "in", vec!["x"], "did you mean `In`"),
+            ("-app", "Exists", vec![], "not valid"),
+        ] {
+            let error = Requirement::expression(key, operator, values).unwrap_err().to_string();
+            assert!(error.contains(part), "{key} {operator}: {error}");
+        }
+    }
+
+    #[test]
+    fn equal_selectors_are_equal_however_written() {
+        let (a, b) = (Selector::parse("a=1,k8s:b=2").unwrap(), Selector::parse("k8s:b=2,any:a=1").unwrap());
+        assert_eq!((a.to_string(), &a), ("any:a=1,k8s:b=2".into(), &b));
+        assert_eq!(serde_json::to_string(&a).unwrap(), r#"{"matchLabels":{"any:a":"1","k8s:b":"2"}}"#);
+        assert_eq!(Selector::everything().to_string(), "{}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,60}") {
+            if let Ok(selector) = Selector::parse(&text) {
+                let _ = (selector.to_string(), selector.matches(&labels("app=web")));
+            }
+        }
+    }
+}
