@@ -1,0 +1,213 @@
+//! All maps of the path, open and typed.
+
+use villus_abi::{
+    Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue, Local,
+    Metric, PolicyEntry, PolicyKey, metrics, names,
+};
+
+use crate::{
+    error::{Context, Result},
+    map::{Map, PerCpuMap},
+    pins::Pins,
+    sys::{Kind, MapSpec, NO_PREALLOC, RawMap},
+};
+
+/// How many entries the maps have. What is pinned keeps its size; see [`crate::Flows::resize`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Endpoint slots.
+    pub endpoints: u32,
+    /// TCP flows, of each family.
+    pub ct_tcp: u32,
+    /// Other flows, of each family.
+    pub ct_any: u32,
+    /// Fragmented datagrams, of each family.
+    pub frags: u32,
+    /// Prefixes in the ipcache.
+    pub ipcache: u32,
+    /// Bytes of the event ring, a power of two of at least a page.
+    pub events: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            endpoints: 4096,
+            ct_tcp: 1 << 15,
+            ct_any: 1 << 14,
+            frags: 8192,
+            ipcache: 512_000,
+            events: 1 << 20,
+        }
+    }
+}
+
+impl Sizes {
+    /// Least and most entries of a flow map (`bpf-maps` reference 2.1).
+    pub const FLOWS: std::ops::RangeInclusive<u32> = 1 << 10..=1 << 24;
+
+    /// Default sizes with flow maps that take `ratio` of `memory` bytes together, TCP twice as many as others
+    /// and never fewer than 16Ki and 8Ki.
+    #[must_use]
+    pub fn for_memory(memory: u64, ratio: f64) -> Self {
+        // Bytes of one entry of both families: element header, key, value, bucket.
+        const BOTH: u64 = (64 + 16 + 96) + (64 + 40 + 96);
+        let budget = if ratio.is_finite() && ratio > 0.0 { memory as f64 * ratio } else { 0.0 };
+        // A float too large for u64 saturates.
+        let entries = budget as u64 / BOTH;
+        let clamp = |wanted: u64, least: u32| u32::try_from(wanted).unwrap_or(u32::MAX).clamp(least, *Self::FLOWS.end());
+        Self { ct_tcp: clamp(entries * 2 / 3, 1 << 14), ct_any: clamp(entries / 3, 1 << 13), ..Self::default() }
+    }
+}
+
+/// One of the path's maps: its symbol in the kernel object, its pin, its shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    pub symbol: &'static str,
+    pub pin: &'static str,
+    pub kind: Kind,
+    pub key: usize,
+    pub value: usize,
+    pub flags: u32,
+    pub entries: fn(&Sizes) -> u32,
+}
+
+impl Known {
+    pub(crate) fn spec(&self, sizes: &Sizes) -> MapSpec<'static> {
+        MapSpec {
+            name: self.pin,
+            kind: self.kind,
+            key: self.key as u32,
+            value: self.value as u32,
+            entries: (self.entries)(sizes),
+            flags: self.flags,
+        }
+    }
+}
+
+macro_rules! known {
+    ($($symbol:ident: $pin:ident $kind:ident $key:ty => $value:ty, $flags:expr, $entries:expr;)+) => {
+        [$(Known {
+            symbol: stringify!($symbol),
+            pin: names::$pin,
+            kind: Kind::$kind,
+            key: size_of::<$key>(),
+            value: size_of::<$value>(),
+            flags: $flags,
+            entries: $entries,
+        }),+]
+    };
+}
+
+/// Every pinned map of the kernel object.
+pub(crate) const KNOWN: [Known; 15] = known! {
+    ENDPOINTS: ENDPOINTS Array u32 => Endpoint, 0, |s| s.endpoints;
+    DEVICES: DEVICES Hash u32 => u32, NO_PREALLOC, |s| s.endpoints.saturating_mul(2);
+    ADDRS4: ADDRS4 Hash u32 => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4);
+    ADDRS6: ADDRS6 Hash [u8; 16] => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4);
+    POLICIES: POLICIES ArrayOfMaps u32 => u32, 0, |s| s.endpoints;
+    IPCACHE: IPCACHE LpmTrie IpcacheKey => IpcacheValue, NO_PREALLOC, |s| s.ipcache;
+    CT4_TCP: CT4_TCP LruHash FlowKey4 => Flow, 0, |s| s.ct_tcp;
+    CT4_ANY: CT4_ANY LruHash FlowKey4 => Flow, 0, |s| s.ct_any;
+    CT6_TCP: CT6_TCP LruHash FlowKey6 => Flow, 0, |s| s.ct_tcp;
+    CT6_ANY: CT6_ANY LruHash FlowKey6 => Flow, 0, |s| s.ct_any;
+    FRAGS4: FRAGS4 LruHash FragKey4 => FragPorts, 0, |s| s.frags;
+    FRAGS6: FRAGS6 LruHash FragKey6 => FragPorts, 0, |s| s.frags;
+    METRICS: METRICS PerCpuArray u32 => Metric, 0, |_| metrics::METRICS;
+    EVENTS: EVENTS RingBuf () => (), 0, |s| s.events;
+    CONFIG: CONFIG Array u32 => Config, 0, |_| 1;
+};
+
+/// Entries of a policy map that nothing has been written to.
+pub(crate) const POLICY_START: u32 = 1024;
+
+/// The shape of a policy map. Without BTF types, so that `bpftool` prints its hex.
+pub(crate) const fn policy_spec(name: &str, entries: u32) -> MapSpec<'_> {
+    MapSpec {
+        name,
+        kind: Kind::Hash,
+        key: size_of::<PolicyKey>() as u32,
+        value: size_of::<PolicyEntry>() as u32,
+        entries,
+        flags: NO_PREALLOC,
+    }
+}
+
+/// The path's maps.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each is named like its pin, which villus-abi describes")]
+pub struct Maps {
+    pub endpoints: Map<u32, Endpoint>,
+    pub devices: Map<u32, u32>,
+    pub addrs4: Map<u32, Local>,
+    pub addrs6: Map<[u8; 16], Local>,
+    /// Slot to the id of an endpoint's policy map when read, to its descriptor when written.
+    pub policies: Map<u32, u32>,
+    pub ipcache: Map<IpcacheKey, IpcacheValue>,
+    pub ct4_tcp: Map<FlowKey4, Flow>,
+    pub ct4_any: Map<FlowKey4, Flow>,
+    pub ct6_tcp: Map<FlowKey6, Flow>,
+    pub ct6_any: Map<FlowKey6, Flow>,
+    pub frags4: Map<FragKey4, FragPorts>,
+    pub frags6: Map<FragKey6, FragPorts>,
+    pub metrics: PerCpuMap<u32, Metric>,
+    pub events: RawMap,
+    pub config: Map<u32, Config>,
+}
+
+impl Maps {
+    /// Opens every map, making and pinning those that are not there. Nothing is made when a name is taken by
+    /// something foreign.
+    ///
+    /// # Errors
+    /// [`crate::Error::Foreign`], [`crate::Error::Kernel`].
+    pub fn open(pins: &Pins, sizes: &Sizes) -> Result<Self> {
+        for known in &KNOWN {
+            pins.map_like(known.pin, &known.spec(sizes))?;
+        }
+        let template = RawMap::create(&policy_spec(names::POLICY_PREFIX, POLICY_START), None)
+            .on("create map", names::POLICIES)?;
+        Self::assemble(|known| {
+            let inner = (known.kind == Kind::ArrayOfMaps).then_some(&template);
+            Ok(pins.open_or_create(known.pin, &known.spec(sizes), inner)?.0)
+        })
+    }
+
+    /// Opens every map that an agent has made; makes nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] with `NotFound` naming the pin that is missing.
+    pub fn existing(pins: &Pins) -> Result<Self> {
+        let sizes = Sizes::default();
+        Self::assemble(|known| {
+            let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "no such pin: is the agent installed?");
+            pins.map_like(known.pin, &known.spec(&sizes))?
+                .ok_or_else(missing)
+                .on("open", pins.path(known.pin).display().to_string())
+        })
+    }
+
+    fn assemble(mut open: impl FnMut(&Known) -> Result<RawMap>) -> Result<Self> {
+        let mut next = |pin: &'static str| {
+            let known = KNOWN.iter().find(|known| known.pin == pin);
+            known.ok_or_else(|| std::io::Error::other("not a map of the path")).on("open", pin).and_then(&mut open)
+        };
+        Ok(Self {
+            endpoints: Map::new(next(names::ENDPOINTS)?, names::ENDPOINTS)?,
+            devices: Map::new(next(names::DEVICES)?, names::DEVICES)?,
+            addrs4: Map::new(next(names::ADDRS4)?, names::ADDRS4)?,
+            addrs6: Map::new(next(names::ADDRS6)?, names::ADDRS6)?,
+            policies: Map::new(next(names::POLICIES)?, names::POLICIES)?,
+            ipcache: Map::new(next(names::IPCACHE)?, names::IPCACHE)?,
+            ct4_tcp: Map::new(next(names::CT4_TCP)?, names::CT4_TCP)?,
+            ct4_any: Map::new(next(names::CT4_ANY)?, names::CT4_ANY)?,
+            ct6_tcp: Map::new(next(names::CT6_TCP)?, names::CT6_TCP)?,
+            ct6_any: Map::new(next(names::CT6_ANY)?, names::CT6_ANY)?,
+            frags4: Map::new(next(names::FRAGS4)?, names::FRAGS4)?,
+            frags6: Map::new(next(names::FRAGS6)?, names::FRAGS6)?,
+            metrics: PerCpuMap::new(next(names::METRICS)?, names::METRICS)?,
+            events: next(names::EVENTS)?,
+            config: Map::new(next(names::CONFIG)?, names::CONFIG)?,
+        })
+    }
+}

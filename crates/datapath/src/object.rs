@@ -1,0 +1,156 @@
+//! The kernel object: from its bytes to loaded programs.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use aya::{EbpfLoader, VerifierLogLevel, programs::SchedClassifier};
+
+use crate::{
+    error::{Context, Error, Result},
+    maps::{KNOWN, Maps},
+    pins::Pins,
+    sys::{self, ProgInfo, SkbContext, TestRun},
+};
+
+/// The object that this crate was built with; aligned as the loader wants it.
+static EMBEDDED: &[u8] = aya::include_bytes_aligned!("../bpf/villus.bpf.o");
+
+/// A loaded program. It stays in the kernel while this value, a link or a filter holds it.
+#[derive(Debug)]
+pub struct Program {
+    name: &'static str,
+    fd: OwnedFd,
+    /// What the kernel says about it.
+    pub info: ProgInfo,
+    /// How long verifying and compiling it took.
+    pub load_time: Duration,
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Program {
+    /// Its name in the object.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Runs it once on a packet, without any device.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn test_run(&self, packet: &[u8], context: &SkbContext) -> Result<TestRun> {
+        self.test_runs(packet, context, 1)
+    }
+
+    /// Runs it many times on a packet; the duration is the average, packet and context are the last run's.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn test_runs(&self, packet: &[u8], context: &SkbContext, repeat: u32) -> Result<TestRun> {
+        sys::test_run(self.as_fd(), packet, context, repeat).on("test-run", self.name)
+    }
+
+    /// Asks the kernel again: run time and number of runs go on.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn current_info(&self) -> Result<ProgInfo> {
+        sys::prog_info(self.as_fd()).on("ask about program", self.name)
+    }
+}
+
+/// The three programs of the path, loaded, with the maps of [`Maps`].
+#[derive(Debug)]
+pub struct Object {
+    /// On an endpoint's host-side device, ingress.
+    pub from_endpoint: Program,
+    /// On an endpoint's host-side device, egress.
+    pub to_endpoint: Program,
+    /// On an uplink, ingress.
+    pub from_network: Program,
+}
+
+impl Object {
+    /// Loads the object that is part of this crate. The maps must have been opened on the same bpffs.
+    ///
+    /// # Errors
+    /// [`Error::Object`] with the end of the verifier's log.
+    pub fn load(pins: &Pins, maps: &Maps) -> Result<Self> {
+        Self::load_from(EMBEDDED, pins, maps)
+    }
+
+    /// Loads another object with the same maps and programs, 4-byte aligned.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_from(object: &[u8], pins: &Pins, _maps: &Maps) -> Result<Self> {
+        if object.is_empty() {
+            return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
+        }
+        raise_memlock();
+        let mut loader = EbpfLoader::new();
+        loader.btf(None).verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+        for known in &KNOWN {
+            loader.map_pin_path(known.symbol, pins.path(known.pin));
+        }
+        let mut loaded = loader.load(object).map_err(|e| refused(&e))?;
+        let mut program = |name: &'static str| {
+            let program = loaded
+                .program_mut(name)
+                .ok_or_else(|| Error::Object { what: format!("no program `{name}` in it") })?;
+            let program: &mut SchedClassifier = program.try_into().map_err(|e| refused(&e))?;
+            let start = Instant::now();
+            program.load().map_err(|e| refused(&e))?;
+            let load_time = start.elapsed();
+            let fd = program.fd().map_err(|e| refused(&e))?.as_fd().try_clone_to_owned();
+            let fd = fd.on("hold program", name)?;
+            let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
+            Ok::<_, Error>(Program { name, fd, info, load_time })
+        };
+        Ok(Self {
+            from_endpoint: program("from_endpoint")?,
+            to_endpoint: program("to_endpoint")?,
+            from_network: program("from_network")?,
+        })
+    }
+
+    /// All programs.
+    #[must_use]
+    pub const fn programs(&self) -> [&Program; 3] {
+        [&self.from_endpoint, &self.to_endpoint, &self.from_network]
+    }
+}
+
+/// The loader's error with its causes; of a verifier's log the end, where it says what is wrong.
+fn refused(error: &dyn std::error::Error) -> Error {
+    const KEEP: usize = 6000;
+    let mut what = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !what.contains(&text) {
+            what = format!("{what}: {text}");
+        }
+        cause = error.source();
+    }
+    if what.len() > 2 * KEEP {
+        let head = what.char_indices().nth(KEEP / 4).map_or(0, |(at, _)| at);
+        let tail = (what.len() - KEEP..what.len()).find(|&at| what.is_char_boundary(at)).unwrap_or(what.len());
+        what = format!("{} [...] {}", &what[..head], &what[tail..]);
+    }
+    Error::Object { what }
+}
+
+/// Before Linux 5.11 maps and programs count as locked memory.
+fn raise_memlock() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    // Without the right to raise it the kernel says so itself where it matters.
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+}
