@@ -1,0 +1,159 @@
+//! `./dev fuzz`: every property test with many more cases, for a bounded time.
+//!
+//! A target is a crate with property tests; it takes part as soon as it depends on proptest, provided that its tests
+//! take the number of cases from `PROPTEST_CASES` (proptest's default configuration does). More specific ones are
+//! in [`NAMED`]. A failing case is written to `proptest-regressions` beside its test, to be committed with the mending.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use serde_json::Value;
+
+use crate::run::{cargo, line, output, say};
+use crate::tree;
+
+/// Cases of one round of each test; rounds repeat with new random seeds until the time is up.
+const CASES: u32 = 20_000;
+const DEFAULT_SECONDS: u64 = 60;
+
+/// A target that is more than "all tests of a crate".
+struct Named {
+    name: &'static str,
+    package: &'static str,
+    /// Arguments of its test binaries: a filter, `--exact`.
+    args: &'static [&'static str],
+}
+
+/// Add a line here, and `./dev fuzz --list` shows it.
+const NAMED: [Named; 0] = [];
+
+struct Target {
+    name: String,
+    package: String,
+    args: Vec<String>,
+}
+
+/// Runs the named targets, or all, each for `--seconds`.
+pub fn run_targets(args: &[String]) -> Result<()> {
+    let all = targets()?;
+    let mut seconds = DEFAULT_SECONDS;
+    let mut wanted = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--list" => {
+                all.iter().for_each(|target| println!("{}", target.name));
+                return Ok(());
+            }
+            "--seconds" => {
+                let value = args.next().context("--seconds: how many?")?;
+                seconds = value.parse().with_context(|| format!("--seconds {value}"))?;
+            }
+            name => wanted.push(find(&all, name)?),
+        }
+    }
+    if wanted.is_empty() {
+        wanted = all.iter().collect();
+    }
+    for target in wanted {
+        fuzz(target, Duration::from_secs(seconds))?;
+    }
+    Ok(())
+}
+
+fn find<'a>(all: &'a [Target], name: &str) -> Result<&'a Target> {
+    let found = all.iter().find(|target| target.name == name);
+    found.with_context(|| format!("no target {name}: ./dev fuzz --list names them"))
+}
+
+fn targets() -> Result<Vec<Target>> {
+    let root = tree::root()?;
+    let named = NAMED.iter().map(|known| Target {
+        name: known.name.to_owned(),
+        package: known.package.to_owned(),
+        args: known.args.iter().map(|arg| (*arg).to_owned()).collect(),
+    });
+    let mut found: Vec<Target> = named.collect();
+    for file in tree::files(&root)?.iter().filter(|file| file.ends_with("Cargo.toml")) {
+        let manifest = std::fs::read_to_string(root.join(file))?;
+        let package = manifest.lines().find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+        let has_properties =
+            manifest.lines().any(|line| line.starts_with("proptest")) && file.starts_with("crates");
+        if let (Some(package), true) = (package, has_properties) {
+            let name = package.trim_start_matches("villus-").to_owned();
+            found.push(Target { name, package: package.to_owned(), args: Vec::new() });
+        }
+    }
+    Ok(found)
+}
+
+/// A test binary and the folder that cargo would run it in.
+struct Binary {
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+fn fuzz(target: &Target, time: Duration) -> Result<()> {
+    say(format_args!("fuzz {} for {} s", target.name, time.as_secs()));
+    let binaries = binaries(target)?;
+    let end = Instant::now() + time;
+    let mut rounds = 0;
+    loop {
+        for binary in &binaries {
+            if !passes_before(end, target, binary)? {
+                say(format_args!("{}: time is up after {rounds} whole rounds of {CASES} cases", target.name));
+                return Ok(());
+            }
+        }
+        rounds += 1;
+    }
+}
+
+/// Runs a binary; false when the time ended before it did.
+fn passes_before(end: Instant, target: &Target, binary: &Binary) -> Result<bool> {
+    let mut command = Command::new(&binary.path);
+    command.arg("--quiet").args(&target.args).current_dir(&binary.folder).stdout(Stdio::null());
+    let mut child =
+        command.env("PROPTEST_CASES", CASES.to_string()).spawn().with_context(|| line(&command))?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            if !status.success() {
+                bail!(
+                    "{}: {} failed; its case is kept in a proptest-regressions file",
+                    target.name,
+                    line(&command)
+                );
+            }
+            return Ok(Instant::now() < end);
+        }
+        if Instant::now() >= end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Builds the target's tests and asks cargo where they are.
+fn binaries(target: &Target) -> Result<Vec<Binary>> {
+    let mut command = cargo("test");
+    command.args(["--quiet", "--profile", "fuzz", "--package", &target.package]);
+    let messages = output(command.args(["--no-run", "--message-format", "json-render-diagnostics"]))?;
+    let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let found: Vec<Binary> = parsed.filter_map(|message| binary(&message)).collect();
+    if found.is_empty() {
+        bail!("{} has no tests", target.package);
+    }
+    Ok(found)
+}
+
+fn binary(message: &Value) -> Option<Binary> {
+    let path = PathBuf::from(message.get("executable")?.as_str()?);
+    let manifest = PathBuf::from(message.get("manifest_path")?.as_str()?);
+    let is_test = message.get("profile")?.get("test")?.as_bool()?;
+    is_test.then(|| Binary { path, folder: manifest.parent().map(PathBuf::from).unwrap_or_default() })
+}
