@@ -75,7 +75,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => " (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)",
+        Some(libc::EPERM | libc::EACCES) => {
+            " (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)"
+        }
         Some(libc::E2BIG) => " (the map is full)",
         Some(libc::ENODEV) => " (the interface is gone)",
         _ => "",

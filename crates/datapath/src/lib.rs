@@ -4,15 +4,22 @@
 //! It knows bytes, maps, programs, pins and links, and nothing of what a policy means or why an endpoint exists.
 #![deny(unsafe_code)]
 
+mod cilium;
 mod error;
+mod features;
+mod links;
 mod map;
 mod maps;
 mod object;
 mod pins;
 #[allow(unsafe_code, reason = "bpf(2); every block says why it is sound")]
 pub mod sys;
+pub mod tc;
 
+pub use cilium::refuse_cilium;
 pub use error::{Error, Result};
+pub use features::{Feature, Features};
+pub use links::{AttachMode, Attached, Attachment, Hook, Links};
 pub use map::{Map, PerCpuMap};
 pub use maps::{Maps, Sizes};
 pub use object::{Object, Program};

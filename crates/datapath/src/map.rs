@@ -394,7 +394,10 @@ fn scan_keys(raw: &RawMap, visit: &mut impl FnMut(&[u8], &[u8])) -> io::Result<(
         if seen.contains(&next) {
             repeats += 1;
             if repeats > 16 * (seen.len() + BATCH) {
-                return Err(io::Error::new(io::ErrorKind::Interrupted, "the map changes too fast to be listed"));
+                return Err(io::Error::new(
+                    io::ErrorKind::Interrupted,
+                    "the map changes too fast to be listed",
+                ));
             }
         } else {
             if raw.lookup(&next, &mut value)? {

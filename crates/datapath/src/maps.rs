@@ -1,8 +1,8 @@
 //! All maps of the path, open and typed.
 
 use villus_abi::{
-    Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue, Local,
-    Metric, PolicyEntry, PolicyKey, metrics, names,
+    Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
+    Local, Metric, PolicyEntry, PolicyKey, metrics, names,
 };
 
 use crate::{
@@ -55,8 +55,14 @@ impl Sizes {
         let budget = if ratio.is_finite() && ratio > 0.0 { memory as f64 * ratio } else { 0.0 };
         // A float too large for u64 saturates.
         let entries = budget as u64 / BOTH;
-        let clamp = |wanted: u64, least: u32| u32::try_from(wanted).unwrap_or(u32::MAX).clamp(least, *Self::FLOWS.end());
-        Self { ct_tcp: clamp(entries * 2 / 3, 1 << 14), ct_any: clamp(entries / 3, 1 << 13), ..Self::default() }
+        let clamp = |wanted: u64, least: u32| {
+            u32::try_from(wanted).unwrap_or(u32::MAX).clamp(least, *Self::FLOWS.end())
+        };
+        Self {
+            ct_tcp: clamp(entries * 2 / 3, 1 << 14),
+            ct_any: clamp(entries / 3, 1 << 13),
+            ..Self::default()
+        }
     }
 }
 
@@ -180,7 +186,8 @@ impl Maps {
     pub fn existing(pins: &Pins) -> Result<Self> {
         let sizes = Sizes::default();
         Self::assemble(|known| {
-            let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "no such pin: is the agent installed?");
+            let missing =
+                || std::io::Error::new(std::io::ErrorKind::NotFound, "no such pin: is the agent installed?");
             pins.map_like(known.pin, &known.spec(&sizes))?
                 .ok_or_else(missing)
                 .on("open", pins.path(known.pin).display().to_string())
@@ -190,7 +197,10 @@ impl Maps {
     fn assemble(mut open: impl FnMut(&Known) -> Result<RawMap>) -> Result<Self> {
         let mut next = |pin: &'static str| {
             let known = KNOWN.iter().find(|known| known.pin == pin);
-            known.ok_or_else(|| std::io::Error::other("not a map of the path")).on("open", pin).and_then(&mut open)
+            known
+                .ok_or_else(|| std::io::Error::other("not a map of the path"))
+                .on("open", pin)
+                .and_then(&mut open)
         };
         Ok(Self {
             endpoints: Map::new(next(names::ENDPOINTS)?, names::ENDPOINTS)?,

@@ -35,6 +35,15 @@ impl AsFd for Program {
 }
 
 impl Program {
+    /// Takes a program that is loaded already.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when it is not a program.
+    pub fn adopt(name: &'static str, fd: OwnedFd) -> Result<Self> {
+        let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
+        Ok(Self { name, fd, info, load_time: Duration::ZERO })
+    }
+
     /// Its name in the object.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -142,7 +151,8 @@ fn refused(error: &dyn std::error::Error) -> Error {
     }
     if what.len() > 2 * KEEP {
         let head = what.char_indices().nth(KEEP / 4).map_or(0, |(at, _)| at);
-        let tail = (what.len() - KEEP..what.len()).find(|&at| what.is_char_boundary(at)).unwrap_or(what.len());
+        let tail =
+            (what.len() - KEEP..what.len()).find(|&at| what.is_char_boundary(at)).unwrap_or(what.len());
         what = format!("{} [...] {}", &what[..head], &what[tail..]);
     }
     Error::Object { what }

@@ -62,7 +62,8 @@ impl Pins {
     pub fn existing(root: &Path) -> Result<Self> {
         let globals = root.join(names::GLOBALS);
         if !is_bpffs(root)? || !globals.is_dir() {
-            let source = io::Error::new(io::ErrorKind::NotFound, "no pins here: Villus has not run on this bpffs");
+            let source =
+                io::Error::new(io::ErrorKind::NotFound, "no pins here: Villus has not run on this bpffs");
             return Err(Error::Kernel { action: "open", what: globals.display().to_string(), source });
         }
         Ok(Self { root: root.to_owned(), globals, detached: None })
@@ -77,7 +78,8 @@ impl Pins {
         let what = "a private bpffs";
         let fs = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC).on("make", what)?;
         fsconfig_create(fs.as_fd()).on("make", what)?;
-        let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).on("make", what)?;
+        let mounted =
+            fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).on("make", what)?;
         let root = PathBuf::from(format!("/proc/self/fd/{}", mounted.as_raw_fd()));
         Self::at(root, Some(mounted))
     }
@@ -189,7 +191,8 @@ impl Pins {
         let passing = format!("{PASSING}{name}");
         self.remove(&passing)?;
         self.put(&passing, fd)?;
-        rustix::fs::renameat(CWD, self.path(&passing), CWD, self.path(name)).on("replace pin", self.shown(name))
+        rustix::fs::renameat(CWD, self.path(&passing), CWD, self.path(name))
+            .on("replace pin", self.shown(name))
     }
 
     /// Removes a pin; says whether it was there.
@@ -226,7 +229,7 @@ impl Pins {
 
 fn is_bpffs(path: &Path) -> Result<bool> {
     match statfs(path) {
-        Ok(stat) => Ok(i64::try_from(stat.f_type).is_ok_and(|magic| magic == BPF_FS_MAGIC)),
+        Ok(stat) => Ok(stat.f_type == BPF_FS_MAGIC),
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(e) => Err(e).on("look at", path.display().to_string()),
     }

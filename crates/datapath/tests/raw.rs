@@ -12,7 +12,8 @@ use villus_datapath::{
 };
 
 fn hash(entries: u32) -> Map<u32, u64> {
-    let spec = MapSpec { name: "villus_test", kind: Kind::Hash, key: 4, value: 8, entries, flags: NO_PREALLOC };
+    let spec =
+        MapSpec { name: "villus_test", kind: Kind::Hash, key: 4, value: 8, entries, flags: NO_PREALLOC };
     Map::new(RawMap::create(&spec, None).unwrap(), "test").unwrap()
 }
 
@@ -108,7 +109,8 @@ fn wrong_lengths_are_refused() {
 #[test]
 fn a_program_is_run_on_a_packet() {
     let program = sys::prog_load_tc("villus_test", &common::returns(7)).unwrap();
-    let context = SkbContext { mark: 0xf00, gso_size: 1000, gso_segs: 2, cb: [1, 2, 3, 4, 5], ..Default::default() };
+    let context =
+        SkbContext { mark: 0xf00, gso_size: 1000, gso_segs: 2, cb: [1, 2, 3, 4, 5], ..Default::default() };
     let run = sys::test_run(program.as_fd(), &[0; 64], &context, 1).unwrap();
     assert_eq!((run.verdict, run.packet.len()), (7, 64));
     assert_eq!((run.context.mark, run.context.cb), (0xf00, [1, 2, 3, 4, 5]));
@@ -143,7 +145,8 @@ fn a_bpffs_is_mounted_where_there_is_none() {
     let again = Pins::existing(&root).unwrap();
     assert_eq!(again.list().unwrap(), pins.list().unwrap());
     assert!(Pins::existing(std::path::Path::new("/")).is_err());
-    let shown = common::run("bpftool", &["map", "show", "pinned", &pins.path("cilium_ipcache").to_string_lossy()]);
+    let shown =
+        common::run("bpftool", &["map", "show", "pinned", &pins.path("cilium_ipcache").to_string_lossy()]);
     assert!(shown.contains("lpm_trie") && shown.contains("key 24B  value 12B"), "{shown}");
 }
 
@@ -151,7 +154,14 @@ fn a_bpffs_is_mounted_where_there_is_none() {
 fn slots_take_maps_and_tell_their_ids() {
     let pins = Pins::detached().unwrap();
     let maps = Maps::open(&pins, &Sizes::default()).unwrap();
-    let spec = MapSpec { name: "cilium_policy_", kind: Kind::Hash, key: 8, value: 24, entries: 4096, flags: NO_PREALLOC };
+    let spec = MapSpec {
+        name: "cilium_policy_",
+        kind: Kind::Hash,
+        key: 8,
+        value: 24,
+        entries: 4096,
+        flags: NO_PREALLOC,
+    };
     let inner: Map<PolicyKey, PolicyEntry> = Map::new(RawMap::create(&spec, None).unwrap(), "inner").unwrap();
     inner.insert(&PolicyKey::new(1, 80, 6, Direction::Ingress), &PolicyEntry::ALLOW).unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&inner.as_fd()).cast_unsigned();

@@ -155,7 +155,7 @@ pub fn tcx_programs(ifindex: u32, hook: TcxHook) -> io::Result<Vec<u32>> {
 /// # Errors
 /// Whatever the kernel says.
 pub fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    expect_kind(fd, "bpf_link")?;
+    expect_kind(fd, "bpf-link")?;
     let mut out = RawInfo::default();
     // SAFETY: `RawInfo` begins like `bpf_link_info`; zeros in the detail mean no buffers.
     unsafe { info(fd, &mut out)? };

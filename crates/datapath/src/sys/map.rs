@@ -5,7 +5,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use super::{Cmd, addr, addr_mut, bpf, bpf_fd, expect_kind, fd_by_id, info, invalid, next_id, object_name, raw, text};
+use super::{
+    Cmd, addr, addr_mut, bpf, bpf_fd, expect_kind, fd_by_id, info, invalid, next_id, object_name, raw, text,
+};
 
 /// Kinds of map that Villus uses; numbers of `enum bpf_map_type`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

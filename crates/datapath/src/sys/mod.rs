@@ -7,9 +7,14 @@ mod link;
 mod map;
 mod prog;
 
-pub use link::{LinkInfo, TcxHook, link_fd_by_id, link_info, link_detach, next_link_id, tcx_create, tcx_programs, tcx_update};
+pub use link::{
+    LinkInfo, TcxHook, link_detach, link_fd_by_id, link_info, next_link_id, tcx_create, tcx_programs,
+    tcx_update,
+};
 pub use map::{Kind, MapInfo, MapSpec, NO_PREALLOC, RawMap, Update, map_by_id, next_map_id};
-pub use prog::{ProgInfo, SkbContext, TestRun, next_prog_id, prog_fd_by_id, prog_info, prog_load_tc, test_run};
+pub use prog::{
+    ProgInfo, SkbContext, TestRun, next_prog_id, prog_fd_by_id, prog_info, prog_load_tc, test_run,
+};
 
 use std::{
     ffi::CString,
@@ -148,10 +153,12 @@ struct InfoAttr {
     info: u64,
 }
 
-/// Refuses a descriptor that is not of the kind of object meant: `bpf-map`, `bpf-prog`, `bpf_link`.
+/// Refuses a descriptor that is not of the kind of object meant: `bpf-map`, `bpf-prog`, `bpf-link`. A new link
+/// is called `bpf_link` by the kernel, one from a pin `bpf-link`.
 fn expect_kind(fd: BorrowedFd<'_>, kind: &str) -> io::Result<()> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", raw(fd)))?;
-    if link.as_os_str().as_bytes().strip_prefix(b"anon_inode:") == Some(kind.as_bytes()) {
+    let name = link.to_string_lossy().replace('_', "-");
+    if name.strip_prefix("anon-inode:") == Some(kind) {
         return Ok(());
     }
     Err(invalid(&format!("not a {kind} but {}", link.display())))

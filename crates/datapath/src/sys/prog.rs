@@ -5,7 +5,9 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use super::{Cmd, addr, addr_mut, bpf, bpf_fd, expect_kind, fd_by_id, info, invalid, next_id, object_name, raw, text};
+use super::{
+    Cmd, addr, addr_mut, bpf, bpf_fd, expect_kind, fd_by_id, info, invalid, next_id, object_name, raw, text,
+};
 
 /// `BPF_PROG_TYPE_SCHED_CLS`.
 const SCHED_CLS: u32 = 3;
@@ -268,12 +270,7 @@ struct TestAttr {
 ///
 /// # Errors
 /// `EINVAL` for a packet shorter than an Ethernet header, `ENODEV` for an interface that is not there.
-pub fn test_run(
-    fd: BorrowedFd<'_>,
-    packet: &[u8],
-    context: &SkbContext,
-    repeat: u32,
-) -> io::Result<TestRun> {
+pub fn test_run(fd: BorrowedFd<'_>, packet: &[u8], context: &SkbContext, repeat: u32) -> io::Result<TestRun> {
     let length = u32::try_from(packet.len()).map_err(|_| invalid("packet too large"))?;
     let room = packet.len() + 512;
     loop {

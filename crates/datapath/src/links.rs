@@ -1,0 +1,289 @@
+//! Which program runs on which interface: TCX links that stay pinned, or filters of clsact.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use crate::{
+    error::{Context, Result},
+    object::{Object, Program},
+    pins::Pins,
+    sys::{self, TcxHook},
+    tc::{self, Side},
+};
+
+/// What the pins of our links begin with: `villus_link_<ifindex>_<hook>`.
+const PREFIX: &str = "villus_link_";
+
+/// A place where packets meet us.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Hook {
+    /// An endpoint's host-side device, ingress.
+    FromEndpoint,
+    /// An endpoint's host-side device, egress.
+    ToEndpoint,
+    /// An uplink, ingress.
+    FromNetwork,
+}
+
+impl Hook {
+    /// Every hook.
+    pub const ALL: [Self; 3] = [Self::FromEndpoint, Self::ToEndpoint, Self::FromNetwork];
+
+    /// Its name, which is its program's.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromEndpoint => "from_endpoint",
+            Self::ToEndpoint => "to_endpoint",
+            Self::FromNetwork => "from_network",
+        }
+    }
+
+    /// Its program.
+    #[must_use]
+    pub const fn program(self, object: &Object) -> &Program {
+        match self {
+            Self::FromEndpoint => &object.from_endpoint,
+            Self::ToEndpoint => &object.to_endpoint,
+            Self::FromNetwork => &object.from_network,
+        }
+    }
+
+    const fn tcx(self) -> TcxHook {
+        match self {
+            Self::ToEndpoint => TcxHook::Egress,
+            Self::FromEndpoint | Self::FromNetwork => TcxHook::Ingress,
+        }
+    }
+
+    const fn side(self) -> Side {
+        match self {
+            Self::ToEndpoint => Side::Egress,
+            Self::FromEndpoint | Self::FromNetwork => Side::Ingress,
+        }
+    }
+}
+
+/// How programs are attached (`--attach-mode`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AttachMode {
+    /// Pinned TCX links, from Linux 6.6.
+    Tcx,
+    /// Filters of clsact.
+    Tc,
+}
+
+/// What attaching did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attached {
+    /// Nothing of ours was there.
+    Made,
+    /// Our older program was there and has been replaced in place, between two packets.
+    Replaced,
+    /// This very program was there.
+    Unchanged,
+}
+
+/// A program of ours that is attached now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// The interface; the pin of a link whose interface is gone keeps the number it had.
+    pub ifindex: u32,
+    /// Where on it.
+    pub hook: Hook,
+    /// How.
+    pub mode: AttachMode,
+    /// Id of the program.
+    pub program: u32,
+    /// Whether the interface is still there.
+    pub alive: bool,
+}
+
+/// The attachments of one node: those of its bpffs and of the current network namespace.
+#[derive(Debug)]
+pub struct Links<'a> {
+    pins: &'a Pins,
+}
+
+impl<'a> Links<'a> {
+    /// The attachments that belong to a bpffs.
+    #[must_use]
+    pub const fn new(pins: &'a Pins) -> Self {
+        Self { pins }
+    }
+
+    /// Makes an interface run the object's program, and only that one of ours. If an older one of ours runs
+    /// there it is replaced atomically; if it was attached the other way it goes after the new one is there.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] naming hook and interface.
+    pub fn attach(&self, object: &Object, hook: Hook, ifindex: u32, mode: AttachMode) -> Result<Attached> {
+        self.attach_program(hook.program(object), hook, ifindex, mode)
+    }
+
+    /// As [`Self::attach`], with any program.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_program(
+        &self,
+        program: &Program,
+        hook: Hook,
+        ifindex: u32,
+        mode: AttachMode,
+    ) -> Result<Attached> {
+        let what = what(hook, ifindex);
+        match mode {
+            AttachMode::Tcx => {
+                let attached = self.attach_tcx(program, hook, ifindex).on("attach", &what)?;
+                let replaced = self.detach_tc(hook, ifindex).on("detach", &what)?;
+                Ok(if replaced { Attached::Replaced } else { attached })
+            }
+            AttachMode::Tc => {
+                let attached = attach_tc(program, hook, ifindex).on("attach", &what)?;
+                let replaced = self.detach_tcx(hook, ifindex).on("detach", &what)?;
+                Ok(if replaced { Attached::Replaced } else { attached })
+            }
+        }
+    }
+
+    /// Takes our program off an interface; says whether it was there. That the interface is gone is no error.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn detach(&self, hook: Hook, ifindex: u32) -> Result<bool> {
+        let tcx = self.detach_tcx(hook, ifindex).on("detach", what(hook, ifindex));
+        let tc = self.detach_tc(hook, ifindex).on("detach", what(hook, ifindex));
+        Ok(tcx? | tc?)
+    }
+
+    /// What is attached: all pinned links, and the filters on `interfaces`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn list(&self, interfaces: &[u32]) -> Result<Vec<Attachment>> {
+        let mut all = Vec::new();
+        for name in self.pins.list()? {
+            let Some((ifindex, hook)) = parse(&name) else { continue };
+            let Some(fd) = self.pins.get(&name)? else { continue };
+            let info = sys::link_info(fd.as_fd()).on("ask about link", &name)?;
+            let alive = info.ifindex == Some(ifindex);
+            all.push(Attachment { ifindex, hook, mode: AttachMode::Tcx, program: info.program, alive });
+        }
+        for &ifindex in interfaces {
+            all.extend(filters_on(ifindex).on("list filters of", format!("interface {ifindex}"))?);
+        }
+        Ok(all)
+    }
+
+    /// Removes the pins of links whose interface is gone; says how many.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn sweep(&self) -> Result<usize> {
+        let mut swept = 0;
+        for link in self.list(&[])?.iter().filter(|link| !link.alive) {
+            swept += usize::from(self.pins.remove(&pin(link.hook, link.ifindex))?);
+        }
+        Ok(swept)
+    }
+
+    /// Removes every attachment of ours, in spite of errors; what went wrong is returned.
+    pub fn remove_all(&self, interfaces: &[u32]) -> Vec<crate::Error> {
+        match self.list(interfaces) {
+            Ok(all) => all.iter().filter_map(|link| self.detach(link.hook, link.ifindex).err()).collect(),
+            Err(e) => vec![e],
+        }
+    }
+
+    fn pinned(&self, hook: Hook, ifindex: u32) -> io::Result<Option<OwnedFd>> {
+        match sys::get(&self.pins.path(&pin(hook, ifindex))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    fn attach_tcx(&self, program: &Program, hook: Hook, ifindex: u32) -> io::Result<Attached> {
+        let path = self.pins.path(&pin(hook, ifindex));
+        if let Some(link) = self.pinned(hook, ifindex)? {
+            let info = sys::link_info(link.as_fd())?;
+            if info.ifindex == Some(ifindex) && info.attach_type == hook.tcx() as u32 {
+                if info.program == program.info.id {
+                    return Ok(Attached::Unchanged);
+                }
+                sys::tcx_update(link.as_fd(), program.as_fd())?;
+                return Ok(Attached::Replaced);
+            }
+            // The interface it was for is gone and the number has been given to another.
+            std::fs::remove_file(&path)?;
+        }
+        let link = sys::tcx_create(program.as_fd(), ifindex, hook.tcx())?;
+        sys::pin(link.as_fd(), &path)?;
+        Ok(Attached::Made)
+    }
+
+    fn detach_tcx(&self, hook: Hook, ifindex: u32) -> io::Result<bool> {
+        let Some(link) = self.pinned(hook, ifindex)? else { return Ok(false) };
+        // Detaching is at once even if somebody else has the link open. One without a device has nothing to detach.
+        let info = sys::link_info(link.as_fd())?;
+        if info.ifindex == Some(ifindex) {
+            sys::link_detach(link.as_fd())?;
+        }
+        std::fs::remove_file(self.pins.path(&pin(hook, ifindex)))?;
+        Ok(true)
+    }
+
+    #[allow(clippy::unused_self, reason = "the pair of detach_tcx")]
+    fn detach_tc(&self, hook: Hook, ifindex: u32) -> io::Result<bool> {
+        let removed = tc::detach(ifindex, hook.side())?;
+        if removed
+            && tc::filters(ifindex, Side::Ingress)?.is_empty()
+            && tc::filters(ifindex, Side::Egress)?.is_empty()
+        {
+            tc::remove_clsact(ifindex)?;
+        }
+        Ok(removed)
+    }
+}
+
+fn attach_tc(program: &Program, hook: Hook, ifindex: u32) -> io::Result<Attached> {
+    let ours = tc::filters(ifindex, hook.side())?.into_iter().find(tc::Filter::is_ours);
+    if ours.as_ref().is_some_and(|filter| filter.program == program.info.id) {
+        return Ok(Attached::Unchanged);
+    }
+    tc::attach(program.as_fd(), hook.name(), ifindex, hook.side())?;
+    Ok(if ours.is_some() { Attached::Replaced } else { Attached::Made })
+}
+
+fn filters_on(ifindex: u32) -> io::Result<Vec<Attachment>> {
+    let mut found = Vec::new();
+    for side in [Side::Ingress, Side::Egress] {
+        let filters = match tc::filters(ifindex, side) {
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => continue,
+            result => result?,
+        };
+        for filter in filters.iter().filter(|filter| filter.is_ours()) {
+            let name = filter.name.strip_prefix(tc::NAME_PREFIX).unwrap_or_default();
+            if let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.name() == name) {
+                let (mode, program) = (AttachMode::Tc, filter.program);
+                found.push(Attachment { ifindex, hook, mode, program, alive: true });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn pin(hook: Hook, ifindex: u32) -> String {
+    format!("{PREFIX}{ifindex}_{}", hook.name())
+}
+
+fn parse(name: &str) -> Option<(u32, Hook)> {
+    let (ifindex, hook) = name.strip_prefix(PREFIX)?.split_once('_')?;
+    Some((ifindex.parse().ok()?, Hook::ALL.into_iter().find(|known| known.name() == hook)?))
+}
+
+fn what(hook: Hook, ifindex: u32) -> String {
+    format!("{} to interface {ifindex}", hook.name())
+}

@@ -1,0 +1,199 @@
+//! Programs on interfaces, by TCX and by clsact; what the node must not have; what the kernel has.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use common::{run, try_run};
+use villus_datapath::{
+    AttachMode::{Tc, Tcx},
+    Attached, Error, Features, Hook, Links, Maps, Pins, Program, Sizes, refuse_cilium, sys,
+};
+
+fn program(verdict: i32) -> Program {
+    Program::adopt("from_endpoint", sys::prog_load_tc("from_endpoint", &common::returns(verdict)).unwrap())
+        .unwrap()
+}
+
+fn veth(name: &str) -> u32 {
+    run("ip", &["link", "add", name, "type", "veth", "peer", "name", &format!("{name}p")]);
+    let shown = run("ip", &["-o", "link", "show", name]);
+    shown.split(':').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn tcx_links_outlive_their_maker_and_are_replaced_in_place() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let (links, ifindex) = (Links::new(&pins), veth("v0"));
+    let attach = |program: &Program| links.attach_program(program, Hook::FromEndpoint, ifindex, Tcx).unwrap();
+    let (first, second) = (program(0), program(0));
+    assert_eq!(attach(&first), Attached::Made);
+    assert_eq!(attach(&first), Attached::Unchanged);
+    drop(first);
+    let alive = links.list(&[]).unwrap();
+    assert_eq!((alive.len(), alive[0].hook, alive[0].alive), (1, Hook::FromEndpoint, true));
+    assert_eq!(attach(&second), Attached::Replaced);
+    assert_eq!(links.list(&[ifindex]).unwrap()[0].program, second.info.id);
+    assert!(links.detach(Hook::FromEndpoint, ifindex).unwrap());
+    assert!(!links.detach(Hook::FromEndpoint, ifindex).unwrap());
+    assert_eq!(pins.list().unwrap(), [""; 0]);
+    assert!(!run("bpftool", &["net"]).contains("from_endpoint"));
+}
+
+#[test]
+fn a_dead_interface_leaves_a_pin_that_is_swept() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let links = Links::new(&pins);
+    let (gone, program) = (veth("v0"), program(0));
+    links.attach_program(&program, Hook::ToEndpoint, gone, Tcx).unwrap();
+    links.attach_program(&program, Hook::FromEndpoint, gone, Tcx).unwrap();
+    run("ip", &["link", "del", "v0"]);
+    assert!(links.list(&[]).unwrap().iter().all(|link| !link.alive));
+    run("ip", &["link", "add", "v1", "index", &gone.to_string(), "type", "veth", "peer", "name", "v1p"]);
+    assert_eq!(links.attach_program(&program, Hook::ToEndpoint, gone, Tcx).unwrap(), Attached::Made);
+    assert_eq!(links.sweep().unwrap(), 1);
+    assert_eq!(links.list(&[]).unwrap().len(), 1);
+    assert!(links.remove_all(&[]).is_empty());
+    assert_eq!(pins.list().unwrap(), [""; 0]);
+}
+
+#[test]
+fn clsact_filters_are_found_again_and_replaced_in_place() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let (links, ifindex) = (Links::new(&pins), veth("v0"));
+    let (first, second) = (program(0), program(0));
+    for (program, expected) in
+        [(&first, Attached::Made), (&first, Attached::Unchanged), (&second, Attached::Replaced)]
+    {
+        for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
+            assert_eq!(links.attach_program(program, hook, ifindex, Tc).unwrap(), expected);
+        }
+    }
+    let shown = run("tc", &["filter", "show", "dev", "v0", "ingress"]);
+    assert_eq!(shown.matches("direct-action").count(), 1, "{shown}");
+    assert!(shown.contains("villus_from_endpoint") && shown.contains("pref 16"), "{shown}");
+    let found = links.list(&[ifindex]).unwrap();
+    assert_eq!(found.len(), 2);
+    assert!(found.iter().all(|link| link.mode == Tc && link.program == second.info.id));
+    pins.put("theirs", std::os::fd::AsFd::as_fd(&first)).unwrap();
+    let object = pins.path("theirs").to_string_lossy().into_owned();
+    run("tc", &["filter", "add", "dev", "v0", "egress", "pref", "99", "bpf", "object-pinned", &object]);
+    assert!(links.remove_all(&[ifindex]).is_empty());
+    let kept = run("tc", &["filter", "show", "dev", "v0", "egress"]);
+    assert!(kept.contains("pref 99") && !kept.contains("villus_"), "{kept}");
+}
+
+#[test]
+fn the_way_of_attaching_can_change() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let (links, ifindex, program) = (Links::new(&pins), veth("v0"), program(0));
+    for mode in [Tcx, Tc, Tcx] {
+        links.attach_program(&program, Hook::FromEndpoint, ifindex, mode).unwrap();
+        let found = links.list(&[ifindex]).unwrap();
+        assert_eq!((found.len(), found[0].mode), (1, mode));
+    }
+    assert_eq!(run("tc", &["qdisc", "show", "dev", "v0", "clsact"]), "");
+    assert!(links.remove_all(&[ifindex]).is_empty());
+}
+
+#[test]
+fn somebody_elses_filter_in_our_place_is_left_alone() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let (ifindex, program) = (veth("v0"), program(0));
+    run("tc", &["qdisc", "add", "dev", "v0", "clsact"]);
+    pins.put("theirs", std::os::fd::AsFd::as_fd(&program)).unwrap();
+    let object = pins.path("theirs");
+    run(
+        "tc",
+        &[
+            "filter",
+            "add",
+            "dev",
+            "v0",
+            "ingress",
+            "pref",
+            "16",
+            "handle",
+            "0x7631",
+            "bpf",
+            "da",
+            "object-pinned",
+            object.to_str().unwrap(),
+        ],
+    );
+    let error = Links::new(&pins).attach_program(&program, Hook::FromEndpoint, ifindex, Tc).unwrap_err();
+    assert!(error.to_string().contains("somebody else has preference 16"), "{error}");
+}
+
+#[test]
+fn a_vanished_interface_is_named() {
+    let pins = Pins::detached().unwrap();
+    for mode in [Tcx, Tc] {
+        let error =
+            Links::new(&pins).attach_program(&program(0), Hook::FromNetwork, 999_999, mode).unwrap_err();
+        assert!(error.to_string().contains("from_network to interface 999999"), "{error}");
+        assert!(error.to_string().contains("the interface is gone"), "{error}");
+    }
+    assert!(!Links::new(&pins).detach(Hook::FromNetwork, 999_999).unwrap());
+}
+
+#[test]
+fn this_kernel_has_what_is_needed() {
+    let features = Features::probe();
+    features.require().unwrap();
+    assert!(features.has("batches on hash maps"), "{features:?}");
+    let mut poor = features;
+    poor.list[5].missing = Some("Invalid argument (Linux 5.8)".to_owned());
+    let error = poor.require().unwrap_err().to_string();
+    assert!(
+        error.contains("ring buffer for events: Invalid argument (Linux 5.8)") && error.contains("5.10"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_node_with_cilium_is_refused() {
+    alone!();
+    let (root, pins) = common::bpffs();
+    refuse_cilium(&pins).unwrap();
+    let found = |what: &str| {
+        let error = refuse_cilium(&pins).unwrap_err();
+        assert!(matches!(&error, Error::Cilium { found } if found.len() == 1), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    // Pins.
+    let map = |name: &str, path: &std::path::Path| {
+        let path = path.to_string_lossy();
+        run(
+            "bpftool",
+            &["map", "create", &path, "type", "hash", "key", "4", "value", "4", "entries", "4", "name", name],
+        );
+    };
+    for name in ["cilium_lxc", "cilium_calls_00012", "cilium_ipcache", "cilium_policy_00001"] {
+        map("x", &pins.path(name));
+        found(name);
+        assert!(pins.remove(name).unwrap());
+    }
+    std::fs::create_dir(root.join("cilium")).unwrap();
+    refuse_cilium(&pins).unwrap();
+    map("x", &root.join("cilium/links"));
+    found("pins in");
+    std::fs::remove_file(root.join("cilium/links")).unwrap();
+    // Devices and programs.
+    veth("cilium_host");
+    found("device cilium_host");
+    run("ip", &["link", "del", "cilium_host"]);
+    let ifindex = veth("v0");
+    let theirs = sys::prog_load_tc("cil_from_netdev", &common::returns(0)).unwrap();
+    let link = sys::tcx_create(std::os::fd::AsFd::as_fd(&theirs), ifindex, sys::TcxHook::Ingress).unwrap();
+    found("program cil_from_netdev on v0");
+    drop(link);
+    // Ours are not Cilium's.
+    Maps::open(&pins, &Sizes::default()).unwrap();
+    refuse_cilium(&pins).unwrap();
+    assert!(!try_run("ip", &["link", "show", "cilium_host"]).status.success());
+}
