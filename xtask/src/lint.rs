@@ -12,12 +12,13 @@ use crate::{object, tree};
 type Check = fn(&Path) -> Result<()>;
 
 /// Quick ones first; all run, so that one report shows everything.
-const CHECKS: [(&str, Check); 6] = [
+const CHECKS: [(&str, Check); 7] = [
     ("house rules", house::check),
     ("format", format),
     ("clippy", clippy),
     ("documentation", documentation),
-    ("kernel sources", object::check_sources),
+    ("kernel format", object::check_format),
+    ("kernel clippy", object::clippy),
     ("kernel object", object::check),
 ];
 

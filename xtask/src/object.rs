@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail};
 use crate::run::say;
 use crate::tree;
 use record::Record;
-pub use toolchain::Toolchain;
+use toolchain::Toolchain;
+
+pub use build::{check_format, clippy};
 
 /// The committed object.
 const OBJECT: &str = "crates/datapath/bpf/villus.bpf.o";
@@ -66,12 +68,6 @@ pub fn check(root: &Path) -> Result<()> {
     }
     say(format_args!("{OBJECT} is what its sources make ({toolchain})"));
     Ok(())
-}
-
-/// `cargo fmt --check` and clippy on the kernel crate, with the toolchain that builds it.
-pub fn check_sources(root: &Path) -> Result<()> {
-    build::check_format(root)?;
-    build::clippy(root)
 }
 
 /// The folder of the kernel crate.

@@ -101,7 +101,7 @@ fn machine_paths(file: &Path, text: &str, names: &[String]) -> Vec<String> {
     found
 }
 
-/// `/home/somebody`, `/Users/somebody` or `/root/something` as an absolute path.
+/// An absolute path into the folder of homes called `folder`, or into root's.
 fn names_a_home(line: &str, folder: &str) -> bool {
     let start = format!("/{folder}/");
     let goes_on = |rest: &str| rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.');

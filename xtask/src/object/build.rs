@@ -70,7 +70,7 @@ pub fn check_format(root: &Path) -> Result<()> {
 
 /// Clippy for the kernel's target.
 pub fn clippy(root: &Path) -> Result<()> {
-    run(toolchain::cargo()
+    run(toolchain::clippy()
         .current_dir(super::crate_dir(root))
         .args(["clippy", "--quiet", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
         .args(["--", "-D", "warnings"])

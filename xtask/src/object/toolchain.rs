@@ -12,6 +12,7 @@ use crate::tree;
 
 const RUSTC: &str = "/usr/bin/rustc";
 const CARGO: &str = "/usr/bin/cargo";
+const CLIPPY: &str = "/usr/bin/cargo-clippy";
 const BPF_LINKER: &str = "0.13.0";
 
 /// Versions of everything that turns the sources into bytes.
@@ -64,6 +65,13 @@ pub fn llvm_tools() -> Result<PathBuf> {
 pub fn cargo() -> Command {
     let mut command = plain(CARGO);
     command.env("RUSTC_BOOTSTRAP", "1");
+    command
+}
+
+/// Debian's clippy, called directly: cargo would prefer one in its own home.
+pub fn clippy() -> Command {
+    let mut command = plain(CLIPPY);
+    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO", CARGO);
     command
 }
 
