@@ -1,0 +1,158 @@
+//! Endpoints on devices that somebody else made: a tap of a virtual machine, a veth of another runtime.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::delivery::Delivery;
+use crate::error::{Errors, NetError};
+use crate::host_side::HostSide;
+use crate::mac::Mac;
+use crate::rtnl::{Link, Rtnl};
+
+/// A device to be adopted, in the calling thread's namespace.
+#[derive(Debug, Clone)]
+pub struct AdoptSpec<'a> {
+    /// Name of the device.
+    pub device: &'a str,
+    /// Whose it becomes.
+    pub owner: &'a str,
+    /// The workload's addresses.
+    pub addresses: &'a [IpAddr],
+    /// The workload's Ethernet address. May be left out for a veth whose other end can be asked.
+    pub workload_mac: Option<Mac>,
+    /// Source addresses of the node's own connections to the workload. They must exist.
+    pub host_sources: &'a [IpAddr],
+}
+
+/// An adopted device. Serialisable, for it is needed again to let go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedLink {
+    /// Whose it is.
+    pub owner: String,
+    /// Name of the device.
+    pub device: String,
+    /// Its index.
+    pub index: u32,
+    /// Its own Ethernet address.
+    pub host_mac: Mac,
+    /// The workload's.
+    pub workload_mac: Mac,
+    /// Index of the other end in its namespace, for a veth.
+    pub peer_index: Option<u32>,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The workload's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// How it can be delivered to.
+    pub delivery: Delivery,
+}
+
+/// Adopts a device: installs the routes to the workload's addresses and its neighbour entries, nothing else.
+/// `taken` tells which devices (by index) are some endpoint's already; adopting again for the same owner is fine.
+///
+/// # Errors
+/// [`NetError::NoDevice`]; [`NetError::Refused`] with the reason; else the step that failed, with nothing left.
+pub fn adopt_interface(spec: &AdoptSpec<'_>, taken: &BTreeMap<u32, String>) -> Result<AdoptedLink, NetError> {
+    let mut host = Rtnl::open()?;
+    let link = host.link_by_name(spec.device)?.ok_or_else(|| NetError::NoDevice {
+        device: spec.device.to_owned(),
+        namespace: "the node's namespace".into(),
+    })?;
+    let refused = |reason: String| NetError::Refused { device: spec.device.to_owned(), reason };
+    if let Some(reason) = why_unfit(&link, spec, taken, &mut host)? {
+        return Err(refused(reason));
+    }
+    let host_mac = link.mac.ok_or_else(|| refused("it has no Ethernet address".into()))?;
+    let workload_mac = workload_mac(&link, spec, &mut host)?.ok_or_else(|| {
+        refused("the workload's Ethernet address is not known; give it with the request".into())
+    })?;
+    if !workload_mac.is_unicast() {
+        return Err(refused(format!("{workload_mac} is not the address of a single device")));
+    }
+    let side = HostSide::of_endpoint(&link, spec.addresses, workload_mac, spec.host_sources);
+    if let Err(cause) = side.install(&mut host) {
+        return Err(match side.remove(&mut host).into_result() {
+            Ok(()) => cause,
+            Err(leftover) => NetError::NotUndone { cause: Box::new(cause), leftover },
+        });
+    }
+    Ok(AdoptedLink {
+        owner: spec.owner.to_owned(),
+        index: link.index,
+        host_mac,
+        workload_mac,
+        peer_index: link.lower.filter(|_| link.kind.as_deref() == Some("veth")),
+        mtu: link.mtu,
+        addresses: spec.addresses.to_vec(),
+        delivery: Delivery::of(&link),
+        device: link.name,
+    })
+}
+
+/// Lets go of an adopted device: removes our routes and neighbours and leaves the rest as it is. Goes on past errors
+/// and returns them all; a device that is gone is no error.
+///
+/// # Errors
+/// All steps that failed.
+pub fn release_interface(adopted: &AdoptedLink) -> Result<(), Errors> {
+    let mut host = Rtnl::open().map_err(|error| Errors(vec![error]))?;
+    match host.link_by_index(adopted.index) {
+        Err(error) => Err(Errors(vec![error])),
+        Ok(Some(link)) if link.name == adopted.device || link.mac == Some(adopted.host_mac) => {
+            HostSide::of_endpoint(&link, &adopted.addresses, adopted.workload_mac, &[])
+                .remove(&mut host)
+                .into_result()
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Why a device cannot be an endpoint's, if so.
+fn why_unfit(
+    link: &Link,
+    spec: &AdoptSpec<'_>,
+    taken: &BTreeMap<u32, String>,
+    host: &mut Rtnl,
+) -> Result<Option<String>, NetError> {
+    if let Some(owner) = taken.get(&link.index).filter(|owner| *owner != spec.owner) {
+        return Ok(Some(format!("it belongs to endpoint {owner}; delete that first")));
+    }
+    if link.loopback || !link.ethernet {
+        return Ok(Some("it does not speak Ethernet; a tap or veth is needed".into()));
+    }
+    if let Some(master) = link.master {
+        let master = host.link_by_index(master)?.map_or_else(|| format!("device {master}"), |link| link.name);
+        let kind = link.master_kind.as_deref().unwrap_or("master");
+        return Ok(Some(format!(
+            "it is part of {kind} {master}, which would take its packets; take it out with `ip link set {} nomaster`",
+            link.name
+        )));
+    }
+    if let Some(kind @ ("bridge" | "bond" | "team" | "vrf" | "vlan" | "vxlan" | "geneve")) = link.kind.as_deref() {
+        return Ok(Some(format!("it is a {kind}, not the device of one workload")));
+    }
+    if !link.up {
+        return Ok(Some(format!("it is switched off; do `ip link set {} up` first", link.name)));
+    }
+    if let Some(address) = host.addresses()?.into_iter().find(|a| a.device == link.index && a.is_global()) {
+        return Ok(Some(format!("the node itself uses it, with address {}", address.net)));
+    }
+    if host.routes()?.iter().any(|route| route.is_default() && route.uses(link.index)) {
+        return Ok(Some("the node's default route leads through it".into()));
+    }
+    Ok(None)
+}
+
+fn workload_mac(link: &Link, spec: &AdoptSpec<'_>, host: &mut Rtnl) -> Result<Option<Mac>, NetError> {
+    if spec.workload_mac.is_some() || link.kind.as_deref() != Some("veth") {
+        return Ok(spec.workload_mac);
+    }
+    let peer = match (link.lower, link.lower_netns) {
+        (Some(index), Some(netns)) => host.link_in_netns(netns, index)?,
+        (Some(index), None) => host.link_by_index(index)?,
+        (None, _) => None,
+    };
+    Ok(peer.and_then(|peer| peer.mac))
+}

@@ -1,0 +1,64 @@
+//! What the node itself must know of an endpoint: a route to each of its addresses and who is behind it, so that
+//! the kernel's own stack reaches it without asking.
+
+use std::net::IpAddr;
+
+use crate::error::{Errors, NetError, missing_is_fine};
+use crate::mac::Mac;
+use crate::rtnl::{Link, Route, Rtnl};
+use crate::sysctl::{Family, Sysctl};
+
+/// Host routes and permanent neighbours of one endpoint on one device.
+pub(crate) struct HostSide<'a> {
+    device: u32,
+    addresses: &'a [IpAddr],
+    mac: Mac,
+    sources: &'a [IpAddr],
+}
+
+// === impl HostSide ===
+
+impl<'a> HostSide<'a> {
+    /// `mac` is the workload's; `sources` may hold one address of each family for the node's own connections.
+    pub fn of_endpoint(device: &Link, addresses: &'a [IpAddr], mac: Mac, sources: &'a [IpAddr]) -> Self {
+        HostSide { device: device.index, addresses, mac, sources }
+    }
+
+    /// Installs all of it. The device must be up.
+    pub fn install(&self, host: &mut Rtnl) -> Result<(), NetError> {
+        for address in self.addresses {
+            host.set_neighbour(self.device, *address, self.mac)?;
+            host.set_route(&self.route(*address))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all of it, past errors; what is not there is no error.
+    pub fn remove(&self, host: &mut Rtnl) -> Errors {
+        let mut errors = Errors::default();
+        for address in self.addresses {
+            errors.note(missing_is_fine(host.delete_route(&self.route(*address))));
+            errors.note(missing_is_fine(host.delete_neighbour(self.device, *address)));
+        }
+        errors
+    }
+
+    fn route(&self, address: IpAddr) -> Route {
+        let source = self.sources.iter().copied().find(|source| source.is_ipv4() == address.is_ipv4());
+        Route { source, ..Route::to_host(address, self.device) }
+    }
+}
+
+/// Parameters of a host-side device of ours: the datapath checks sources itself, nobody speaks for others, and
+/// nothing in the workload can change the node's routes.
+pub(crate) fn set_parameters(device: &str) -> Result<(), NetError> {
+    for (parameter, value) in
+        [("rp_filter", "0"), ("proxy_arp", "0"), ("accept_redirects", "0"), ("send_redirects", "0")]
+    {
+        Sysctl::of_device(Family::Ipv4, device, parameter).write_if_present(value)?;
+    }
+    for parameter in ["accept_ra", "accept_redirects", "proxy_ndp"] {
+        Sysctl::of_device(Family::Ipv6, device, parameter).write_if_present("0")?;
+    }
+    Ok(())
+}

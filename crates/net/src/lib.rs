@@ -1,0 +1,44 @@
+//! The node's network as the kernel holds it: links, addresses, routes, neighbours, sysctls and the NAT table.
+//!
+//! This crate makes and removes the devices of endpoints, sets up the node, finds its uplinks and follows their
+//! changes. It knows nothing of identities, policies or eBPF, and keeps no state but what it hands to the caller.
+//! Everything is synchronous and can be done again without harm.
+
+#![forbid(unsafe_code)]
+
+mod adopt;
+mod command;
+mod delivery;
+mod endpoint;
+mod error;
+mod foreign;
+mod host_side;
+mod journal;
+mod mac;
+mod monitor;
+mod nat;
+mod netns;
+mod node;
+mod rtnl;
+mod sysctl;
+mod uplink;
+
+pub use adopt::{AdoptSpec, AdoptedLink, adopt_interface, release_interface};
+pub use delivery::{Delivery, delivery_of};
+pub use endpoint::{
+    CONTAINER_DEVICE, EndpointLink, EndpointLinkSpec, HOST_PREFIX, create_endpoint_link, endpoint_devices,
+    host_device_name, remove_endpoint_link,
+};
+pub use error::{Errors, NetError};
+pub use foreign::{ForeignDrop, foreign_drops, iptables_drops, nft_drops};
+pub use journal::{Change, Journal, Recorder, Restored};
+pub use mac::{InvalidMac, Mac};
+pub use monitor::{Monitor, MonitorStop, NetEvent};
+pub use nat::{
+    Mark, Masquerade, NAT_TABLE, NatCounters, masquerade_counters, nft_version, remove_masquerade,
+};
+pub use netns::{NAMED, Netns, NetnsId, NetnsRef, NetnsState, run_in};
+pub use node::{NodeNetwork, ROUTER_DEVICE, ROUTER_PEER, RouterDevice, SystemPaths, remove_all_marked};
+pub use rtnl::{Address, Link, LinkChange, Neighbour, NextHop, PROTOCOL, Route, RouteKind, Rtnl, VethPair};
+pub use sysctl::{Family, Sysctl};
+pub use uplink::{DeviceChoice, NodeAddress, NodeState, Uplink, Uplinks};

@@ -1,0 +1,235 @@
+//! Masquerading of what workloads send out of the node: an nftables table of our own.
+
+use std::fmt::Write;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::command;
+use crate::error::NetError;
+
+/// Our table, of family `inet`.
+pub const NAT_TABLE: &str = "villus";
+
+const FIX: &str = "see `nft list table inet villus`; kernels from 5.2 with nf_tables and NAT can do this";
+
+/// Packets with this mark are left alone: `mark & mask == value`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The bits that must be set so.
+    pub value: u32,
+    /// The bits that are looked at.
+    pub mask: u32,
+}
+
+/// What is masqueraded: connections from the pools that leave the node for anywhere but the pools and the native
+/// prefixes get the address of the device through which they leave.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Masquerade {
+    /// Prefixes of workloads' addresses; leave a family out to not masquerade it.
+    pub pools: Vec<IpNet>,
+    /// Prefixes that workloads reach with their own addresses.
+    pub native: Vec<IpNet>,
+    /// Packets that are left alone.
+    pub skip: Option<Mark>,
+    /// Devices through which nothing leaves the node: workloads' own, whatever their addresses. A `*` at the end
+    /// stands for any rest.
+    pub inner_devices: Vec<String>,
+}
+
+/// How many connections met a rule. A connection counts once, with the bytes of its first packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NatCounters {
+    /// IPv4 connections masqueraded.
+    pub ipv4: u64,
+    /// IPv6 connections masqueraded.
+    pub ipv6: u64,
+    /// Connections left alone for their mark.
+    pub skipped: u64,
+}
+
+// === impl Masquerade ===
+
+impl Masquerade {
+    /// Makes the table of the calling thread's namespace so, in one transaction. Counters and running connections
+    /// go on.
+    ///
+    /// # Errors
+    /// [`NetError::CommandMissing`] without `nft`; [`NetError::Command`] when it fails, with nothing changed.
+    pub fn apply(&self) -> Result<(), NetError> {
+        self.check()?;
+        let nft = nft()?;
+        match command::run(&nft, &["-f", "-"], &self.script(), FIX) {
+            Ok(_) => Ok(()),
+            // A table that cannot be edited into ours, such as another version's, is replaced as a whole.
+            Err(_) => {
+                let anew = format!("{}{}", removal(), self.script());
+                command::run(&nft, &["-f", "-"], &anew, FIX).map(drop)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), NetError> {
+        for device in &self.inner_devices {
+            let name = device.strip_suffix('*').unwrap_or(device);
+            let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.@".contains(&b));
+            if name.is_empty() || name.len() > 15 || !plain {
+                let reason = format!("`{device}` is not a device name or one with `*` at its end");
+                return Err(NetError::Invalid { field: "inner devices", reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn script(&self) -> String {
+        let mut script = format!("add table inet {NAT_TABLE}\n");
+        for counter in ["masqueraded_ipv4", "masqueraded_ipv6", "skipped"] {
+            let _ = writeln!(script, "add counter inet {NAT_TABLE} {counter}");
+        }
+        let _ = writeln!(
+            script,
+            "add chain inet {NAT_TABLE} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}\n\
+             flush chain inet {NAT_TABLE} postrouting"
+        );
+        for rule in self.rules() {
+            let _ = writeln!(script, "add rule inet {NAT_TABLE} postrouting {rule}");
+        }
+        script
+    }
+
+    fn rules(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        if let Some(Mark { value, mask }) = self.skip {
+            rules.push(format!("meta mark & {mask:#x} == {value:#x} counter name skipped return"));
+        }
+        for device in &self.inner_devices {
+            rules.push(format!("oifname \"{device}\" return"));
+        }
+        let inside: Vec<IpNet> = self.pools.iter().chain(&self.native).copied().collect();
+        for (family, protocol, split) in [("ipv4", "ip", v4 as Split), ("ipv6", "ip6", v6 as Split)] {
+            let pools = split(&self.pools);
+            if !pools.is_empty() {
+                rules.push(format!(
+                    "{protocol} saddr {{ {} }} {protocol} daddr != {{ {} }} counter name masqueraded_{family} masquerade",
+                    pools.join(", "),
+                    split(&inside).join(", ")
+                ));
+            }
+        }
+        rules
+    }
+}
+
+type Split = fn(&[IpNet]) -> Vec<String>;
+
+/// The IPv4 prefixes, without those that lie in others, which a set of intervals does not take.
+fn v4(prefixes: &[IpNet]) -> Vec<String> {
+    let of_family = prefixes.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+    Ipv4Net::aggregate(&of_family.collect()).iter().map(ToString::to_string).collect()
+}
+
+fn v6(prefixes: &[IpNet]) -> Vec<String> {
+    let of_family = prefixes.iter().filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
+    Ipv6Net::aggregate(&of_family.collect()).iter().map(ToString::to_string).collect()
+}
+
+/// Removes our table from the calling thread's namespace. That there is none, or no `nft`, is no error.
+///
+/// # Errors
+/// [`NetError::Command`] when `nft` fails.
+pub fn remove_masquerade() -> Result<(), NetError> {
+    match nft() {
+        Ok(nft) => command::run(&nft, &["-f", "-"], &removal(), FIX).map(drop),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Reads the counters of our table; `None` when it is not there.
+///
+/// # Errors
+/// [`NetError::CommandMissing`] without `nft`.
+pub fn masquerade_counters() -> Result<Option<NatCounters>, NetError> {
+    let arguments = ["-j", "list", "counters", "table", "inet", NAT_TABLE];
+    let Ok(text) = command::run(&nft()?, &arguments, "", FIX) else { return Ok(None) };
+    Ok(parse_counters(&text))
+}
+
+/// The `nft` command's version line, such as `nftables v1.0.6 (Lester Gooch #5)`.
+///
+/// # Errors
+/// [`NetError::CommandMissing`] with the package that has it.
+pub fn nft_version() -> Result<String, NetError> {
+    command::run(&nft()?, &["--version"], "", FIX).map(|text| text.trim().to_owned())
+}
+
+pub(crate) fn nft() -> Result<String, NetError> {
+    command::find("nft").ok_or(NetError::CommandMissing {
+        command: "nft",
+        package: "nftables",
+        purpose: "masquerading needs it; without, set enable-ipv4-masquerade and enable-ipv6-masquerade to false",
+    })
+}
+
+/// Adding first makes deleting succeed where there is none.
+fn removal() -> String {
+    format!("add table inet {NAT_TABLE}\ndelete table inet {NAT_TABLE}\n")
+}
+
+fn parse_counters(text: &str) -> Option<NatCounters> {
+    let answer: Value = serde_json::from_str(text).ok()?;
+    let objects = answer.get("nftables")?.as_array()?;
+    let packets = |name: &str| {
+        let mut counters = objects.iter().filter_map(|object| object.get("counter"));
+        let counter = counters.find(|counter| counter.get("name").and_then(Value::as_str) == Some(name))?;
+        counter.get("packets")?.as_u64()
+    };
+    Some(NatCounters {
+        ipv4: packets("masqueraded_ipv4")?,
+        ipv6: packets("masqueraded_ipv6")?,
+        skipped: packets("skipped")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_rules_say_what_is_masqueraded() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let masquerade = Masquerade {
+            pools: nets(&["10.9.0.0/24", "fd09::/64"]),
+            native: nets(&["10.9.0.0/16", "10.9.3.0/24", "192.0.2.0/24"]),
+            skip: Some(Mark { value: 0x200, mask: 0xf00 }),
+            inner_devices: vec!["lxc*".into()],
+        };
+        assert_eq!(
+            masquerade.rules(),
+            [
+                "meta mark & 0xf00 == 0x200 counter name skipped return",
+                "oifname \"lxc*\" return",
+                "ip saddr { 10.9.0.0/24 } ip daddr != { 10.9.0.0/16, 192.0.2.0/24 } \
+                 counter name masqueraded_ipv4 masquerade",
+                "ip6 saddr { fd09::/64 } ip6 daddr != { fd09::/64 } counter name masqueraded_ipv6 masquerade",
+            ]
+        );
+        assert!(Masquerade::default().rules().is_empty());
+    }
+
+    #[test]
+    fn a_device_name_cannot_smuggle_rules_in() {
+        for device in ["", "*", "lxc\" accept", "a b", "x;flush ruleset", "a*b", "much-too-long-a-name"] {
+            let masquerade = Masquerade { inner_devices: vec![device.into()], ..Masquerade::default() };
+            assert!(masquerade.check().is_err(), "{device}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_read_or_refused(text in ".{0,200}") {
+            let _ = parse_counters(&text);
+        }
+    }
+}
