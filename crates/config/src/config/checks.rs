@@ -1,0 +1,157 @@
+//! What no option shows by itself: values that don't fit together.
+
+use super::{Aggregation, Config};
+use crate::{
+    duration,
+    finding::{Finding, Severity},
+    suggest,
+};
+
+/// Keys of `log-opt`.
+const LOG_KEYS: [&str; 8] = [
+    "level",
+    "format",
+    "syslog.level",
+    "syslog.network",
+    "syslog.address",
+    "syslog.severity",
+    "syslog.facility",
+    "syslog.tag",
+];
+const LOG_LEVELS: [&str; 9] =
+    ["trace", "debug", "info", "notice", "warn", "warning", "error", "fatal", "panic"];
+const LOG_FORMATS: [&str; 4] = ["text", "text-ts", "json", "json-ts"];
+
+/// All findings about values that contradict each other.
+pub(super) fn across(config: &Config) -> Vec<Finding> {
+    let mut out = Checks { config, findings: Vec::new() };
+    out.families();
+    out.cluster();
+    out.node_name();
+    out.collection();
+    out.restart();
+    out.socket();
+    out.aggregation();
+    out.log();
+    out.findings
+}
+
+struct Checks<'a> {
+    config: &'a Config,
+    findings: Vec<Finding>,
+}
+
+impl Checks<'_> {
+    fn say(&mut self, severity: Severity, option: &str, reason: impl Into<String>, fix: impl Into<String>) {
+        let Some(setting) = self.config.setting(option) else { return };
+        self.findings.push(Finding {
+            severity,
+            option: setting.spelled.clone().unwrap_or_else(|| option.to_string()),
+            value: Some(setting.value.to_string()),
+            origin: setting.origin.clone(),
+            reason: reason.into(),
+            fix: fix.into(),
+        });
+    }
+
+    fn families(&mut self) {
+        if !self.config.ipv4.enabled && !self.config.ipv6.enabled {
+            let reason = "enable-ipv6 is false too: endpoints would have no addresses";
+            self.say(Severity::Error, "enable-ipv4", reason, "enable one of them");
+        }
+    }
+
+    fn cluster(&mut self) {
+        let node = &self.config.node;
+        let (id, max) = (node.cluster_id, node.max_connected_clusters);
+        if id > max {
+            let fix =
+                format!("choose an id from 1 to {max}, or set max-connected-clusters to 511 everywhere");
+            self.say(Severity::Error, "cluster-id", format!("above max-connected-clusters, {max}"), fix);
+        }
+        if id != 0 && node.cluster_name == "default" {
+            let reason = "a cluster with an id should have a name of its own; it is called default";
+            self.say(Severity::Warning, "cluster-id", reason, "set cluster-name");
+        }
+    }
+
+    fn node_name(&mut self) {
+        let Some(name) = &self.config.node.name else { return };
+        let odd = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        if name.len() > 253 || name.contains(odd) {
+            let reason = "a node's name has at most 253 characters, no space and no slash";
+            self.say(Severity::Error, "node-name", reason, "choose such a name, or leave it out");
+        }
+    }
+
+    fn collection(&mut self) {
+        let ct = &self.config.conntrack;
+        let max = ct.gc_max_interval;
+        if ct.gc_interval.is_some_and(|interval| interval > max) {
+            let reason = format!(
+                "longer than conntrack-gc-max-interval, {}: it has the last word",
+                duration::format(max)
+            );
+            self.say(Severity::Warning, "conntrack-gc-interval", reason, "lower it, or raise the other");
+        }
+    }
+
+    fn restart(&mut self) {
+        if self.config.endpoints.keep_config && !self.config.endpoints.restore {
+            let reason = "has no effect with restore=false: no endpoint is taken over";
+            self.say(Severity::Warning, "keep-config", reason, "leave one of them out");
+        }
+    }
+
+    fn socket(&mut self) {
+        if self.config.api.socket.as_os_str().len() > 107 {
+            let reason = "too long for a socket in it: the kernel takes at most 107 bytes";
+            self.say(Severity::Error, "state-dir", reason, "shorten it, or set socket-path");
+        }
+    }
+
+    fn aggregation(&mut self) {
+        let Some(text) = self.config.setting("monitor-aggregation").map(|s| s.value.to_string()) else {
+            return;
+        };
+        if matches!(text.as_str(), "lowest" | "low" | "max" | "maximum") {
+            let (word, effect) = match self.config.monitor.aggregation {
+                Aggregation::None => ("none", "more events, none is lost"),
+                Aggregation::Medium => ("medium", "the nearest level that Villus has"),
+            };
+            self.say(
+                Severity::Note,
+                "monitor-aggregation",
+                format!("read as {word}: {effect}"),
+                format!("write {word}"),
+            );
+        }
+    }
+
+    fn log(&mut self) {
+        let log = &self.config.log;
+        for (key, value) in &log.options {
+            let allowed: &[&str] = match key.as_str() {
+                "level" | "syslog.level" => &LOG_LEVELS,
+                "format" => &LOG_FORMATS,
+                key if LOG_KEYS.contains(&key) => continue,
+                key => {
+                    let fix = suggest::nearest(key, LOG_KEYS).map_or_else(
+                        || format!("known are {}", LOG_KEYS.join(", ")),
+                        |n| format!("did you mean {n}?"),
+                    );
+                    self.say(Severity::Error, "log-opt", format!("'{key}' is no setting of the log"), fix);
+                    continue;
+                }
+            };
+            if !allowed.contains(&value.to_ascii_lowercase().as_str()) {
+                let reason = format!("'{value}' is no {key}");
+                self.say(Severity::Error, "log-opt", reason, format!("write one of {}", allowed.join(", ")));
+            }
+        }
+        if !log.syslog && log.options.keys().any(|k| k.starts_with("syslog.")) {
+            let reason = "settings of syslog have no effect without log-driver=syslog";
+            self.say(Severity::Warning, "log-opt", reason, "set log-driver to syslog");
+        }
+    }
+}
