@@ -9,7 +9,7 @@ use crate::{release, tree};
 
 const SCRIPT: &str = "tests/demo.sh";
 
-/// Runs the demo as root; it finds the binaries in `VILLUS_BIN_DIR`.
+/// Runs the demo as root; it finds the binaries in `DEV_BIN_DIR`.
 pub fn run_script(args: &[String]) -> Result<()> {
     let root = tree::root()?;
     if !root.join(SCRIPT).is_file() {

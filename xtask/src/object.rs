@@ -17,7 +17,7 @@ use toolchain::Toolchain;
 pub use build::{check_format, clippy};
 
 /// The committed object.
-const OBJECT: &str = "crates/datapath/bpf/villus.bpf.o";
+pub const OBJECT: &str = "crates/datapath/bpf/villus.bpf.o";
 /// What it was made of and with.
 const RECORD: &str = "crates/datapath/bpf/villus.bpf.toml";
 const FIX: &str = "run ./dev bpf and commit the result";
@@ -68,6 +68,19 @@ pub fn check(root: &Path) -> Result<()> {
     }
     say(format_args!("{OBJECT} is what its sources make ({toolchain})"));
     Ok(())
+}
+
+/// A build by other tools than the committed object's, if the tools here are others. Its bytes cannot be compared
+/// with the committed ones; what it does can be.
+pub fn other_build(root: &Path) -> Result<Option<PathBuf>> {
+    // Without tools there is nothing to compare; a missing record is for `check` to report.
+    let (Ok(toolchain), Ok(committed)) = (Toolchain::find(), Record::read(&root.join(RECORD))) else {
+        return Ok(None);
+    };
+    if toolchain == committed.toolchain {
+        return Ok(None);
+    }
+    build::build(root, &toolchain).map(Some)
 }
 
 /// The folder of the kernel crate.

@@ -19,9 +19,9 @@ pub fn dir(root: &Path) -> PathBuf {
     tree::target_dir(root).join("release")
 }
 
-/// A program that runs as root and finds the release binaries in `VILLUS_BIN_DIR`.
+/// A program that runs as root and finds the release binaries in `DEV_BIN_DIR`.
 pub fn with_binaries(root: &Path, program: &Path) -> Command {
     let mut command = as_root(program);
-    command.current_dir(root).env("VILLUS_BIN_DIR", dir(root));
+    command.current_dir(root).env("DEV_BIN_DIR", dir(root));
     command
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::residue::Snapshot;
 use crate::run::{as_root, cargo, is_ci, is_root, line, output, run, say};
-use crate::tree;
+use crate::{object, tree};
 
 /// In CI a test that hangs must not hang the machine.
 const CI_LIMIT: &str = "40m";
@@ -59,7 +59,7 @@ fn passes(root: &Path, args: &[String]) -> Result<Vec<Command>> {
         all.args(if one_crate { None } else { Some("--workspace") }).args(args);
         return Ok(vec![all]);
     }
-    // Binaries that the integration tests start, where VILLUS_BIN_DIR says.
+    // Binaries that the integration tests start, where DEV_BIN_DIR says.
     run(cargo("build").current_dir(root).args(["--quiet", "--workspace", "--bins"]))?;
     let mut code = test(root);
     code.args(["--workspace", "--lib", "--bins"]);
@@ -70,17 +70,32 @@ fn passes(root: &Path, args: &[String]) -> Result<Vec<Command>> {
         let mut kernel = privileged(root)?;
         kernel.args(["--workspace", "--test", "*"]);
         passes.push(kernel);
+        passes.extend(with_other_object(root)?);
     }
     Ok(passes)
+}
+
+/// The integration tests once more with a kernel object built by the tools of this machine, where those are not the
+/// ones of the committed object: in a copy of the sources, so that the checkout stays as it is.
+fn with_other_object(root: &Path) -> Result<Option<Command>> {
+    let Some(object) = object::other_build(root)? else { return Ok(None) };
+    say("the tools here are not those of the committed kernel object: testing a build of theirs as well");
+    let target_dir = tree::target_dir(root);
+    let copy = target_dir.join("other-object");
+    if copy.exists() {
+        std::fs::remove_dir_all(&copy)?;
+    }
+    tree::copy(root, &copy)?;
+    std::fs::copy(&object, copy.join(object::OBJECT)).context(object::OBJECT)?;
+    let mut kernel = privileged(root)?;
+    kernel.current_dir(&copy).env("CARGO_TARGET_DIR", &target_dir).args(["--workspace", "--test", "*"]);
+    Ok(Some(kernel))
 }
 
 fn test(root: &Path) -> Command {
     let inner = cargo("test");
     let mut command = if is_ci() { limited(&inner) } else { inner };
-    command
-        .current_dir(root)
-        .arg("--no-fail-fast")
-        .env("VILLUS_BIN_DIR", tree::target_dir(root).join("debug"));
+    command.current_dir(root).arg("--no-fail-fast").env("DEV_BIN_DIR", tree::target_dir(root).join("debug"));
     command
 }
 

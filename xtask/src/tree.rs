@@ -58,6 +58,16 @@ pub fn files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Copies every file of [`files`].
+pub fn copy(root: &Path, to: &Path) -> Result<()> {
+    for file in files(root)? {
+        let copied = to.join(&file);
+        std::fs::create_dir_all(copied.parent().unwrap_or(to))?;
+        std::fs::copy(root.join(&file), &copied).with_context(|| copied.display().to_string())?;
+    }
+    Ok(())
+}
+
 /// SHA-256 of a file's bytes, in hex.
 pub fn sha256_file(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::{output, run, say};
+use crate::run::{line, output, run, say};
 use crate::tree;
 
 const RUSTC: &str = "/usr/bin/rustc";
@@ -33,8 +33,9 @@ impl fmt::Display for Toolchain {
 }
 
 impl Toolchain {
-    /// Asks the installed tools.
+    /// Asks the installed tools; an error names the missing package.
     pub fn find() -> Result<Self> {
+        package_version("rust-web-src")?;
         let rustc = package_version("rustc-web")?;
         let llvm = package_version(&format!("libllvm{}", llvm_major()?))?;
         Ok(Self { rustc, llvm, bpf_linker: BPF_LINKER.to_owned() })
@@ -42,11 +43,11 @@ impl Toolchain {
 }
 
 fn package_version(package: &str) -> Result<String> {
-    let version = output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]))?;
-    if version.is_empty() {
-        bail!("package {package} is not installed");
-    }
-    Ok(version)
+    let mut query = Command::new("dpkg-query");
+    let shown = query.args(["-W", "-f", "${db:Status-Status} ${Version}", package]).output();
+    let shown = String::from_utf8(shown.with_context(|| line(&query))?.stdout)?;
+    let version = shown.strip_prefix("installed ");
+    version.map(str::to_owned).with_context(|| format!("package {package} is not installed"))
 }
 
 fn llvm_major() -> Result<u32> {
