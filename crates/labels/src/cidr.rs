@@ -41,23 +41,27 @@ fn cidr_key(prefix: IpNet) -> String {
     format!("{front}{address}{back}/{}", prefix.prefix_len())
 }
 
-/// The label of one prefix; a prefix of length 0 is `reserved:world`.
+/// The label of one prefix; a prefix of length 0 is all that is outside in its family, `reserved:world-ipv4` or
+/// `reserved:world-ipv6`.
 #[must_use]
 pub fn cidr_label(prefix: IpNet) -> Label {
-    let key = cidr_key(prefix);
-    let (source, key) =
-        if prefix.prefix_len() == 0 { (source::RESERVED, "world") } else { (source::CIDR, key.as_str()) };
-    Label::known(source, key)
+    if prefix.prefix_len() == 0 { world_of(prefix) } else { Label::known(source::CIDR, &cidr_key(prefix)) }
 }
 
-/// The labels of the identity of a prefix: every prefix that covers it, itself included, and `reserved:world`.
+fn world_of(prefix: IpNet) -> Label {
+    let name = if prefix.addr().is_ipv4() { "world-ipv4" } else { "world-ipv6" };
+    Label::known(source::RESERVED, name)
+}
+
+/// The labels of the identity of a prefix: every prefix that covers it, itself included, `reserved:world` and the
+/// world of its family. So `0.0.0.0/0` never means an IPv6 address.
 #[must_use]
 pub fn cidr_labels(prefix: IpNet) -> Labels {
     let prefix = prefix.trunc();
     let covering = (1..=prefix.prefix_len())
         .filter_map(|len| IpNet::new(prefix.network(), len).ok())
         .map(cidr_label)
-        .chain([Label::known(source::RESERVED, "world")]);
+        .chain([Label::known(source::RESERVED, "world"), world_of(prefix)]);
     Labels::of_known(covering)
 }
 
@@ -75,8 +79,8 @@ mod tests {
             ("::1/128", "cidr:0--1/128"),
             ("8000::/1", "cidr:8000--0/1"),
             ("::/1", "cidr:0--0/1"),
-            ("0.0.0.0/0", "reserved:world"),
-            ("::/0", "reserved:world"),
+            ("0.0.0.0/0", "reserved:world-ipv4"),
+            ("::/0", "reserved:world-ipv6"),
         ] {
             assert_eq!(cidr_label(parse_prefix(prefix).unwrap()).to_string(), label, "{prefix}");
         }
@@ -85,11 +89,14 @@ mod tests {
     #[test]
     fn an_identity_of_a_prefix_carries_all_that_cover_it() {
         let labels = cidr_labels("10.128.0.0/9".parse().unwrap());
-        assert_eq!(labels.len(), 10);
+        assert_eq!(labels.len(), 11);
         assert!(labels.get("10.0.0.0/8").is_some() && labels.get("0.0.0.0/1").is_some());
         assert!(labels.get("10.128.0.0/9").is_some() && labels.has_reserved("world"));
-        assert_eq!(cidr_labels("2001:db8::1/128".parse().unwrap()).len(), 129);
-        assert_eq!(cidr_labels("0.0.0.0/0".parse().unwrap()).to_string(), "reserved:world");
+        assert_eq!(cidr_labels("2001:db8::1/128".parse().unwrap()).len(), 130);
+        assert_eq!(
+            cidr_labels("0.0.0.0/0".parse().unwrap()).to_string(),
+            "reserved:world,reserved:world-ipv4"
+        );
     }
 
     #[test]

@@ -137,14 +137,28 @@ impl NumericIdentity {
             .ok_or_else(|| IdentityError::NotAnIdentity(crate::text::excerpt(text)))
     }
 
-    /// The labels of a reserved identity, or `None` for another and for 0. The API server is also a remote node.
+    /// The labels of a reserved identity, or `None` for another and for 0. The API server is also a remote node,
+    /// the world of one family is also world.
     #[must_use]
     pub fn reserved_labels(self) -> Option<Labels> {
         let name = self.reserved_name().filter(|_| self != Self::UNKNOWN)?;
-        let also = (self == Self::KUBE_APISERVER).then_some("remote-node");
-        Some(Labels::of_known(
-            [Some(name), also].into_iter().flatten().map(|n| Label::known(source::RESERVED, n)),
-        ))
+        let also = match self {
+            Self::KUBE_APISERVER => Some("remote-node"),
+            Self::WORLD_IPV4 | Self::WORLD_IPV6 => Some("world"),
+            _ => None,
+        };
+        let names = [Some(name), also].into_iter().flatten();
+        Some(Labels::of_known(names.map(|name| Label::known(source::RESERVED, name))))
+    }
+
+    /// The reserved identity of a prefix of length 0; longer ones need an identity of [`Scope::Local`].
+    #[must_use]
+    pub fn of_prefix(prefix: ipnet::IpNet) -> Option<Self> {
+        match (prefix.prefix_len(), prefix.addr().is_ipv4()) {
+            (0, true) => Some(Self::WORLD_IPV4),
+            (0, false) => Some(Self::WORLD_IPV6),
+            _ => None,
+        }
     }
 
     /// Whether the number is one of those that are fixed for everybody or by an operator (below 256).

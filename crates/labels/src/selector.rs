@@ -1,9 +1,10 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use ipnet::IpNet;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use thiserror::Error;
 
-use crate::{KNOWN_SOURCES, Label, Labels, label::source, nearest, text::excerpt};
+use crate::{KNOWN_SOURCES, Label, Labels, cidr_label, label::source, nearest, text::excerpt};
 
 /// A selector that can't be taken.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -340,9 +341,7 @@ impl Selector {
     /// # Errors
     /// Two requirements that ask for one key from two sources, or too many requirements.
     pub fn new(requirements: impl IntoIterator<Item = Requirement>) -> Result<Self, SelectorError> {
-        let mut requirements: Vec<Requirement> = requirements.into_iter().collect();
-        requirements.sort_unstable();
-        requirements.dedup();
+        let Self(requirements) = Self::sorted(requirements.into_iter().collect());
         if requirements.len() > MAX_REQUIREMENTS {
             let found = requirements.len();
             return Err(SelectorError::TooBig { what: "requirements", found, max: MAX_REQUIREMENTS });
@@ -359,7 +358,7 @@ impl Selector {
                 });
             }
         }
-        Ok(Self(requirements.into()))
+        Ok(Self(requirements))
     }
 
     /// The selector that matches everything.
@@ -373,6 +372,48 @@ impl Selector {
     pub fn label(label: &Label) -> Self {
         let values = BTreeSet::from([Arc::from(label.value())]);
         Self(Arc::from([Requirement { key: SelectorKey::of_label(label), operator: Operator::In(values) }]))
+    }
+
+    /// The selector of a reserved label: `reserved:host`, `reserved:world`, …
+    #[must_use]
+    pub fn reserved(name: &str) -> Self {
+        let key = SelectorKey { key: name.into(), source: KeySource::Is(source::RESERVED.into()) };
+        Self(Arc::from([Requirement { key, operator: Operator::Exists }]))
+    }
+
+    /// The identities of a prefix and of all prefixes inside it, but for those inside `except`.
+    #[must_use]
+    pub fn prefix(prefix: IpNet, except: &[IpNet]) -> Self {
+        let of = |prefix, operator| Requirement { key: SelectorKey::of_label(&cidr_label(prefix)), operator };
+        let mut requirements: Vec<Requirement> =
+            except.iter().map(|inner| of(*inner, Operator::DoesNotExist)).collect();
+        requirements.push(of(prefix, Operator::Exists));
+        Self::sorted(requirements)
+    }
+
+    /// This selector, and the label must be there. What it asked of the label's key is replaced.
+    #[must_use]
+    pub fn requiring(&self, label: &Label) -> Self {
+        let values = BTreeSet::from([Arc::from(label.value())]);
+        self.replacing(Requirement { key: SelectorKey::of_label(label), operator: Operator::In(values) })
+    }
+
+    /// This selector, and a label of this source and key must be there. What it asked of the key is replaced.
+    #[must_use]
+    pub fn requiring_key(&self, source: &str, key: &str) -> Self {
+        let key = SelectorKey { key: key.into(), source: KeySource::Is(source.into()) };
+        self.replacing(Requirement { key, operator: Operator::Exists })
+    }
+
+    fn replacing(&self, requirement: Requirement) -> Self {
+        let others = self.0.iter().filter(|other| other.key.key != requirement.key.key).cloned();
+        Self::sorted(others.chain([requirement.clone()]).collect())
+    }
+
+    fn sorted(mut requirements: Vec<Requirement>) -> Self {
+        requirements.sort_unstable();
+        requirements.dedup();
+        Self(requirements.into())
     }
 
     /// Reads `k8s:app=web,env=prod,tier`: equal values, or a key alone that must be there.
@@ -569,6 +610,39 @@ mod tests {
         assert_eq!((a.to_string(), &a), ("any:a=1,k8s:b=2".into(), &b));
         assert_eq!(serde_json::to_string(&a).unwrap(), r#"{"matchLabels":{"any:a":"1","k8s:b":"2"}}"#);
         assert_eq!(Selector::everything().to_string(), "{}");
+    }
+
+    #[test]
+    fn a_prefix_without_some_inside_it() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let selector = Selector::prefix(net("10.0.0.0/8"), &[net("10.96.0.0/12")]);
+        for (prefix, expected) in [
+            ("10.0.0.0/8", true),
+            ("10.1.0.0/16", true),
+            ("10.96.0.0/12", false),
+            ("10.97.1.1/32", false),
+            ("11.0.0.0/8", false),
+            ("0.0.0.0/0", false),
+        ] {
+            assert_eq!(selector.matches(&crate::cidr_labels(net(prefix))), expected, "{prefix}");
+        }
+        let all = Selector::prefix(net("0.0.0.0/0"), &[]);
+        assert!(all.matches(&crate::cidr_labels(net("10.0.0.0/8"))));
+        assert!(!all.matches(&crate::cidr_labels(net("2001:db8::/32"))));
+    }
+
+    #[test]
+    fn requiring_replaces_what_was_asked_of_the_key() {
+        let selector = Selector::parse("app=web,any:io.kubernetes.pod.namespace=other").unwrap();
+        let label = Label::new("k8s", crate::KEY_NAMESPACE, "mine").unwrap();
+        assert_eq!(
+            selector.requiring(&label).to_string(),
+            "any:app=web,k8s:io.kubernetes.pod.namespace=mine"
+        );
+        assert_eq!(
+            selector.requiring_key("k8s", "app").to_string(),
+            "k8s:app,any:io.kubernetes.pod.namespace=other"
+        );
     }
 
     proptest! {

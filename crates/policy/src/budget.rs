@@ -1,0 +1,61 @@
+//! What a policy costs in map entries, said before the kernel is touched.
+
+use std::fmt;
+
+use serde::Serialize;
+use thiserror::Error;
+use villus_labels::Selector;
+
+use crate::Origin;
+
+/// What one selector of one element of a rule costs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Cost {
+    /// The element.
+    pub origin: Origin,
+    /// The selector; none where the element means everybody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+    /// How many identities it selects.
+    pub identities: usize,
+    /// How many entries that makes.
+    pub entries: usize,
+}
+
+/// A policy that does not fit its map. What was in force before should stay in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Error)]
+pub struct Overflow {
+    /// How many entries fit.
+    pub max_entries: usize,
+    /// How many all elements ask for, the same entry counted each time.
+    pub asked: usize,
+    /// The elements that cost most, the costliest first; at most [`Overflow::NAMED`].
+    pub costs: Vec<Cost>,
+}
+
+impl Overflow {
+    /// How many elements are named.
+    pub const NAMED: usize = 10;
+
+    pub(crate) fn new(max_entries: usize, mut costs: Vec<Cost>) -> Self {
+        let asked = costs.iter().map(|cost| cost.entries).sum();
+        costs.sort_by(|a, b| (b.entries, &a.origin, &a.selector).cmp(&(a.entries, &b.origin, &b.selector)));
+        costs.truncate(Self::NAMED);
+        Self { max_entries, asked, costs }
+    }
+}
+
+impl fmt::Display for Overflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the policy asks for {} map entries where {} fit; narrow a selector or raise bpf-policy-map-max. Costliest:",
+            self.asked, self.max_entries
+        )?;
+        for Cost { origin, selector, identities, entries } in self.costs.iter().take(3) {
+            let selector = selector.as_ref().map_or_else(|| "everybody".to_owned(), ToString::to_string);
+            write!(f, " {origin}: {selector}, {identities} identities, {entries} entries;")?;
+        }
+        Ok(())
+    }
+}

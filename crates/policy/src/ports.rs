@@ -1,0 +1,142 @@
+//! Ports as the keys of a policy map can say them: all, one, or aligned blocks.
+
+use villus_abi::{Direction, PolicyKey, policy::ICMP_TYPE_ZERO_PORT};
+
+use crate::{Protocol, Transport};
+
+/// Protocol numbers of the field.
+pub mod proto {
+    /// Any protocol.
+    pub const ANY: u8 = 0;
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// Ports `first` to `last` of one protocol number; `0` to `0` is all of them, protocol 0 is any.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortMatch {
+    /// Protocol number.
+    pub proto: u8,
+    /// First port, or ICMP type as it is looked up.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+impl PortMatch {
+    /// Everything.
+    pub const ALL: Self = Self { proto: proto::ANY, first: 0, last: 0 };
+
+    /// The aligned blocks that make up the ports: first port and log2 of the size; at most 30.
+    pub fn blocks(self) -> impl Iterator<Item = (u16, u8)> {
+        let mut next = Some(u32::from(self.first));
+        let end = u32::from(self.last) + 1;
+        std::iter::from_fn(move || {
+            let start = next.filter(|start| *start < end)?;
+            let aligned = if start == 0 { 0 } else { start.trailing_zeros() };
+            let fitting = (end - start).ilog2();
+            let log2 = aligned.min(fitting).min(15);
+            next = Some(start + (1 << log2));
+            Some((u16::try_from(start).ok()?, u8::try_from(log2).ok()?))
+        })
+    }
+
+    /// The keys of the ports for one identity (0: any).
+    pub fn keys(self, identity: u32, direction: Direction) -> impl Iterator<Item = PolicyKey> {
+        self.blocks().map(move |(port, log2)| PolicyKey::block(identity, port, log2, self.proto, direction))
+    }
+
+    /// How many keys that is for each identity.
+    #[must_use]
+    pub fn key_count(self) -> usize {
+        self.blocks().count()
+    }
+}
+
+/// The protocols and ports that an item of `toPorts` or `icmps` means (reference `policy` 3.1).
+pub(crate) fn port_matches(transport: Transport) -> impl Iterator<Item = PortMatch> {
+    let (protos, first, last): (&[u8], u16, u16) = match transport {
+        Transport::Icmp { v6, kind } => {
+            let port = icmp_port(kind);
+            (if v6 { &[proto::ICMPV6] } else { &[proto::ICMP] }, port, port)
+        }
+        Transport::Ports { protocol, first, last } => {
+            // All ports are one key, not sixteen blocks.
+            let (first, last) = if first <= 1 && last == u16::MAX { (0, 0) } else { (first, last) };
+            (protocol_numbers(protocol, first == 0), first, last)
+        }
+    };
+    protos.iter().map(move |proto| PortMatch { proto: *proto, first, last })
+}
+
+fn protocol_numbers(protocol: Protocol, all_ports: bool) -> &'static [u8] {
+    match protocol {
+        Protocol::Any if all_ports => &[proto::ANY],
+        Protocol::Any => &[proto::TCP, proto::UDP, proto::SCTP],
+        Protocol::Tcp => &[proto::TCP],
+        Protocol::Udp => &[proto::UDP],
+        Protocol::Sctp => &[proto::SCTP],
+        Protocol::Icmp => &[proto::ICMP],
+        Protocol::Icmpv6 => &[proto::ICMPV6],
+    }
+}
+
+/// The "port" under which an ICMP type is looked up.
+#[must_use]
+pub fn icmp_port(kind: u8) -> u16 {
+    if kind == 0 { ICMP_TYPE_ZERO_PORT } else { u16::from(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn blocks(first: u16, last: u16) -> Vec<(u16, u8)> {
+        PortMatch { proto: 6, first, last }.blocks().collect()
+    }
+
+    #[test]
+    fn ranges_become_aligned_blocks() {
+        assert_eq!(blocks(80, 80), [(80, 0)]);
+        assert_eq!(blocks(1024, 65535).len(), 6);
+        assert_eq!(blocks(8000, 8999), [(8000, 6), (8064, 7), (8192, 9), (8704, 8), (8960, 5), (8992, 3)]);
+        assert_eq!(blocks(65535, 65535), [(65535, 0)]);
+        assert_eq!(blocks(0, 0), [(0, 0)]);
+    }
+
+    #[test]
+    fn any_with_a_port_is_three_protocols_and_without_one_is_all() {
+        let of = |protocol, first, last| {
+            port_matches(Transport::Ports { protocol, first, last }).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Protocol::Any, 0, 0), [PortMatch::ALL]);
+        assert_eq!(of(Protocol::Any, 53, 53).iter().map(|m| m.proto).collect::<Vec<_>>(), [6, 17, 132]);
+        assert_eq!(of(Protocol::Tcp, 0, 0), [PortMatch { proto: 6, first: 0, last: 0 }]);
+        assert_eq!(of(Protocol::Tcp, 1, 65535), [PortMatch { proto: 6, first: 0, last: 0 }]);
+        assert_eq!(
+            port_matches(Transport::Icmp { v6: false, kind: 0 }).collect::<Vec<_>>(),
+            [PortMatch { proto: 1, first: 256, last: 256 }]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_cover_exactly_the_range(a in 1u16.., b in 1u16.., probe in 0u16..) {
+            let (first, last) = (a.min(b), a.max(b));
+            let blocks = blocks(first, last);
+            prop_assert!(blocks.len() <= 30);
+            let covering = blocks.iter().filter(|(port, log2)| probe >> log2 == port >> log2).count();
+            prop_assert!(blocks.iter().all(|(port, log2)| u32::from(*port) % (1u32 << log2) == 0));
+            prop_assert_eq!(covering, usize::from((first..=last).contains(&probe)));
+        }
+    }
+}
