@@ -1,0 +1,48 @@
+//! Bodies and query parameters.
+//!
+//! Requests refuse unknown fields; answers leave out what is empty, and readers of answers ignore what they
+//! do not know, so that agent and command line of different versions understand each other.
+
+mod config;
+mod emergency;
+mod endpoint;
+mod identity;
+mod mac;
+mod maps;
+mod monitor;
+mod policy;
+mod request;
+mod status;
+mod verify;
+mod why;
+
+pub use config::{DaemonConfiguration, DaemonConfigurationSpec, DaemonConfigurationStatus};
+pub use emergency::{EmergencyEntry, EmergencyList, Hold, HoldRequest};
+pub use endpoint::{
+    Addressing, Endpoint, EndpointDeleted, EndpointHealth, EndpointLogEntry, EndpointNetworking,
+    EndpointPolicy, EndpointPolicyStatus, EndpointSpec, EndpointState, EndpointStatus, EndpointVillus,
+    ExternalIdentifiers, LabelConfigurationSpec, LabelConfigurationStatus, PolicyEnabled,
+};
+pub use identity::{Identity, IdentityEndpoints, IpListEntry, IpMetadata, IpQuery, LabelQuery};
+pub use mac::{Mac, MacError};
+pub use maps::{BpfMap, BpfMapEntry, BpfMapList, MetricValue};
+pub use monitor::MonitorQuery;
+pub use policy::{
+    Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyProblem, PolicyQuery, PolicySummary,
+    PolicyValidation, PolicyWait, PolicyWaitQuery, Selector,
+};
+pub use request::{
+    AddressPair, DatapathConfiguration, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,
+    EndpointPatch,
+};
+pub use status::{
+    Feature, IpamStatus, MonitorStatus, ServiceState, State, StatusDetails, StatusQuery, StatusResponse,
+    Warning,
+};
+pub use verify::{Checked, Difference, DifferenceKind, VerifyReport, VerifyRequest};
+pub use why::{Explanation, Step, WhyReply, WhyRequest};
+
+/// Leaves out what is as it would be if it were left out.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

@@ -1,0 +1,183 @@
+//! Policies.
+
+use serde::{Deserialize, Serialize};
+
+use super::is_default;
+
+/// The rules in effect.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    /// The rules as a JSON array, in a string.
+    pub policy: String,
+    /// Number of the last change.
+    pub revision: u64,
+}
+
+/// Query of `GET /policy`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyQuery {
+    /// Only policies of this name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: String,
+    /// Only policies of this namespace.
+    #[serde(skip_serializing_if = "is_default")]
+    pub namespace: String,
+    /// Only rules with these labels, separated by commas.
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: String,
+}
+
+/// Query of `PUT /policy` and `POST /villus/policy/validate`, whose body is YAML or JSON text.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PolicyImport {
+    /// Name of the file the text comes from, for messages.
+    #[serde(skip_serializing_if = "is_default")]
+    pub file: String,
+    /// Say what would be done, and do nothing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dry_run: bool,
+    /// The text; not part of the query.
+    #[serde(skip)]
+    pub text: String,
+}
+
+/// Query of `DELETE /policy`: what is to go. One of `name`, `labels` and `all` must be given.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PolicyDelete {
+    /// Name of the policy.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: String,
+    /// Its namespace.
+    #[serde(skip_serializing_if = "is_default")]
+    pub namespace: String,
+    /// Rules with these labels, separated by commas.
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: String,
+    /// All that were imported.
+    #[serde(skip_serializing_if = "is_default")]
+    pub all: bool,
+    /// Say what would be done, and do nothing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dry_run: bool,
+}
+
+/// The answer to a change of policies.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PolicyChange {
+    /// Number of the change, for `policy wait`.
+    pub revision: u64,
+    /// Policies that are new, `namespace/name`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<String>,
+    /// Policies that took the place of older ones of their name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<String>,
+    /// Policies that are gone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deleted: Vec<String>,
+    /// What people should know, though it was done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Nothing was done.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dry_run: bool,
+}
+
+/// The answer of `policy validate`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PolicyValidation {
+    /// No problem is an error.
+    pub valid: bool,
+    /// What the text holds.
+    pub policies: Vec<PolicySummary>,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<PolicyProblem>,
+}
+
+/// A policy in a text.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PolicySummary {
+    /// `CiliumNetworkPolicy`, …
+    pub kind: String,
+    /// Namespace, empty for cluster-wide ones.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Number of rules.
+    pub rules: u64,
+    /// Endpoints of this node that it selects now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<u16>,
+}
+
+/// Something wrong in a text.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PolicyProblem {
+    /// Name of the file.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    /// Line from 1; 0 is not known.
+    #[serde(skip_serializing_if = "is_default")]
+    pub line: u64,
+    /// Policy it is in, `namespace/name`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub policy: String,
+    /// Path of the field.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+    /// It works all the same.
+    #[serde(skip_serializing_if = "is_default")]
+    pub warning: bool,
+}
+
+/// Query of `GET /villus/policy/wait`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PolicyWaitQuery {
+    /// Wait until every endpoint is at this revision; 0 for the newest.
+    pub revision: u64,
+    /// Give up after so many seconds; 0 answers at once.
+    pub timeout: u32,
+}
+
+/// The answer of `policy wait`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PolicyWait {
+    /// The revision that was waited for.
+    pub revision: u64,
+    /// Every endpoint is there.
+    pub realized: bool,
+    /// Endpoints that are not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<u16>,
+}
+
+/// A selector that rules use, and whom it selects now.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Selector {
+    /// The selector's text.
+    pub selector: String,
+    /// How many rules use it.
+    pub users: u64,
+    /// Identities.
+    pub identities: Vec<u32>,
+    /// Policies that use it, `namespace/name`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+}

@@ -1,0 +1,81 @@
+//! Why a packet passes or does not.
+
+use serde::{Deserialize, Serialize};
+use villus_flows::WhyQuery;
+
+use super::is_default;
+
+/// Body of `POST /villus/why`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct WhyRequest {
+    /// Who sends: an address or any form that names an endpoint.
+    pub src: String,
+    /// Whom to: an address or any form that names an endpoint.
+    pub dst: String,
+    /// `PORT[/PROTO]`; for ICMP the message's type.
+    pub port: String,
+    /// Source port; a free one if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+}
+
+impl From<WhyQuery> for WhyRequest {
+    fn from(query: WhyQuery) -> Self {
+        Self {
+            src: query.src.to_string(),
+            dst: query.dst.to_string(),
+            port: query.port.to_string(),
+            source_port: None,
+        }
+    }
+}
+
+/// The answer: the packet path over the kernel's maps, and beside it over what they should hold.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct WhyReply {
+    /// The question in full, names resolved: `10.0.0.1:40000 (endpoint 5) -> 10.0.0.2:80/tcp (endpoint 7)`.
+    pub question: String,
+    /// Over the kernel's maps as they are.
+    pub kernel: Explanation,
+    /// Over the maps as they should be.
+    pub wanted: Explanation,
+    /// Both come to the same verdict.
+    pub agree: bool,
+}
+
+/// A verdict and the steps to it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Explanation {
+    /// `forwarded`, `dropped` or `audited`.
+    pub verdict: String,
+    /// Number of the drop reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<u8>,
+    /// Its text.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason_text: String,
+    /// The steps, in the order in which the path takes them.
+    pub steps: Vec<Step>,
+}
+
+/// One step of the packet path.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Step {
+    /// `source`, `flow`, `identity`, `egress policy`, `ingress policy`, `delivery`, …
+    pub stage: String,
+    /// What was found, in a sentence.
+    pub text: String,
+    /// The endpoint whose rules were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<u16>,
+    /// Map keys that were looked up, each with what was found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// This step decided.
+    #[serde(skip_serializing_if = "is_default")]
+    pub decided: bool,
+}
