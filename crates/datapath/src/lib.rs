@@ -12,6 +12,7 @@ mod map;
 mod maps;
 mod object;
 mod pins;
+mod policy;
 #[allow(unsafe_code, reason = "bpf(2); every block says why it is sound")]
 pub mod sys;
 pub mod tc;
@@ -23,5 +24,10 @@ pub use links::{AttachMode, Attached, Attachment, Hook, Links};
 pub use map::{Map, PerCpuMap};
 pub use maps::{Maps, Sizes};
 pub use object::{Object, Program};
-pub use pins::{Origin, Pins};
+pub use pins::{Origin, Pins, PinsLock};
+pub use policy::pin as policy_pin;
+pub use policy::{
+    Applied, Differences, Entries, PolicyMap, PolicyMaps, PolicyView, ROOM, ShapeSink, Shapes, Step,
+    hand_insert, hand_remove, policy_endpoints, same_decision, view_policy,
+};
 pub use sys::{SkbContext, TestRun};

@@ -1,13 +1,15 @@
 //! The bpffs and the pins on it: maps and links that outlive the agent.
 
 use std::{
+    fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{CWD, statfs},
+    fs::{CWD, FlockOperation, flock, statfs},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount},
 };
 use villus_abi::names;
@@ -29,6 +31,13 @@ pub struct Pins {
     globals: PathBuf,
     /// The mount, when it has no place in the file system.
     detached: Option<OwnedFd>,
+}
+
+/// Held by the one who writes pins; see [`Pins::lock`].
+#[derive(Debug)]
+#[must_use]
+pub struct PinsLock {
+    _directory: File,
 }
 
 /// How a map came to be open.
@@ -217,6 +226,24 @@ impl Pins {
             self.remove(name)?;
         }
         Ok(swept)
+    }
+
+    /// Keeps other writers of these pins out until the value is dropped. Waits for them for two seconds.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when somebody keeps us out longer.
+    pub fn lock(&self) -> Result<PinsLock> {
+        let what = || format!("{} (another command or agent is writing)", self.globals.display());
+        let directory = File::open(&self.globals).on("lock", what())?;
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                result => return result.map(|()| PinsLock { _directory: directory }).on("lock", what()),
+            }
+        }
     }
 
     /// Removes `tc/globals` and `tc` if nothing is in them any more.
