@@ -92,7 +92,7 @@ fn value_name(kind: &Kind) -> &'static str {
         Kind::Listen => "ADDRESS:PORT",
         Kind::Mode => "MODE",
         Kind::RateLimits => "LIMITS",
-        Kind::Text | Kind::Name | Kind::ClusterName | Kind::Ignored => "TEXT",
+        Kind::Text | Kind::ClusterName | Kind::Ignored => "TEXT",
     }
 }
 

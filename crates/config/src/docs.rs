@@ -16,6 +16,7 @@ pub fn markdown() -> String {
     }
     older(&mut out);
     features(&mut out);
+    silent(&mut out);
     tuning(&mut out);
     unneeded(&mut out);
     out
@@ -46,6 +47,12 @@ What no one knows, what is no value, and what asks for a feature that is not the
 wrong is said at once, each with its place and its fix. `villus config check DIR` says the same about a directory
 without starting anything; `villus config` shows every value of a running agent and where it came from.
 
+One thing is deliberately not strict. Options of a shared store, of Kubernetes and of metrics (`kvstore`,
+`kvstore-opt`, `identity-allocation-mode`, `k8s-kubeconfig-path`, `prometheus-serve-addr`, `clustermesh-config`)
+do not stop the start although this version serves none of them, so that the directory of a node that runs today
+starts unchanged: the agent uses its embedded store, and says so in its log and in `villus status`. Options that
+would change which packets pass, or how, are never passed over like that.
+
 Durations are written as in Go: `30s`, `5m`, `2h30m`. Truth values are `true` and `false`, or `1` and `0`.
 ";
 
@@ -73,7 +80,11 @@ fn section(out: &mut String, group: Group) {
 
 fn value(spec: &OptionSpec) -> String {
     let label = spec.kind.label();
-    if spec.unit.is_empty() { label } else { format!("{label} {}", spec.unit) }
+    match label.split_once(',') {
+        _ if spec.unit.is_empty() => label,
+        Some((bounds, zero)) => format!("{bounds} {},{zero}", spec.unit),
+        None => format!("{label} {}", spec.unit),
+    }
 }
 
 fn meaning(spec: &OptionSpec) -> String {
@@ -119,9 +130,28 @@ fn features(out: &mut String) {
             Support::Fixed { only, why } => (only, why),
             _ => continue,
         };
+        if is_silent(values) {
+            continue;
+        }
         let passes = values.iter().map(|v| code(v)).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "| `{}` | {passes} | {text} |", spec.name);
     }
+}
+
+/// Both truth values pass: the switch belongs to a feature that Cilium has on by itself.
+fn is_silent(values: &[&str]) -> bool {
+    values.contains(&"true") && values.contains(&"false")
+}
+
+fn silent(out: &mut String) {
+    out.push_str(
+        "\n## Switches that pass either way\n\nOf features still to come that Cilium turns on by itself: nobody who \
+         sets them misses anything.\n\n| feature | options |\n| --- | --- |\n",
+    );
+    by_text(out, |spec| match spec.support {
+        Support::Later { feature, off } if is_silent(off) => Some(feature),
+        _ => None,
+    });
 }
 
 fn tuning(out: &mut String) {

@@ -81,38 +81,26 @@ impl Report {
         self.findings.iter().filter(|f| f.severity != Severity::Error)
     }
 
-    /// A table of all findings, one line for each and one for its fix, and a last line that says how many
+    /// A table of all findings, below each one its reason and its fix, and a last line that says how many
     /// there are.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut rows = vec![["LEVEL".into(), "OPTION".into(), "VALUE".into(), "SOURCE".into()]];
+        let mut rows = vec![["LEVEL", "OPTION", "VALUE", "SOURCE"].map(String::from)];
         for f in &self.findings {
             let value = f.value.as_deref().map(shown).unwrap_or_default();
             rows.push([f.severity.to_string(), f.option.clone(), value, f.origin.to_string()]);
         }
-        let widths: Vec<usize> =
-            (0..4).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(5)).collect();
+        let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(5) + 3;
+        let (level, option, value) = (width(0), width(1), width(2));
         let mut out = String::new();
-        for (i, row) in rows.iter().enumerate() {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                let pad = width - cell.chars().count() + 3;
-                line.push_str(cell);
-                line.push_str(&" ".repeat(pad));
-            }
-            match i.checked_sub(1).and_then(|i| self.findings.get(i)) {
-                None => {
-                    let _ = writeln!(out, "{line}REASON");
-                }
-                Some(f) => {
-                    let indent = line.chars().count();
-                    let _ = writeln!(out, "{line}{}", f.reason);
-                    let _ = writeln!(out, "{:indent$}fix: {}", "", f.fix);
-                }
-            }
-        }
         if self.findings.is_empty() {
-            out.clear();
+            rows.clear();
+        }
+        for (i, [a, b, c, source]) in rows.iter().enumerate() {
+            let _ = writeln!(out, "{a:level$}{b:option$}{c:value$}{source}");
+            if let Some(f) = i.checked_sub(1).and_then(|i| self.findings.get(i)) {
+                let _ = writeln!(out, "{:level$}{}\n{:level$}fix: {}", "", f.reason, "", f.fix);
+            }
         }
         out.push_str(&self.summary());
         out.push('\n');
@@ -160,7 +148,7 @@ fn lines(report: &Report) -> String {
 
 /// A value on one line, cut where it is long.
 fn shown(value: &str) -> String {
-    const MOST: usize = 60;
+    const MOST: usize = 40;
     let line: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if line.is_empty() {
         return "\"\"".into();

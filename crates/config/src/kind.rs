@@ -36,8 +36,6 @@ pub enum Kind {
     Words(&'static [&'static str]),
     /// Any text, the empty one included.
     Text,
-    /// Any text but the empty one.
-    Name,
     /// A cluster's name: at most 32 of `a-z`, `0-9` and `-`, `-` not at either end.
     ClusterName,
     /// Texts separated by commas or white space.
@@ -123,7 +121,7 @@ impl Kind {
             Self::Float => float(text, f64::MAX).map(Value::Float),
             Self::Choice(words) => choice(text, words).map(Value::Text),
             Self::Words(words) => word_list(text, words).map(Value::List),
-            Self::Text | Self::Name | Self::Ignored => Ok(Value::Text(text.into())),
+            Self::Text | Self::Ignored => Ok(Value::Text(text.into())),
             Self::ClusterName => cluster_name(text).map(Value::Text),
             Self::List => Ok(Value::List(split(text))),
             Self::Map => map(text).map(Value::Map),
@@ -182,7 +180,6 @@ impl Kind {
                 format!("write words of {}, separated by commas, or all", join_words(words))
             }
             Self::Text | Self::Ignored => "write any text".into(),
-            Self::Name => "write a name".into(),
             Self::ClusterName => {
                 "write at most 32 lower-case letters, digits and dashes, no dash at either end".into()
             }
@@ -209,15 +206,15 @@ impl Kind {
     pub fn label(&self) -> String {
         match self {
             Self::Bool => "bool".into(),
-            Self::Int { min, max, .. } => format!("{min}..{max}"),
-            Self::Duration { .. } => "duration".into(),
+            Self::Int { min, max, zero } => format!("{min}..{max}{}", or_zero(*zero)),
+            Self::Duration { zero, .. } => format!("duration{}", or_zero(*zero)),
             Self::Ratio => "ratio".into(),
             Self::Float => "number".into(),
             Self::Choice(words) => {
                 words.iter().map(|w| if w.is_empty() { "\"\"" } else { w }).collect::<Vec<_>>().join("\\|")
             }
             Self::Words(_) => "words".into(),
-            Self::Text | Self::Name | Self::ClusterName => "text".into(),
+            Self::Text | Self::ClusterName => "text".into(),
             Self::List => "list".into(),
             Self::Map => "map".into(),
             Self::Path { .. } | Self::Socket => "path".into(),
@@ -252,6 +249,10 @@ const fn has_empty(words: &[&str]) -> bool {
         i += 1;
     }
     false
+}
+
+fn or_zero(meaning: Option<&str>) -> String {
+    meaning.map(|m| format!(", or 0: {m}")).unwrap_or_default()
 }
 
 fn join_words(words: &[&str]) -> String {

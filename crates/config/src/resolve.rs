@@ -210,7 +210,10 @@ fn unknown(raw: Raw) -> Finding {
 fn verdict(spec: &OptionSpec, winner: &Candidate, value: &Value) -> Option<Finding> {
     let raw = &winner.raw;
     let is = |texts: &[&str]| texts.iter().any(|text| spec.kind.parse(text).is_ok_and(|v| v == *value));
-    let warn = |reason: String| Some(of(raw, Severity::Warning, reason, raw.origin.removal()));
+    let warn = |reason: String| {
+        let fix = format!("nothing need be done; to be rid of this warning, {}", raw.origin.removal());
+        Some(of(raw, Severity::Warning, reason, fix))
+    };
     match spec.support {
         Support::Served => None,
         Support::Command if raw.origin.rank() > 2 => None,

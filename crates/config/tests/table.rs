@@ -16,6 +16,14 @@ fn the_reference_is_up_to_date() {
     assert!(stored == text, "docs/options.md is stale: UPDATE_DOCS=1 cargo test -p villus-config");
 }
 
+/// Names of options that agents of Cilium 1.9 to 1.19 have, or that Helm writes beside them.
+#[test]
+fn every_option_of_cilium_is_known() {
+    let names = include_str!("testdata/cilium-option-names.txt");
+    let unknown: Vec<&str> = names.split_whitespace().filter(|n| registry::lookup(n).is_none()).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
 #[test]
 fn without_any_source_nothing_is_wrong_and_nothing_is_set() {
     let report = Config::check(Sources::new());

@@ -203,6 +203,13 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     fixed(
         Group::Policy,
+        "enable-non-default-deny-policies",
+        Kind::Bool,
+        YES,
+        "what a rule says in enableDefaultDeny is followed",
+    ),
+    fixed(
+        Group::Policy,
         "enable-identity-mark",
         Kind::Bool,
         YES,
@@ -240,7 +247,7 @@ const SILENT: &[(Group, &str, &[&str])] = &[
     ),
     (
         Group::Proxy,
-        "the L7 proxy (rules that need it are refused)",
+        "the L7 proxy",
         &[
             "enable-l7-proxy",
             "external-envoy-proxy",
@@ -252,7 +259,8 @@ const SILENT: &[(Group, &str, &[&str])] = &[
             "envoy-access-log-enabled",
         ],
     ),
-    (Group::Encryption, "mutual authentication", &["mesh-auth-enabled", "enable-ipsec-key-watcher"]),
+    (Group::Encryption, "mutual authentication", &["mesh-auth-enabled"]),
+    (Group::Encryption, "encryption", &["enable-ipsec-key-watcher"]),
     (
         Group::Kubernetes,
         "Kubernetes",
@@ -269,13 +277,7 @@ const SILENT: &[(Group, &str, &[&str])] = &[
             "cni-exclusive",
         ],
     ),
-    (
-        Group::Kvstore,
-        "several clusters",
-        &["policy-default-local-cluster", "clustermesh-default-global-namespace"],
-    ),
     (Group::Identity, "identities known beforehand", &["enable-well-known-identities"]),
-    (Group::Policy, "the switch", &["enable-non-default-deny-policies"]),
     (
         Group::Hubble,
         "Hubble",

@@ -204,7 +204,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "endpoint-max",
         int(1, 4096),
         "4096",
-        "Endpoints that this node can have. Changing it makes new maps at the next start.",
+        "Endpoints that this node can have at one time.",
     )
     .unit("endpoints"),
     opt(

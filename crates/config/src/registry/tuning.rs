@@ -29,7 +29,9 @@ const ETCD: &[Row] = &[
 const MESH: &[Row] = &[
     ("clustermesh-sync-timeout", D, "1m"),
     ("clustermesh-cache-ttl", D, "0"),
+    ("clustermesh-default-global-namespace", B, "true"),
     ("clustermesh-mcs-api-install-crds", B, "true"),
+    ("policy-default-local-cluster", B, "false"),
 ];
 
 const KUBERNETES: &[Row] = &[

@@ -76,10 +76,9 @@ const TABLE: &[(&str, &[&str])] = &[
             "force-local-policy-eval-at-source",
             "enable-local-node-route",
             "enable-runtime-device-detection",
-            "enable-tracing",
-            "vlan-bpf-bypass",
         ],
     ),
+    ("the node's own VLAN devices are uplinks without a list", &["vlan-bpf-bypass"]),
     (
         "routes of endpoints follow from how each is delivered to",
         &[
@@ -143,6 +142,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "enable-gops",
             "log-system-load",
             "debug-verbose",
+            "enable-tracing",
             "mke-cgroup-mount",
             "enable-mke",
             "cmdref",

@@ -62,10 +62,12 @@ pub(super) fn read(variable: &OsStr, text: &OsStr, sources: &mut Sources) {
     sources.push(name, text, origin);
 }
 
-/// A variable with our prefix that is no option stops the start; one with Cilium's prefix may be meant for
+/// A variable with our prefix that is no option stops the start, unless it belongs to the project's own
+/// scripts (`VILLUS_DEV_`, `VILLUS_TEST_`, `VILLUS_BENCH_`) or to a service of Kubernetes; one with Cilium's prefix may be meant for
 /// another program.
 fn unknown(ours: bool, rest: &str, origin: Origin, sources: &mut Sources) {
-    if OTHERS.contains(&rest) || is_service_link(rest) {
+    let scripts = ["DEV_", "TEST_", "BENCH_"].iter().any(|p| rest.starts_with(p));
+    if OTHERS.contains(&rest) || scripts || is_service_link(rest) {
         return;
     }
     let name = rest.to_ascii_lowercase().replace('_', "-");
