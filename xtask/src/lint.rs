@@ -4,7 +4,7 @@ mod house;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::run::{cargo, run, say};
 use crate::{object, tree};
@@ -13,19 +13,25 @@ type Check = fn(&Path) -> Result<()>;
 
 /// Quick ones first; all run, so that one report shows everything.
 const CHECKS: [(&str, Check); 7] = [
-    ("house rules", house::check),
+    ("house", house::check),
     ("format", format),
     ("clippy", clippy),
-    ("documentation", documentation),
-    ("kernel format", object::check_format),
-    ("kernel clippy", object::clippy),
-    ("kernel object", object::check),
+    ("docs", documentation),
+    ("kernel-format", object::check_format),
+    ("kernel-clippy", object::clippy),
+    ("kernel-object", object::check),
 ];
 
-pub fn run_all() -> Result<()> {
+/// Runs the named checks, or all.
+pub fn run_checks(wanted: &[String]) -> Result<()> {
+    let known = CHECKS.map(|(name, _)| name);
+    if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("lint: no check {unknown}; there are {}", known.join(", "));
+    }
     let root = tree::root()?;
     let mut failed = Vec::new();
-    for (name, check) in CHECKS {
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
+    for (name, check) in CHECKS.into_iter().filter(|(name, _)| is_wanted(name)) {
         say(format_args!("lint: {name}"));
         if let Err(error) = check(&root) {
             eprintln!("dev: {name}: {error:#}");
@@ -40,7 +46,8 @@ pub fn run_all() -> Result<()> {
 }
 
 fn format(root: &Path) -> Result<()> {
-    run(cargo("fmt").current_dir(root).args(["--all", "--check"]))
+    let check = run(cargo("fmt").current_dir(root).args(["--all", "--check", "--", "--files-with-diff"]));
+    check.context("these files are not formatted: run cargo fmt --all")
 }
 
 fn clippy(root: &Path) -> Result<()> {

@@ -37,7 +37,7 @@ fn chore(args: &[String]) -> Result<()> {
         bail!("which chore? build, lint, test, bpf, fuzz, bench or demo");
     };
     match name.as_str() {
-        "lint" => lint::run_all(),
+        "lint" => lint::run_checks(rest),
         "build" => release::build(&tree::root()?),
         "test" => test::run_all(rest),
         "bpf" => object::rebuild(),

@@ -65,7 +65,9 @@ fn strip(from: &Path, to: &Path) -> Result<PathBuf> {
 
 /// `cargo fmt --check` of the kernel crate: it is outside the workspace.
 pub fn check_format(root: &Path) -> Result<()> {
-    run(crate::run::cargo("fmt").current_dir(super::crate_dir(root)).arg("--check"))
+    let mut cargo = crate::run::cargo("fmt");
+    let check = run(cargo.current_dir(super::crate_dir(root)).args(["--check", "--", "--files-with-diff"]));
+    check.context("these files are not formatted: run cargo fmt in ebpf/")
 }
 
 /// Clippy for the kernel's target.
