@@ -8,18 +8,18 @@ use villus_labels::Selector;
 
 use crate::Origin;
 
-/// What one selector of one element of a rule costs.
+/// What one element of a rule costs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Cost {
     /// The element.
     pub origin: Origin,
-    /// The selector; none where the element means everybody.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub selector: Option<Selector>,
-    /// How many identities it selects.
-    pub identities: usize,
-    /// How many entries that makes.
+    /// How many entries it asks for.
     pub entries: usize,
+    /// How many identities its selectors select, one selected twice counted twice; everybody is one.
+    pub identities: usize,
+    /// The selector of it that selects most; none where the element means everybody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub costliest: Option<Selector>,
 }
 
 /// A policy that does not fit its map. What was in force before should stay in force.
@@ -39,7 +39,7 @@ impl Overflow {
 
     pub(crate) fn new(max_entries: usize, mut costs: Vec<Cost>) -> Self {
         let asked = costs.iter().map(|cost| cost.entries).sum();
-        costs.sort_by(|a, b| (b.entries, &a.origin, &a.selector).cmp(&(a.entries, &b.origin, &b.selector)));
+        costs.sort_by(|a, b| (b.entries, &a.origin).cmp(&(a.entries, &b.origin)));
         costs.truncate(Self::NAMED);
         Self { max_entries, asked, costs }
     }
@@ -52,9 +52,11 @@ impl fmt::Display for Overflow {
             "the policy asks for {} map entries where {} fit; narrow a selector or raise bpf-policy-map-max. Costliest:",
             self.asked, self.max_entries
         )?;
-        for Cost { origin, selector, identities, entries } in self.costs.iter().take(3) {
-            let selector = selector.as_ref().map_or_else(|| "everybody".to_owned(), ToString::to_string);
-            write!(f, " {origin}: {selector}, {identities} identities, {entries} entries;")?;
+        for (i, Cost { origin, entries, identities, costliest }) in self.costs.iter().take(3).enumerate() {
+            let selector =
+                costliest.as_ref().map_or_else(|| "everybody".to_owned(), |s| format!("most of it `{s}`"));
+            let comma = if i == 0 { "" } else { ";" };
+            write!(f, "{comma} {origin}: {entries} entries, {identities} identities, {selector}")?;
         }
         Ok(())
     }

@@ -331,21 +331,22 @@ impl Repository {
     }
 
     fn overflow(&self, subject: &Labels, max_entries: usize) -> Overflow {
-        let mut costs = Vec::new();
-        for clause in self.rules_of(subject).flat_map(|rule| &rule.clauses) {
-            let keys: usize = clause.ports.iter().map(|ports| ports.key_count()).sum();
-            let mut cost = |selector: Option<&Selector>, identities: usize| {
-                let (origin, selector) = (clause.origin.clone(), selector.cloned());
-                costs.push(Cost { origin, selector, identities, entries: identities * keys });
-            };
-            match &clause.peers {
-                Peers::Any => cost(None, 1),
-                Peers::Selected(selectors) => {
-                    selectors.iter().for_each(|s| cost(Some(s), self.selectors.identities_of(s).len()));
-                }
-            }
-        }
+        let clauses = self.rules_of(subject).flat_map(|rule| &rule.clauses);
+        let costs = clauses.map(|clause| self.cost(clause)).collect();
         Overflow::new(max_entries, costs)
+    }
+
+    fn cost(&self, clause: &Clause) -> Cost {
+        let keys: usize = clause.ports.iter().map(|ports| ports.key_count()).sum();
+        let count = |selector: &Selector| self.selectors.identities_of(selector).len();
+        let (identities, costliest) = match &clause.peers {
+            Peers::Any => (1, None),
+            Peers::Selected(selectors) => (
+                selectors.iter().map(count).sum(),
+                selectors.iter().max_by_key(|selector| count(selector)).cloned(),
+            ),
+        };
+        Cost { origin: clause.origin.clone(), entries: identities * keys, identities, costliest }
     }
 }
 
