@@ -130,7 +130,9 @@ fn why_unfit(
             link.name
         )));
     }
-    if let Some(kind @ ("bridge" | "bond" | "team" | "vrf" | "vlan" | "vxlan" | "geneve")) = link.kind.as_deref() {
+    if let Some(kind @ ("bridge" | "bond" | "team" | "vrf" | "vlan" | "vxlan" | "geneve")) =
+        link.kind.as_deref()
+    {
         return Ok(Some(format!("it is a {kind}, not the device of one workload")));
     }
     if !link.up {

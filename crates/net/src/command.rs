@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 use crate::error::NetError;
 
 /// Daemons often have no `sbin` in their search path.
-const DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const DIRECTORIES: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// The full path of a command, if it is installed.
 pub(crate) fn find(command: &str) -> Option<String> {
@@ -16,7 +17,12 @@ pub(crate) fn find(command: &str) -> Option<String> {
 }
 
 /// Runs a command in the calling thread's namespace and gives it `input` to read.
-pub(crate) fn run(path: &str, arguments: &[&str], input: &str, fix: &'static str) -> Result<String, NetError> {
+pub(crate) fn run(
+    path: &str,
+    arguments: &[&str],
+    input: &str,
+    fix: &'static str,
+) -> Result<String, NetError> {
     let failed = |status: String, stderr: String| NetError::Command {
         command: format!("{path} {}", arguments.join(" ")).trim_end().to_owned(),
         status,

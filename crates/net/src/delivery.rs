@@ -22,7 +22,11 @@ impl Delivery {
     /// How this device can be delivered to, as it is now.
     pub fn of(link: &Link) -> Self {
         // The carrier of a veth says that both ends are up.
-        if link.is_veth_to_other_netns() && link.up && link.carrier { Delivery::Peer } else { Delivery::Device }
+        if link.is_veth_to_other_netns() && link.up && link.carrier {
+            Delivery::Peer
+        } else {
+            Delivery::Device
+        }
     }
 }
 

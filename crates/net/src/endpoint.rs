@@ -110,7 +110,9 @@ pub fn create_endpoint_link<E: std::fmt::Display>(
     };
     match undo(spec, &mut host, created) {
         Ok(()) => Err(cause),
-        Err(leftover) => Err(NetError::NotUndone { cause: Box::new(cause), leftover: Errors(vec![leftover]) }),
+        Err(leftover) => {
+            Err(NetError::NotUndone { cause: Box::new(cause), leftover: Errors(vec![leftover]) })
+        }
     }
 }
 
@@ -179,7 +181,10 @@ impl EndpointLinkSpec<'_> {
             return invalid("mtu", format!("{} is not between {LEAST_MTU} and 65535", self.mtu));
         }
         if let Some(mtu) = self.route_mtu.filter(|mtu| !(LEAST_MTU..=self.mtu).contains(mtu)) {
-            return invalid("route mtu", format!("{mtu} is not between {LEAST_MTU} and the device's {}", self.mtu));
+            return invalid(
+                "route mtu",
+                format!("{mtu} is not between {LEAST_MTU} and the device's {}", self.mtu),
+            );
         }
         self.check_addresses()?;
         if Netns::current()?.id() == self.netns.id() {
@@ -192,7 +197,9 @@ impl EndpointLinkSpec<'_> {
         let invalid = |reason: String| Err(NetError::Invalid { field: "addresses", reason });
         for (n, address) in self.addresses.iter().enumerate() {
             let unfit = match address {
-                IpAddr::V4(v4) => v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast() || v4.is_loopback(),
+                IpAddr::V4(v4) => {
+                    v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast() || v4.is_loopback()
+                }
                 IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast() || v6.is_loopback(),
             };
             if unfit {
@@ -229,7 +236,8 @@ fn finish<E: std::fmt::Display>(
     created: &mut bool,
     prepare: impl FnOnce(&EndpointLink) -> Result<(), E>,
 ) -> Result<EndpointLink, NetError> {
-    let (container, mut inside) = spec.netns.run(|| container_side(spec, existing.as_ref(), host, created))??;
+    let (container, mut inside) =
+        spec.netns.run(|| container_side(spec, existing.as_ref(), host, created))??;
     let found = host.link_by_name(spec.host_name)?.ok_or_else(|| NetError::NoDevice {
         device: spec.host_name.to_owned(),
         namespace: "the node's namespace".into(),
@@ -308,7 +316,11 @@ fn create_pair(spec: &EndpointLinkSpec<'_>, host: &mut Rtnl) -> Result<(), NetEr
     })
 }
 
-fn configure_container(spec: &EndpointLinkSpec<'_>, device: &Link, inside: &mut Rtnl) -> Result<(), NetError> {
+fn configure_container(
+    spec: &EndpointLinkSpec<'_>,
+    device: &Link,
+    inside: &mut Rtnl,
+) -> Result<(), NetError> {
     container_parameters(spec)?;
     inside.change_link(
         device.index,
@@ -390,7 +402,10 @@ fn taken(link: &Link, namespace: &str) -> NetError {
     };
     let fix = match owner_of(link) {
         Some(_) => "delete that endpoint first, or choose another name".into(),
-        None => format!("remove it with `ip link delete {}` if nobody needs it, or choose another name", link.name),
+        None => format!(
+            "remove it with `ip link delete {}` if nobody needs it, or choose another name",
+            link.name
+        ),
     };
     NetError::NameTaken { device: link.name.clone(), namespace: namespace.to_owned(), whose, fix }
 }

@@ -30,7 +30,9 @@ pub enum NetError {
         kernel: Option<String>,
     },
     /// A netlink answer could not be understood.
-    #[error("cannot {action}: the kernel's answer was not understood: {reason}; please report it with `uname -r`")]
+    #[error(
+        "cannot {action}: the kernel's answer was not understood: {reason}; please report it with `uname -r`"
+    )]
     Answer {
         /// What was tried.
         action: String,
@@ -66,7 +68,9 @@ pub enum NetError {
         reason: String,
     },
     /// A route that is not ours is where ours must go.
-    #[error("a route to {destination} exists already ({existing}); remove it or take the address out of the pool")]
+    #[error(
+        "a route to {destination} exists already ({existing}); remove it or take the address out of the pool"
+    )]
     ForeignRoute {
         /// The destination prefix.
         destination: String,

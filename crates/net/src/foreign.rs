@@ -155,7 +155,8 @@ fn nft_drop(
     if blocked.is_empty() {
         return None;
     }
-    let what = if chain.drops { "policy drop for all that is forwarded" } else { "a rule that drops the rest" };
+    let what =
+        if chain.drops { "policy drop for all that is forwarded" } else { "a rule that drops the rest" };
     let whose = if docker { ", set by docker" } else { "" };
     let mend = if chain.is_of_iptables() {
         let command = if chain.family == "ip" { "iptables" } else { "ip6tables" };

@@ -188,7 +188,9 @@ impl<'a> Recorder<'a> {
         }
         // A value that we set earlier is not what was there before us.
         let before = self.journal.changes.iter().find_map(|change| match change {
-            Change::Sysctl { key: noted, old: before, ours } if *noted == key && *ours == old => Some(before.clone()),
+            Change::Sysctl { key: noted, old: before, ours } if *noted == key && *ours == old => {
+                Some(before.clone())
+            }
             _ => None,
         });
         self.note(Change::Sysctl { key: key.clone(), old: before.unwrap_or(old), ours: value.to_owned() })?;

@@ -103,8 +103,14 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "02:00", "02:00:5e:10:00:0", "02:00:5e:10:00:01:02", "0x:00:5e:10:00:01", "+2:00:5e:10:00:01"]
-        {
+        for text in [
+            "",
+            "02:00",
+            "02:00:5e:10:00:0",
+            "02:00:5e:10:00:01:02",
+            "0x:00:5e:10:00:01",
+            "+2:00:5e:10:00:01",
+        ] {
             assert_eq!(text.parse::<Mac>(), Err(InvalidMac(text.into())));
         }
     }

@@ -13,6 +13,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use crate::error::NetError;
 use crate::rtnl::{Address, Link, Route, RouteKind, decode_all, groups};
@@ -79,10 +80,14 @@ impl Monitor {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind(&SocketAddr::new(0, 0))?;
             // A smaller buffer only means more frequent resyncs.
-            let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER as i32);
-            for group in
-                [groups::LINK, groups::IPV4_IFADDR, groups::IPV6_IFADDR, groups::IPV4_ROUTE, groups::IPV6_ROUTE]
-            {
+            let _ = set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER);
+            for group in [
+                groups::LINK,
+                groups::IPV4_IFADDR,
+                groups::IPV6_IFADDR,
+                groups::IPV4_ROUTE,
+                groups::IPV6_ROUTE,
+            ] {
                 socket.add_membership(group)?;
             }
             socket.set_non_blocking(true)?;
@@ -150,8 +155,7 @@ impl Monitor {
     fn poll(&self, timeout: Option<Duration>) -> Result<(bool, bool), NetError> {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let socket = self.socket.as_fd();
-        let mut files =
-            [PollFd::new(&socket, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN)];
+        let mut files = [PollFd::new(&socket, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN)];
         match poll(&mut files, timeout.as_ref()) {
             Ok(_) => Ok((!files[0].revents().is_empty(), !files[1].revents().is_empty())),
             Err(Errno::INTR) => Ok((false, false)),

@@ -125,12 +125,14 @@ type Split = fn(&[IpNet]) -> Vec<String>;
 
 /// The IPv4 prefixes, without those that lie in others, which a set of intervals does not take.
 fn v4(prefixes: &[IpNet]) -> Vec<String> {
-    let of_family = prefixes.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+    let of_family =
+        prefixes.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
     Ipv4Net::aggregate(&of_family.collect()).iter().map(ToString::to_string).collect()
 }
 
 fn v6(prefixes: &[IpNet]) -> Vec<String> {
-    let of_family = prefixes.iter().filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
+    let of_family =
+        prefixes.iter().filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
     Ipv6Net::aggregate(&of_family.collect()).iter().map(ToString::to_string).collect()
 }
 

@@ -102,7 +102,9 @@ impl NetnsRef {
             NetnsRef::Name(name) if name.is_empty() || name.contains('/') || name == "." || name == ".." => {
                 Err(NetError::Invalid {
                     field: "netns",
-                    reason: format!("`{name}` is not the name of a namespace; give a file name in {NAMED}, or a path"),
+                    reason: format!(
+                        "`{name}` is not the name of a namespace; give a file name in {NAMED}, or a path"
+                    ),
                 })
             }
             _ => Ok(()),
@@ -184,8 +186,8 @@ fn identity(file: &File) -> io::Result<NetnsId> {
 }
 
 /// `NSFS_MAGIC` of linux/magic.h.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 fn is_namespace(file: &File) -> io::Result<bool> {
-    Ok(i64::from(rustix::fs::fstatfs(file)?.f_type) == NSFS_MAGIC)
+    Ok(rustix::fs::fstatfs(file)?.f_type == NSFS_MAGIC)
 }

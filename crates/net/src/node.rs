@@ -292,7 +292,11 @@ fn filter_per_device(host: &mut Rtnl, recorder: &mut Recorder<'_>) -> Result<(),
     recorder.set(key("all"), "0")
 }
 
-fn switch_forwarding_on(family: Family, host: &mut Rtnl, recorder: &mut Recorder<'_>) -> Result<(), NetError> {
+fn switch_forwarding_on(
+    family: Family,
+    host: &mut Rtnl,
+    recorder: &mut Recorder<'_>,
+) -> Result<(), NetError> {
     let all = Sysctl::of_device(family, "all", "forwarding");
     if all.read()? == "1" {
         return Ok(());

@@ -86,7 +86,9 @@ impl DeviceChoice {
             if !crate::rtnl::is_device_name(pattern) {
                 return Err(NetError::Invalid {
                     field: "devices",
-                    reason: format!("`{item}` cannot match any device; give names such as eth0, eth+ or !eth1"),
+                    reason: format!(
+                        "`{item}` cannot match any device; give names such as eth0, eth+ or !eth1"
+                    ),
                 });
             }
             list.push(pattern.to_owned());
@@ -142,9 +144,13 @@ impl NodeState {
     /// The address of each family by which the node should be known: the source that its best default route gives,
     /// else the first external one.
     pub fn primary_address(&self, uplinks: &Uplinks, ipv4: bool) -> Option<IpAddr> {
-        let external: Vec<_> =
-            self.node_addresses(uplinks).into_iter().filter(|a| a.external && a.ip.is_ipv4() == ipv4).collect();
-        let mut defaults: Vec<_> = self.routes.iter().filter(|r| r.is_default() && is_ipv4(r) == ipv4).collect();
+        let external: Vec<_> = self
+            .node_addresses(uplinks)
+            .into_iter()
+            .filter(|a| a.external && a.ip.is_ipv4() == ipv4)
+            .collect();
+        let mut defaults: Vec<_> =
+            self.routes.iter().filter(|r| r.is_default() && is_ipv4(r) == ipv4).collect();
         defaults.sort_by_key(|route| route.metric);
         let of_route = |route: &&Route| {
             let source = route.source.filter(|source| external.iter().any(|address| address.ip == *source));
@@ -213,7 +219,9 @@ impl NodeState {
             return Err(format!("a {kind} that does not speak Ethernet"));
         }
         match link.kind.as_deref() {
-            Some(kind @ ("vxlan" | "geneve" | "gretap" | "ip6gretap" | "erspan")) => Err(format!("a {kind} tunnel")),
+            Some(kind @ ("vxlan" | "geneve" | "gretap" | "ip6gretap" | "erspan")) => {
+                Err(format!("a {kind} tunnel"))
+            }
             _ => Ok(()),
         }
     }
@@ -277,7 +285,8 @@ mod tests {
 
     /// A server with about everything that a server can have.
     fn server() -> NodeState {
-        let part_of = |link, master, kind: &str| Link { master: Some(master), master_kind: Some(kind.into()), ..link };
+        let part_of =
+            |link, master, kind: &str| Link { master: Some(master), master_kind: Some(kind.into()), ..link };
         NodeState {
             links: vec![
                 Link { loopback: true, ethernet: false, ..device(1, "lo", None) },
@@ -318,7 +327,8 @@ mod tests {
         let found = server().uplinks(&DeviceChoice::default());
         let used: Vec<_> = found.used.iter().map(|uplink| uplink.name.as_str()).collect();
         assert_eq!(used, ["bond0", "bond0.100", "br0"]);
-        let reason = |name: &str| found.unused.iter().find(|(n, _)| n == name).map(|(_, reason)| reason.as_str());
+        let reason =
+            |name: &str| found.unused.iter().find(|(n, _)| n == name).map(|(_, reason)| reason.as_str());
         for (name, expected) in [
             ("lo", "loopback"),
             ("eth0", "part of bond bond0, which is looked at instead"),
@@ -380,7 +390,9 @@ mod tests {
         assert_eq!(external, ["192.0.2.1", "198.51.100.1"]);
         assert!(addresses.iter().any(|a| a.ip.to_string() == "10.9.0.1" && !a.external));
         assert!(addresses.iter().any(|a| a.ip.to_string() == "2001:db8::2" && !a.external));
-        assert!(!addresses.iter().any(|a| ["2001:db8::1", "192.0.2.77"].contains(&a.ip.to_string().as_str())));
+        assert!(
+            !addresses.iter().any(|a| ["2001:db8::1", "192.0.2.77"].contains(&a.ip.to_string().as_str()))
+        );
     }
 
     proptest! {

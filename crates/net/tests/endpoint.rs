@@ -58,8 +58,12 @@ fn both_sides_are_as_the_request_says() {
     assert_eq!(inside["ifindex"], link.container_index);
     assert!(inside["flags"].to_string().contains("LOWER_UP"));
     let shown = inside["addr_info"].as_array().unwrap();
-    let prefixes: Vec<_> = shown.iter().map(|a| format!("{}/{}", a["local"].as_str().unwrap(), a["prefixlen"])).collect();
-    assert!(prefixes.contains(&"10.9.0.10/32".into()) && prefixes.contains(&"fd09::10/128".into()), "{prefixes:?}");
+    let prefixes: Vec<_> =
+        shown.iter().map(|a| format!("{}/{}", a["local"].as_str().unwrap(), a["prefixlen"])).collect();
+    assert!(
+        prefixes.contains(&"10.9.0.10/32".into()) && prefixes.contains(&"fd09::10/128".into()),
+        "{prefixes:?}"
+    );
     assert!(shown.iter().all(|a| a.get("tentative").is_none()), "{shown:?}");
 
     let routes = ip(&w, "route show") + &ip(&w, "-6 route show");
@@ -79,13 +83,17 @@ fn both_sides_are_as_the_request_says() {
     let host = &s.ip_json("-d addr show dev lxcw")[0];
     assert_eq!((&host["address"], &host["mtu"]), (&spec.host_mac.to_string().into(), &1400.into()));
     assert_eq!(host["ifalias"], "villus endpoint w");
-    assert_eq!(host["inet6_addr_gen_mode"], "none");
+    assert_eq!(s.ip_json("-d link show dev lxcw")[0]["inet6_addr_gen_mode"], "none");
     assert!(host["addr_info"].as_array().unwrap().is_empty(), "{host}");
     let routes = s.ip("route show") + &s.ip("-6 route show");
     assert!(routes.contains("10.9.0.10 dev lxcw proto 118 scope link"), "{routes}");
     assert!(routes.contains("fd09::10 dev lxcw proto 118"), "{routes}");
     let neighbours = s.ip("neigh show");
-    assert_eq!(neighbours.matches(&format!("lladdr {} PERMANENT", spec.container_mac)).count(), 2, "{neighbours}");
+    assert_eq!(
+        neighbours.matches(&format!("lladdr {} PERMANENT", spec.container_mac)).count(),
+        2,
+        "{neighbours}"
+    );
     let rp_filter = s.inside(|| Sysctl::of_device(Family::Ipv4, "lxcw", "rp_filter").read().unwrap());
     assert_eq!(rp_filter, "0");
 }
@@ -97,7 +105,8 @@ fn making_it_again_changes_nothing_and_mends_what_is_missing() {
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let spec = spec("w", "lxcw", &w, &addresses);
     let first = create(&s, &spec).unwrap();
-    let (node, inside) = (s.snapshot(), ip(&w, "addr show") + &ip(&w, "route show") + &ip(&w, "-6 route show"));
+    let (node, inside) =
+        (s.snapshot(), ip(&w, "addr show") + &ip(&w, "route show") + &ip(&w, "-6 route show"));
     s.ip("route del 10.9.0.10 dev lxcw");
     s.ip("neigh del fd09::10 dev lxcw");
     ip(&w, "route del default");
@@ -165,7 +174,10 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
     // The caller's own step.
     let failing = |link: &EndpointLink| {
         assert!(s.ip("link show dev lxcw").contains(&link.host_mac.to_string()));
-        assert!(!s.ip("link show dev lxcw").contains("LOWER_UP"), "no packet may pass before the caller is ready");
+        assert!(
+            !s.ip("link show dev lxcw").contains("LOWER_UP"),
+            "no packet may pass before the caller is ready"
+        );
         Err("no program")
     };
     let error = s.inside(|| create_endpoint_link(&spec("w", "lxcw", &w, &addresses), failing)).unwrap_err();
@@ -203,7 +215,10 @@ fn names_in_use_are_refused_with_their_owner() {
     assert!(error.contains("eth0 already exists in vnet"), "{error}");
     s.ip("link add lxcb type bridge");
     let error = create(&s, &spec("b", "lxcb", &b, &addresses)).unwrap_err().to_string();
-    assert!(error.contains("lxcb already exists in the node and is somebody else's bridge device"), "{error}");
+    assert!(
+        error.contains("lxcb already exists in the node and is somebody else's bridge device"),
+        "{error}"
+    );
     s.ip("link del lxcb");
     assert_eq!(s.snapshot(), before);
 }

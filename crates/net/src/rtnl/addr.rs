@@ -82,14 +82,15 @@ impl Rtnl {
         Ok(addresses.collect())
     }
 
-    /// Gives a device an address that is usable at once (no duplicate address detection) and brings no route to its
-    /// network along. Does nothing if the device has it.
+    /// Gives a device an address that is usable at once (no duplicate address detection). A single address (`/32`,
+    /// `/128`) brings no route along, one with a shorter prefix that to its network. Does nothing if the device has it.
     ///
     /// # Errors
     /// `EACCES` when IPv6 is switched off on the device.
     pub fn add_address(&mut self, device: u32, net: IpNet) -> Result<(), NetError> {
         let mut message = address_message(device, net);
-        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        let mut flags = AddressFlags::Nodad;
+        flags.set(AddressFlags::Noprefixroute, net.prefix_len() == net.max_prefix_len());
         message.attributes.push(AddressAttribute::Flags(flags));
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, || {
             format!("add address {net} to device {device}")

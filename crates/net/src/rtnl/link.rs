@@ -183,7 +183,11 @@ impl Rtnl {
         self.link(message, || format!("look up device {index} in namespace number {netns}"))
     }
 
-    fn link(&mut self, mut message: LinkMessage, action: impl Fn() -> String) -> Result<Option<Link>, NetError> {
+    fn link(
+        &mut self,
+        mut message: LinkMessage,
+        action: impl Fn() -> String,
+    ) -> Result<Option<Link>, NetError> {
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         match self.get(RouteNetlinkMessage::GetLink(message), action) {
             Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(Link::from_message(link))),
@@ -233,7 +237,9 @@ impl Rtnl {
             let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
             attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
         }
-        self.change(RouteNetlinkMessage::SetLink(message), 0, || format!("change device {index} ({change:?})"))
+        self.change(RouteNetlinkMessage::SetLink(message), 0, || {
+            format!("change device {index} ({change:?})")
+        })
     }
 
     /// Deletes a device; with one end of a veth pair goes the other.
@@ -256,5 +262,9 @@ pub(crate) fn is_device_name(name: &str) -> bool {
 }
 
 fn end(name: &str, mac: Mac, mtu: u32) -> Vec<LinkAttribute> {
-    vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(mtu)]
+    vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Address(mac.0.to_vec()),
+        LinkAttribute::Mtu(mtu),
+    ]
 }

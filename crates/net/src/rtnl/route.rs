@@ -236,7 +236,9 @@ impl Rtnl {
             message.attributes.push(RouteAttribute::Table(MAIN));
             let answers = match self.dump(&RouteNetlinkMessage::GetRoute(message), || "list routes".into()) {
                 // The family is not compiled in or switched off at boot.
-                Err(error) if error.errno() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => continue,
+                Err(error) if error.errno() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
+                    continue;
+                }
                 answers => answers?,
             };
             routes.extend(answers.into_iter().filter_map(|answer| match answer {

@@ -22,7 +22,6 @@ const RECEIVE_BYTES: usize = 128 * 1024;
 /// Multicast groups of linux/rtnetlink.h.
 pub(crate) mod groups {
     pub const LINK: u32 = 1;
-    pub const NEIGH: u32 = 3;
     pub const IPV4_IFADDR: u32 = 5;
     pub const IPV4_ROUTE: u32 = 7;
     pub const IPV6_IFADDR: u32 = 9;
@@ -163,7 +162,10 @@ impl Rtnl {
         })
         .map_err(|source| failed(&action(), source, None))?;
         if length > self.buffer.len() {
-            return Err(NetError::Answer { action: action(), reason: format!("{length} bytes in one answer") });
+            return Err(NetError::Answer {
+                action: action(),
+                reason: format!("{length} bytes in one answer"),
+            });
         }
         let answers = decode_all(&self.buffer);
         Ok(answers.filter(|answer| answer.header.sequence_number == self.sequence).collect())

@@ -24,13 +24,19 @@ impl Sandbox {
     pub fn new() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
-        assert!(uid.split_whitespace().nth(1) == Some("0"), "this test makes network namespaces: run it as root");
+        assert!(
+            uid.split_whitespace().nth(1) == Some("0"),
+            "this test makes network namespaces: run it as root"
+        );
         let prefix = format!("vnet{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let names = vec![format!("{prefix}-node")];
         run("ip", &["netns", "add", &names[0]]);
         let node = NetnsRef::Name(names[0].clone()).open().unwrap();
         let sandbox = Sandbox { prefix, names, node };
         sandbox.ip("link set lo up");
+        // What the node answers with, as its router device would hold it.
+        sandbox.ip(&format!("addr add {GATEWAY_4}/32 dev lo"));
+        sandbox.ip(&format!("addr add {GATEWAY_6}/128 dev lo nodad"));
         sandbox
     }
 
@@ -70,12 +76,20 @@ impl Sandbox {
         let parts = ["-o link", "-o addr", "route", "-6 route", "neigh"].map(|what| {
             let text = self.ip(&format!("{what} show"));
             // What comes and goes by itself.
-            let lines = text.lines().filter(|l| !l.contains("STALE") && !l.contains("FAILED") && !l.contains("REACHABLE"));
+            let lines = text
+                .lines()
+                .filter(|l| !l.contains("STALE") && !l.contains("FAILED") && !l.contains("REACHABLE"));
             lines.map(|line| line.split(" valid_lft").next().unwrap().trim()).collect::<Vec<_>>().join("\n")
         });
         let sysctls = self.inside(|| {
-            run_output("sh", &["-c", "cd /proc/sys/net; grep -r . ipv4/ip_forward ipv?/conf/*/forwarding \
-                ipv4/conf/*/rp_filter ipv6/conf/*/accept_ra"])
+            run_output(
+                "sh",
+                &[
+                    "-c",
+                    "cd /proc/sys/net; grep -r . ipv4/ip_forward ipv?/conf/*/forwarding \
+                ipv4/conf/*/rp_filter ipv6/conf/*/accept_ra",
+                ],
+            )
         });
         let nft = self.inside(|| run_output("nft", &["list", "ruleset"]));
         format!("{}\n{sysctls}\n{nft}", parts.join("\n--\n"))
@@ -98,7 +112,8 @@ pub fn ip(netns: &Netns, arguments: &str) -> String {
 /// `ip -j` in a namespace.
 pub fn ip_json(netns: &Netns, arguments: &str) -> Vec<Value> {
     let text = ip(netns, &format!("-j {arguments}"));
-    let rows: Vec<Value> = if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() };
+    let rows: Vec<Value> =
+        if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() };
     rows.into_iter().filter(|row| row.as_object().is_some_and(|row| !row.is_empty())).collect()
 }
 
@@ -156,7 +171,12 @@ pub const GATEWAY_4: &str = "10.9.0.1";
 pub const GATEWAY_6: &str = "fd09::1";
 
 /// An endpoint's link with the usual values.
-pub fn spec<'a>(owner: &'a str, host_name: &'a str, netns: &'a Netns, addresses: &'a [IpAddr]) -> EndpointLinkSpec<'a> {
+pub fn spec<'a>(
+    owner: &'a str,
+    host_name: &'a str,
+    netns: &'a Netns,
+    addresses: &'a [IpAddr],
+) -> EndpointLinkSpec<'a> {
     EndpointLinkSpec {
         owner,
         host_name,
