@@ -9,6 +9,7 @@ mod error;
 mod filter;
 mod identity;
 mod label;
+mod requirement;
 mod selector;
 mod set;
 mod text;
@@ -18,7 +19,8 @@ pub use error::LabelError;
 pub use filter::{FilterError, FilterRule, LabelFilter};
 pub use identity::{IdentityError, MaxConnectedClusters, NumericIdentity, Scope};
 pub use label::{KNOWN_SOURCES, Label, source};
-pub use selector::{KeySource, Operator, Requirement, Selector, SelectorError, SelectorKey};
+pub use requirement::{KeySource, Operator, Requirement, SelectorError, SelectorKey};
+pub use selector::Selector;
 pub use set::Labels;
 pub use text::nearest;
 

@@ -13,13 +13,15 @@ use crate::{
 
 const API_VERSION: &str = "cilium.io/v2";
 const DEFAULT_NAMESPACE: &str = "default";
+/// Most problems that are listed for one file.
+const MAX_PROBLEMS: usize = 100;
 
 /// Reads a file of policies: YAML or JSON, any number of documents, lists of objects included.
 ///
 /// `file` names the source in errors and becomes the origin of the policies.
 ///
 /// # Errors
-/// One bad object refuses the file: then nothing of it is returned but everything that is wrong with it.
+/// One bad object refuses the file: then nothing of it is returned but what is wrong with it, up to 100 problems.
 pub fn parse(file: &str, text: &str) -> Result<ParsedFile, Refused> {
     let documents = read_documents(text).map_err(|error| {
         let (object, path, kind) = (None, String::new(), ProblemKind::Syntax);
@@ -54,6 +56,10 @@ pub fn parse(file: &str, text: &str) -> Result<ParsedFile, Refused> {
         }
         problems.append(&mut reader.problems);
         parsed.warnings.append(&mut reader.warnings);
+        if problems.len() > MAX_PROBLEMS {
+            problems.truncate(MAX_PROBLEMS);
+            break;
+        }
     }
     if problems.is_empty() { Ok(parsed) } else { Err(Refused { problems }) }
 }

@@ -69,9 +69,10 @@ pub(crate) fn port_matches(transport: Transport) -> impl Iterator<Item = PortMat
             (if v6 { &[proto::ICMPV6] } else { &[proto::ICMP] }, port, port)
         }
         Transport::Ports { protocol, first, last } => {
-            // All ports are one key, not sixteen blocks.
+            let protos = protocol_numbers(protocol, first == 0);
+            // All ports of a protocol are one key, not sixteen blocks.
             let (first, last) = if first <= 1 && last == u16::MAX { (0, 0) } else { (first, last) };
-            (protocol_numbers(protocol, first == 0), first, last)
+            (protos, first, last)
         }
     };
     protos.iter().map(move |proto| PortMatch { proto: *proto, first, last })
@@ -122,6 +123,7 @@ mod tests {
         assert_eq!(of(Protocol::Any, 53, 53).iter().map(|m| m.proto).collect::<Vec<_>>(), [6, 17, 132]);
         assert_eq!(of(Protocol::Tcp, 0, 0), [PortMatch { proto: 6, first: 0, last: 0 }]);
         assert_eq!(of(Protocol::Tcp, 1, 65535), [PortMatch { proto: 6, first: 0, last: 0 }]);
+        assert_eq!(of(Protocol::Any, 1, 65535).iter().map(|m| m.proto).collect::<Vec<_>>(), [6, 17, 132]);
         assert_eq!(
             port_matches(Transport::Icmp { v6: false, kind: 0 }).collect::<Vec<_>>(),
             [PortMatch { proto: 1, first: 256, last: 256 }]

@@ -32,6 +32,9 @@ struct Installed {
     rules: Vec<ResolvedRule>,
 }
 
+/// Prefixes whose users were counted, and whether they had any before.
+type Touched = BTreeMap<IpNet, bool>;
+
 /// What a change of policies did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicyChange {
@@ -110,9 +113,10 @@ impl Repository {
 
     fn change(&mut self, removed: Vec<ObjectKey>, policies: Vec<Policy>) -> PolicyChange {
         let mut change = PolicyChange::default();
-        let before: BTreeSet<IpNet> = self.prefixes.keys().copied().collect();
+        let mut touched = Touched::new();
         for key in removed {
-            if let Some(old) = self.uninstall(&key) {
+            if let Some(old) = self.installed.remove(&key) {
+                self.count(&old.rules, false, &mut touched);
                 change.subjects.extend(old.rules.into_iter().map(|rule| rule.subject));
                 change.removed.push(key);
             }
@@ -123,12 +127,12 @@ impl Repository {
             }
             // The new one first, so that selectors both use keep their selection.
             let rules = resolve(&policy, &self.settings);
-            self.count(&rules, true);
+            self.count(&rules, true, &mut touched);
             change.subjects.extend(rules.iter().map(|rule| rule.subject.clone()));
             change.updated.push(policy.key.clone());
             let installed = Installed { policy: Arc::new(policy), rules };
             if let Some(old) = self.installed.insert(installed.policy.key.clone(), installed) {
-                self.count(&old.rules, false);
+                self.count(&old.rules, false, &mut touched);
                 change.subjects.extend(old.rules.into_iter().map(|rule| rule.subject));
             }
         }
@@ -138,20 +142,18 @@ impl Repository {
         change.subjects.sort_unstable();
         change.subjects.dedup();
         change.revision = self.revision;
-        let after: BTreeSet<IpNet> = self.prefixes.keys().copied().collect();
-        change.new_prefixes = after.difference(&before).copied().collect();
-        change.gone_prefixes = before.difference(&after).copied().collect();
+        for (prefix, was_used) in touched {
+            match (was_used, self.prefixes.contains_key(&prefix)) {
+                (false, true) => change.new_prefixes.push(prefix),
+                (true, false) => change.gone_prefixes.push(prefix),
+                _ => {}
+            }
+        }
         change
     }
 
-    fn uninstall(&mut self, key: &ObjectKey) -> Option<Installed> {
-        let old = self.installed.remove(key)?;
-        self.count(&old.rules, false);
-        Some(old)
-    }
-
     /// Counts or uncounts the selectors and prefixes of rules.
-    fn count(&mut self, rules: &[ResolvedRule], add: bool) {
+    fn count(&mut self, rules: &[ResolvedRule], add: bool, touched: &mut Touched) {
         for rule in rules {
             for selector in rule.clauses.iter().flat_map(peer_selectors) {
                 if add {
@@ -161,6 +163,7 @@ impl Repository {
                 }
             }
             for prefix in &rule.prefixes {
+                touched.entry(*prefix).or_insert_with(|| self.prefixes.contains_key(prefix));
                 let users = self.prefixes.entry(*prefix).or_default();
                 *users = if add { *users + 1 } else { users.saturating_sub(1) };
                 if *users == 0 {
@@ -178,8 +181,9 @@ impl Repository {
         self.settings = settings;
         for (key, mut installed) in std::mem::take(&mut self.installed) {
             let rules = resolve(&installed.policy, &self.settings);
-            self.count(&rules, true);
-            self.count(&installed.rules, false);
+            let mut touched = Touched::new();
+            self.count(&rules, true, &mut touched);
+            self.count(&installed.rules, false, &mut touched);
             installed.rules = rules;
             self.installed.insert(key, installed);
         }

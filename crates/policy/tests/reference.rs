@@ -155,14 +155,14 @@ fn transport_is_meant(element: &Element, flow: Flow) -> bool {
         Transport::Ports { protocol, first, last } => {
             let all = *last == 0;
             let proto = match protocol {
-                Protocol::Any => all || [6, 17, 132].contains(&flow.proto) || (*first == 1 && *last == 65535),
+                Protocol::Any => all || [6, 17, 132].contains(&flow.proto),
                 Protocol::Tcp => flow.proto == 6,
                 Protocol::Udp => flow.proto == 17,
                 Protocol::Sctp => flow.proto == 132,
                 Protocol::Icmp => flow.proto == 1,
                 Protocol::Icmpv6 => flow.proto == 58,
             };
-            proto && (all || (*first == 1 && *last == 65535) || (*first..=*last).contains(&flow.port))
+            proto && (all || (*first..=*last).contains(&flow.port))
         }
     })
 }
@@ -289,7 +289,7 @@ fn any_transport() -> impl Strategy<Value = Option<(&'static str, Value)>> {
         4 => (select(vec![53u16, 80, 443, 8080]), protocol()).prop_map(|(port, protocol)| json!({"port": port.to_string(), "protocol": protocol})),
         1 => protocol().prop_map(|protocol| json!({"protocol": protocol})),
         1 => select(vec!["ICMP", "ICMPv6"]).prop_map(|protocol| json!({"protocol": protocol})),
-        2 => (select(vec![(50u16, 60u16), (80, 81), (8000, 8999), (1024, 65535), (1, 65535), (1, 1023)]), select(vec!["TCP", "UDP"]))
+        2 => (select(vec![(50u16, 60u16), (80, 81), (8000, 8999), (1024, 65535), (1, 65535), (1, 1023)]), select(vec!["TCP", "UDP", "ANY"]))
             .prop_map(|((port, end), protocol)| json!({"port": port.to_string(), "endPort": end, "protocol": protocol})),
     ];
     let types =
