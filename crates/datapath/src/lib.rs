@@ -5,21 +5,29 @@
 #![deny(unsafe_code)]
 
 mod cilium;
+mod cleanup;
 mod error;
+mod events;
 mod features;
+mod flows;
 mod links;
 mod map;
 mod maps;
 mod object;
 mod pins;
 mod policy;
+mod resize;
+mod snapshot;
 #[allow(unsafe_code, reason = "bpf(2); every block says why it is sound")]
 pub mod sys;
 pub mod tc;
 
 pub use cilium::refuse_cilium;
+pub use cleanup::{Cleaned, DatapathCleanup};
 pub use error::{Error, Result};
+pub use events::EventRing;
 pub use features::{Feature, Features};
+pub use flows::{Cleared, FlowKey, Flows, is_expired, now};
 pub use links::{AttachMode, Attached, Attachment, Hook, Links};
 pub use map::{Map, PerCpuMap};
 pub use maps::{Maps, Sizes};
@@ -30,4 +38,6 @@ pub use policy::{
     Applied, Differences, Entries, PolicyMap, PolicyMaps, PolicyView, ROOM, ShapeSink, Shapes, Step,
     hand_insert, hand_remove, policy_endpoints, same_decision, view_policy,
 };
+pub use resize::{OldFlows, Resized, resize};
+pub use snapshot::{Snapshot, metrics};
 pub use sys::{SkbContext, TestRun};

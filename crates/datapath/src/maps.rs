@@ -12,7 +12,7 @@ use crate::{
     sys::{Kind, MapSpec, NO_PREALLOC, RawMap},
 };
 
-/// How many entries the maps have. What is pinned keeps its size; see [`crate::Flows::resize`].
+/// How many entries the maps have. What is pinned keeps its size; see [`crate::resize`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
     /// Endpoint slots.
@@ -76,6 +76,8 @@ pub(crate) struct Known {
     pub value: usize,
     pub flags: u32,
     pub entries: fn(&Sizes) -> u32,
+    /// The option that sets its size.
+    pub option: &'static str,
 }
 
 impl Known {
@@ -92,7 +94,7 @@ impl Known {
 }
 
 macro_rules! known {
-    ($($symbol:ident: $pin:ident $kind:ident $key:ty => $value:ty, $flags:expr, $entries:expr;)+) => {
+    ($($symbol:ident: $pin:ident $kind:ident $key:ty => $value:ty, $flags:expr, $entries:expr, $option:expr;)+) => {
         [$(Known {
             symbol: stringify!($symbol),
             pin: names::$pin,
@@ -101,27 +103,28 @@ macro_rules! known {
             value: size_of::<$value>(),
             flags: $flags,
             entries: $entries,
+            option: $option,
         }),+]
     };
 }
 
 /// Every pinned map of the kernel object.
 pub(crate) const KNOWN: [Known; 15] = known! {
-    ENDPOINTS: ENDPOINTS Array u32 => Endpoint, 0, |s| s.endpoints;
-    DEVICES: DEVICES Hash u32 => u32, NO_PREALLOC, |s| s.endpoints.saturating_mul(2);
-    ADDRS4: ADDRS4 Hash u32 => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4);
-    ADDRS6: ADDRS6 Hash [u8; 16] => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4);
-    POLICIES: POLICIES ArrayOfMaps u32 => u32, 0, |s| s.endpoints;
-    IPCACHE: IPCACHE LpmTrie IpcacheKey => IpcacheValue, NO_PREALLOC, |s| s.ipcache;
-    CT4_TCP: CT4_TCP LruHash FlowKey4 => Flow, 0, |s| s.ct_tcp;
-    CT4_ANY: CT4_ANY LruHash FlowKey4 => Flow, 0, |s| s.ct_any;
-    CT6_TCP: CT6_TCP LruHash FlowKey6 => Flow, 0, |s| s.ct_tcp;
-    CT6_ANY: CT6_ANY LruHash FlowKey6 => Flow, 0, |s| s.ct_any;
-    FRAGS4: FRAGS4 LruHash FragKey4 => FragPorts, 0, |s| s.frags;
-    FRAGS6: FRAGS6 LruHash FragKey6 => FragPorts, 0, |s| s.frags;
-    METRICS: METRICS PerCpuArray u32 => Metric, 0, |_| metrics::METRICS;
-    EVENTS: EVENTS RingBuf () => (), 0, |s| s.events;
-    CONFIG: CONFIG Array u32 => Config, 0, |_| 1;
+    ENDPOINTS: ENDPOINTS Array u32 => Endpoint, 0, |s| s.endpoints, "endpoint-max";
+    DEVICES: DEVICES Hash u32 => u32, NO_PREALLOC, |s| s.endpoints.saturating_mul(2), "endpoint-max";
+    ADDRS4: ADDRS4 Hash u32 => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4), "endpoint-max";
+    ADDRS6: ADDRS6 Hash [u8; 16] => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4), "endpoint-max";
+    POLICIES: POLICIES ArrayOfMaps u32 => u32, 0, |s| s.endpoints, "endpoint-max";
+    IPCACHE: IPCACHE LpmTrie IpcacheKey => IpcacheValue, NO_PREALLOC, |s| s.ipcache, "its size, which is built in";
+    CT4_TCP: CT4_TCP LruHash FlowKey4 => Flow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
+    CT4_ANY: CT4_ANY LruHash FlowKey4 => Flow, 0, |s| s.ct_any, "bpf-ct-global-any-max";
+    CT6_TCP: CT6_TCP LruHash FlowKey6 => Flow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
+    CT6_ANY: CT6_ANY LruHash FlowKey6 => Flow, 0, |s| s.ct_any, "bpf-ct-global-any-max";
+    FRAGS4: FRAGS4 LruHash FragKey4 => FragPorts, 0, |s| s.frags, "bpf-fragments-map-max";
+    FRAGS6: FRAGS6 LruHash FragKey6 => FragPorts, 0, |s| s.frags, "bpf-fragments-map-max";
+    METRICS: METRICS PerCpuArray u32 => Metric, 0, |_| metrics::METRICS, "its size, which is built in";
+    EVENTS: EVENTS RingBuf () => (), 0, |s| s.events, "its size, which is built in";
+    CONFIG: CONFIG Array u32 => Config, 0, |_| 1, "its size, which is built in";
 };
 
 /// Entries of a policy map that nothing has been written to.
@@ -192,6 +195,31 @@ impl Maps {
                 .ok_or_else(missing)
                 .on("open", pins.path(known.pin).display().to_string())
         })
+    }
+
+    /// Bytes of kernel memory of each map, by its pin.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn memory(&self) -> Result<Vec<(&'static str, u64)>> {
+        let all: [(&'static str, &RawMap); KNOWN.len()] = [
+            (names::ENDPOINTS, self.endpoints.raw()),
+            (names::DEVICES, self.devices.raw()),
+            (names::ADDRS4, self.addrs4.raw()),
+            (names::ADDRS6, self.addrs6.raw()),
+            (names::POLICIES, self.policies.raw()),
+            (names::IPCACHE, self.ipcache.raw()),
+            (names::CT4_TCP, self.ct4_tcp.raw()),
+            (names::CT4_ANY, self.ct4_any.raw()),
+            (names::CT6_TCP, self.ct6_tcp.raw()),
+            (names::CT6_ANY, self.ct6_any.raw()),
+            (names::FRAGS4, self.frags4.raw()),
+            (names::FRAGS6, self.frags6.raw()),
+            (names::METRICS, self.metrics.raw()),
+            (names::EVENTS, &self.events),
+            (names::CONFIG, self.config.raw()),
+        ];
+        all.into_iter().map(|(pin, map)| Ok((pin, map.memory().on("account", pin)?))).collect()
     }
 
     fn assemble(mut open: impl FnMut(&Known) -> Result<RawMap>) -> Result<Self> {

@@ -11,7 +11,7 @@ use crate::{
     error::{Context, Error, Result},
     maps::{KNOWN, Maps},
     pins::Pins,
-    sys::{self, ProgInfo, SkbContext, TestRun},
+    sys::{self, ProgInfo, RawMap, SkbContext, TestRun},
 };
 
 /// The object that this crate was built with; aligned as the loader wants it.
@@ -64,6 +64,20 @@ impl Program {
     /// [`Error::Kernel`].
     pub fn test_runs(&self, packet: &[u8], context: &SkbContext, repeat: u32) -> Result<TestRun> {
         sys::test_run(self.as_fd(), packet, context, repeat).on("test-run", self.name)
+    }
+
+    /// A map of this program by its symbol (15 characters of it); for those that are pinned nowhere.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn map(&self, symbol: &str) -> Result<Option<RawMap>> {
+        for &id in &self.info.maps {
+            let map = sys::map_by_id(id).on("open a map of program", self.name)?;
+            if map.info().name == symbol.get(..15).unwrap_or(symbol) {
+                return Ok(Some(map));
+            }
+        }
+        Ok(None)
     }
 
     /// Asks the kernel again: run time and number of runs go on.

@@ -1,0 +1,217 @@
+//! Maps of another size or layout: a new map takes the pin, and the programs get it when they are loaded
+//! anew.
+//!
+//! Until then the old programs go on with the old maps, which they keep alive, and make flows there. So the flows are
+//! copied twice: before the programs are replaced, and once more, what has come since, right after.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use villus_abi::{Bytes, Flow, FlowKey4, FlowKey6, from_bytes, time::Tick};
+
+use crate::{
+    error::{Context, Error, Result},
+    flows::is_expired,
+    links::Links,
+    map::{Map, scan},
+    maps::{KNOWN, Known, Maps, POLICY_START, Sizes, policy_spec},
+    pins::Pins,
+    sys::{self, Kind, RawMap},
+};
+
+/// A map that was replaced by one of another size.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resized {
+    /// Its pin.
+    pub pin: &'static str,
+    /// Entries (bytes of the event ring) before.
+    pub from: u32,
+    /// And now.
+    pub to: u32,
+    /// Elements that were copied.
+    pub copied: usize,
+}
+
+/// Gives the pinned maps the sizes wanted; those that have them are not touched. To be done before [`Maps::open`],
+/// and the programs loaded anew after it. A crash at any point leaves either the old map or the new one under the pin.
+///
+/// # Errors
+/// [`Error::Full`] when what must be kept does not fit, and that map stays as it is; [`Error::Foreign`];
+/// [`Error::Kernel`].
+pub fn resize(pins: &Pins, sizes: &Sizes, now: Tick) -> Result<Vec<Resized>> {
+    let _lock = pins.lock()?;
+    let mut resized = Vec::new();
+    for known in &KNOWN {
+        let spec = known.spec(sizes);
+        let Some(old) = pins.map_like(known.pin, &spec)? else { continue };
+        if old.info().entries == spec.entries {
+            continue;
+        }
+        let template = RawMap::create(&policy_spec("villus_template", POLICY_START), None)
+            .on("create map", known.pin)?;
+        let inner = (known.kind == Kind::ArrayOfMaps).then_some(&template);
+        let new = RawMap::create(&spec, inner).on("create map", known.pin)?;
+        let copied = copy(known, &old, &new, now)?;
+        pins.replace(known.pin, new.as_fd())?;
+        resized.push(Resized { pin: known.pin, from: old.info().entries, to: spec.entries, copied });
+    }
+    Ok(resized)
+}
+
+fn copy(known: &Known, old: &RawMap, new: &RawMap, now: Tick) -> Result<usize> {
+    match known.kind {
+        // What is counted or under way there is no state.
+        Kind::RingBuf | Kind::PerCpuArray => return Ok(0),
+        Kind::ArrayOfMaps => return copy_slots(known, old, new),
+        _ => {}
+    }
+    let mut elements: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let zero = vec![0; known.value];
+    let array = known.kind == Kind::Array;
+    scan(old, |key, value| {
+        // Array elements that are all zero are not in use, and flows that have expired need no room.
+        let dead = array && value == zero
+            || from_bytes::<Flow>(value).is_some_and(|flow| is_expired(flow.expires, now));
+        if !dead {
+            elements.push((key.to_vec(), value.to_vec()));
+        }
+    })
+    .on("list", known.pin)?;
+    let most = new.info().entries as usize;
+    let last = if array {
+        elements.last().and_then(|(key, _)| from_bytes::<u32>(key)).map_or(0, |i| i as usize + 1)
+    } else {
+        0
+    };
+    if known.kind == Kind::LruHash {
+        // The entries that are inserted last are evicted last.
+        elements.sort_by_key(|(_, value)| from_bytes::<Flow>(value).map_or(0, |flow| flow.expires));
+    } else if elements.len() > most || last > most {
+        return Err(full(known, elements.len().max(last), most));
+    }
+    for (key, value) in &elements {
+        new.update(key, value, sys::Update::Any).on("write", known.pin)?;
+    }
+    Ok(elements.len())
+}
+
+/// Slots are read as ids and written as descriptors, all of them in one grace period.
+fn copy_slots(known: &Known, old: &RawMap, new: &RawMap) -> Result<usize> {
+    let new: Map<u32, u32> = Map::new(new.try_clone().on("open", known.pin)?, known.pin)?;
+    let old: Map<u32, u32> = Map::new(old.try_clone().on("open", known.pin)?, known.pin)?;
+    let mut held = Vec::new();
+    for (slot, id) in old.entries()? {
+        if slot >= new.info().entries {
+            return Err(full(known, slot as usize + 1, new.info().entries as usize));
+        }
+        held.push((slot, sys::map_by_id(id).on("open a policy map of", known.pin)?));
+    }
+    let slots: Vec<(u32, u32)> =
+        held.iter().map(|(slot, map)| (*slot, map.as_fd().as_raw_fd().cast_unsigned())).collect();
+    new.insert_all(&slots)?;
+    Ok(slots.len())
+}
+
+fn full(known: &Known, wanted: usize, most: usize) -> Error {
+    Error::Full { map: known.pin.to_owned(), wanted, most, option: known.option }
+}
+
+impl<K: Bytes, V: Bytes> Map<K, V> {
+    /// Copies elements into a map that may have another layout; `convert` says how, or `None` to leave one out. What the other
+    /// map holds already stays. Says how many were copied.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn copy_to<K2: Bytes, V2: Bytes>(
+        &self,
+        to: &Map<K2, V2>,
+        mut convert: impl FnMut(&K, &V) -> Option<(K2, V2)>,
+    ) -> Result<usize> {
+        let mut copied = 0;
+        for (key, value) in self.entries()? {
+            if let Some((key, value)) = convert(&key, &value) {
+                copied += usize::from(to.insert_new(&key, &value)?);
+            }
+        }
+        Ok(copied)
+    }
+}
+
+/// Flow maps that attached programs still use though other maps have taken their pins.
+#[derive(Debug)]
+pub struct OldFlows {
+    maps: Vec<RawMap>,
+}
+
+impl OldFlows {
+    /// Looks at the programs that are attached now, before they are replaced. After a resize that was cut short this
+    /// finds the maps that are really in use.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn of_attached(links: &Links<'_>, interfaces: &[u32], maps: &Maps) -> Result<Self> {
+        let mut programs: Vec<u32> = links.list(interfaces)?.iter().map(|link| link.program).collect();
+        programs.sort_unstable();
+        programs.dedup();
+        let mut ids: Vec<u32> = Vec::new();
+        for id in programs {
+            // A program may have been replaced since it was listed.
+            let info = sys::prog_fd_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd()));
+            ids.extend(info.map(|info| info.maps).unwrap_or_default());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        let current =
+            [maps.ct4_tcp.info().id, maps.ct4_any.info().id, maps.ct6_tcp.info().id, maps.ct6_any.info().id];
+        ids.retain(|id| !current.contains(id));
+        let opened = ids.into_iter().filter_map(|id| sys::map_by_id(id).ok());
+        Ok(Self { maps: opened.filter(|map| map.info().name.starts_with("villus_ct")).collect() })
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.maps.is_empty()
+    }
+
+    /// After the programs have been replaced: copies the flows that live and that the new maps do not have; says how many.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn carry(self, maps: &Maps, now: Tick) -> Result<usize> {
+        let mut carried = 0;
+        for raw in self.maps {
+            let tcp = raw.info().name.contains("tcp");
+            let name = raw.info().name.clone();
+            if raw.key_len() == size_of::<FlowKey4>() {
+                let to = if tcp { &maps.ct4_tcp } else { &maps.ct4_any };
+                carried += carry(&Map::<FlowKey4, Flow>::new(raw, name)?, to, now)?;
+            } else if raw.key_len() == size_of::<FlowKey6>() {
+                let to = if tcp { &maps.ct6_tcp } else { &maps.ct6_any };
+                carried += carry(&Map::<FlowKey6, Flow>::new(raw, name)?, to, now)?;
+            }
+        }
+        Ok(carried)
+    }
+}
+
+fn carry<K: Bytes>(old: &Map<K, Flow>, new: &Map<K, Flow>, now: Tick) -> Result<usize> {
+    let mut carried = 0;
+    for (key, flow) in old.entries()? {
+        if is_expired(flow.expires, now) {
+            continue;
+        }
+        match new.get(&key)? {
+            None => carried += usize::from(new.insert_new(&key, &flow)?),
+            // Copied once already. Nothing has used it since it was copied: what the old map says is newer.
+            Some(copy) if packets(&copy) < packets(&flow) => {
+                carried += usize::from(new.replace(&key, &flow)?)
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(carried)
+}
+
+const fn packets(flow: &Flow) -> u64 {
+    flow.fwd_packets.wrapping_add(flow.rev_packets)
+}

@@ -1,0 +1,303 @@
+//! Flows, resizing, snapshots, events, and taking everything away again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::Arc,
+};
+
+use common::run;
+use villus_abi::{
+    Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragPorts, IpcacheKey, IpcacheValue, Local, Metric,
+    PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, policy::Direction,
+};
+use villus_datapath::{
+    AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Maps, OldFlows, Pins,
+    PolicyMaps, Program, Sizes, SkbContext, Snapshot, now, resize, sys,
+};
+
+const SIZES: Sizes =
+    Sizes { endpoints: 128, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 16 };
+
+fn key4(n: u32, proto: u8) -> FlowKey4 {
+    let lo = u32::from_ne_bytes([10, 0, (n >> 8) as u8, n as u8]);
+    let hi = u32::from_ne_bytes([10, 9, 9, 9]);
+    FlowKey4 { lo, hi, lo_port: 80_u16.to_be(), hi_port: 5000_u16.to_be(), proto, ..FlowKey4::default() }
+}
+
+fn key6(n: u32) -> FlowKey6 {
+    let mut address = [0; 16];
+    address[..2].copy_from_slice(&[0xfd, 0]);
+    address[12..].copy_from_slice(&n.to_be_bytes());
+    let words =
+        |b: [u8; 16]| std::array::from_fn(|i| u32::from_ne_bytes(b[4 * i..4 * i + 4].try_into().unwrap()));
+    FlowKey6 { lo: words(address), hi: [u32::MAX; 4], proto: 17, ..FlowKey6::default() }
+}
+
+fn alive() -> Flow {
+    Flow { expires: now() + 100, fwd_packets: 1, ..Flow::default() }
+}
+
+fn kernel(sizes: &Sizes) -> (Pins, Arc<Maps>) {
+    let pins = Pins::detached().unwrap();
+    let maps = Arc::new(Maps::open(&pins, sizes).unwrap());
+    (pins, maps)
+}
+
+#[test]
+fn flows_are_listed_and_removed() {
+    let (_pins, maps) = kernel(&SIZES);
+    let flows = Flows::new(maps.clone());
+    for n in 0..100 {
+        maps.ct4_tcp.insert(&key4(n, 6), &Flow { src_endpoint: n as u16 % 10, ..alive() }).unwrap();
+        maps.ct4_any.insert(&key4(n, 17), &alive()).unwrap();
+        maps.ct6_any.insert(&key6(n), &Flow { dst_endpoint: 3, ..alive() }).unwrap();
+    }
+    maps.frags4
+        .insert(&FragKey4 { src: key4(7, 6).lo, ..FragKey4::default() }, &FragPorts::default())
+        .unwrap();
+    assert_eq!(flows.list().unwrap().len(), 300);
+    let (key, flow) = (FlowKey::V4(key4(7, 6)), Flow { flags: FLOW_HI_OPENED, ..alive() });
+    let ends: [SocketAddr; 2] = ["10.9.9.9:5000".parse().unwrap(), "10.0.0.7:80".parse().unwrap()];
+    assert_eq!(key.ends(&flow), (ends[0], ends[1]));
+    assert_eq!(FlowKey::V6(key6(258)).lo().to_string(), "[fd00::102]:0");
+    assert!(flows.remove(&key).unwrap() && !flows.remove(&key).unwrap());
+    // 10.0.0.7 has a UDP flow left, and a memory of a fragmented datagram.
+    let addresses: [IpAddr; 2] = ["10.0.0.7".parse().unwrap(), "fd00::8".parse().unwrap()];
+    assert_eq!((flows.purge(&addresses).unwrap(), maps.frags4.count().unwrap()), (2, 0));
+    assert_eq!(flows.remove_of_endpoint(3).unwrap(), 10 + 99);
+    assert_eq!(flows.flush().unwrap(), 300 - 1 - 2 - 10 - 99);
+    assert_eq!(flows.flush().unwrap(), 0);
+}
+
+#[test]
+fn what_has_expired_is_cleared() {
+    let (_pins, maps) = kernel(&SIZES);
+    let now = now();
+    assert!(now > 0);
+    for n in 0..2000 {
+        let expires = if n % 2 == 0 { now } else { now + 1 };
+        maps.ct4_tcp.insert(&key4(n, 6), &Flow { expires, ..Flow::default() }).unwrap();
+        maps.ct6_any.insert(&key6(n), &Flow { expires, ..Flow::default() }).unwrap();
+    }
+    maps.frags4
+        .insert(&FragKey4::default(), &FragPorts { expires: now.wrapping_sub(1), ..FragPorts::default() })
+        .unwrap();
+    let cleared = Flows::new(maps.clone()).clear_expired(now).unwrap();
+    assert_eq!((cleared.alive, cleared.expired, cleared.fragments), (2000, 2000, 1));
+    assert_eq!(maps.ct4_tcp.count().unwrap(), 1000);
+}
+
+/// A program that does nothing but hold a map.
+fn holder(map: BorrowedFd<'_>) -> Program {
+    let load = 0x18 | 1 << 8 | 1 << 12 | u64::from(map.as_raw_fd().cast_unsigned()) << 32;
+    let fd = sys::prog_load_tc("from_endpoint", &[load, 0, 0xb7, 0x95]).unwrap();
+    Program::adopt("from_endpoint", fd).unwrap()
+}
+
+#[test]
+fn a_resize_keeps_every_live_flow_and_those_of_the_old_programs() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    run("ip", &["link", "add", "v0", "type", "veth", "peer", "name", "v0p"]);
+    let ifindex = run("ip", &["-o", "link", "show", "v0"]).split(':').next().unwrap().parse().unwrap();
+    let (maps, links) = (Maps::open(&pins, &SIZES).unwrap(), Links::new(&pins));
+    let attach = |maps: &Maps| {
+        let program = holder(maps.ct4_tcp.as_fd());
+        links.attach_program(&program, Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
+    };
+    attach(&maps);
+    for n in 0..1000 {
+        let expires = if n < 100 { now() } else { now() + 100 };
+        maps.ct4_tcp.insert(&key4(n, 6), &Flow { expires, ..alive() }).unwrap();
+    }
+    assert!(OldFlows::of_attached(&links, &[], &maps).unwrap().is_empty());
+    let larger = Sizes { ct_tcp: 8192, ..SIZES };
+    let resized = resize(&pins, &larger, now()).unwrap();
+    let told: Vec<_> = resized.iter().map(|r| (r.pin, r.from, r.to, r.copied)).collect();
+    assert_eq!(told, [("villus_ct4_tcp_v1", 4096, 8192, 900), ("villus_ct6_tcp_v1", 4096, 8192, 0)]);
+    assert!(resize(&pins, &larger, now()).unwrap().is_empty());
+    // Here the agent may die: the old programs go on with the old map.
+    maps.ct4_tcp.insert(&key4(5000, 6), &alive()).unwrap();
+    maps.ct4_tcp.insert(&key4(500, 6), &Flow { fwd_packets: 77, ..alive() }).unwrap();
+    drop(maps);
+    let maps = Maps::open(&pins, &larger).unwrap();
+    let old = OldFlows::of_attached(&links, &[], &maps).unwrap();
+    assert!(!old.is_empty());
+    attach(&maps);
+    assert_eq!(old.carry(&maps, now()).unwrap(), 2);
+    assert_eq!(maps.ct4_tcp.count().unwrap(), 901);
+    assert_eq!(maps.ct4_tcp.get(&key4(500, 6)).unwrap().unwrap().fwd_packets, 77);
+    // And back. 901 flows fit easily into 4096.
+    drop(maps);
+    assert_eq!(resize(&pins, &SIZES, now()).unwrap()[0].copied, 901);
+    assert_eq!(Maps::open(&pins, &SIZES).unwrap().ct4_tcp.count().unwrap(), 901);
+    assert!(links.remove_all(&[]).is_empty());
+}
+
+#[test]
+fn other_maps_grow_with_what_they_hold_and_shrink_only_if_it_fits() {
+    let (pins, maps) = kernel(&SIZES);
+    let pins = Arc::new(pins);
+    let mut agent = PolicyMaps::open(pins.clone(), maps.clone(), 1000).unwrap();
+    let wanted = [(PolicyKey::default(), PolicyEntry::ALLOW)].into();
+    agent.apply(100, &wanted, &mut &maps.endpoints).unwrap();
+    maps.endpoints.insert(&100, &Endpoint { id: 100, flags: FLAG_ACTIVE, ..Endpoint::default() }).unwrap();
+    maps.addrs4.insert(&7, &Local { slot: 100, flags: 0 }).unwrap();
+    maps.ipcache
+        .insert(&IpcacheKey::v4([10, 0, 0, 1], 32), &IpcacheValue { identity: 9, ..Default::default() })
+        .unwrap();
+    drop((agent, maps));
+    let larger = Sizes { endpoints: 256, ipcache: 2048, events: 1 << 17, ..SIZES };
+    let resized: BTreeSet<&str> = resize(&pins, &larger, now()).unwrap().iter().map(|r| r.pin).collect();
+    assert_eq!(resized.len(), 7, "{resized:?}");
+    let maps = Arc::new(Maps::open(&pins, &larger).unwrap());
+    assert_eq!(maps.endpoints.get(&100).unwrap().unwrap().id, 100);
+    assert_eq!(maps.ipcache.of_address("10.0.0.1".parse().unwrap()).unwrap().unwrap().identity, 9);
+    let agent = PolicyMaps::open(pins.clone(), maps, 1000).unwrap();
+    assert!(agent.compare(100, &wanted).unwrap().is_none());
+    drop(agent);
+    let error = resize(&pins, &Sizes { endpoints: 64, ..larger }, now()).unwrap_err();
+    assert!(matches!(error, Error::Full { wanted: 101, most: 64, .. }), "{error}");
+    assert!(error.to_string().contains("raise endpoint-max"), "{error}");
+}
+
+#[test]
+fn a_new_layout_takes_the_flows_along_and_back() {
+    let (_pins, maps) = kernel(&SIZES);
+    for n in 0..100 {
+        maps.ct4_any.insert(&key4(n, 17), &Flow { fwd_packets: u64::from(n), ..alive() }).unwrap();
+    }
+    // A layout that keeps nothing but the packets of a flow, in keys of another size.
+    let spec = sys::MapSpec { name: "v2", kind: sys::Kind::Hash, key: 8, value: 8, entries: 200, flags: 0 };
+    let v2: villus_datapath::Map<u64, u64> =
+        villus_datapath::Map::new(sys::RawMap::create(&spec, None).unwrap(), "v2").unwrap();
+    let there =
+        |key: &FlowKey4, flow: &Flow| (key.proto == 17).then_some((u64::from(key.lo), flow.fwd_packets));
+    assert_eq!(maps.ct4_any.copy_to(&v2, there).unwrap(), 100);
+    maps.ct4_any.remove_if(|_, flow| flow.fwd_packets % 2 == 0).unwrap();
+    let back = |key: &u64, packets: &u64| {
+        Some((FlowKey4 { lo: *key as u32, ..key4(0, 17) }, Flow { fwd_packets: *packets, ..alive() }))
+    };
+    assert_eq!(v2.copy_to(&maps.ct4_any, back).unwrap(), 50);
+    assert_eq!(maps.ct4_any.get(&key4(42, 17)).unwrap().unwrap().fwd_packets, 42);
+}
+
+#[test]
+fn a_snapshot_holds_everything() {
+    let (pins, maps) = kernel(&SIZES);
+    let pins = Arc::new(pins);
+    let mut agent = PolicyMaps::open(pins.clone(), maps.clone(), 1000).unwrap();
+    let key = PolicyKey::new(9, 80, 6, Direction::Egress);
+    agent.prepare(&[5, 6, 7]).unwrap();
+    agent.apply(5, &[(key, PolicyEntry::DENY)].into(), &mut &maps.endpoints).unwrap();
+    maps.endpoints
+        .insert(&5, &Endpoint { id: 5, policy: 5, flags: FLAG_ACTIVE, ..Endpoint::default() })
+        .unwrap();
+    maps.devices.insert(&11, &5).unwrap();
+    maps.addrs6.insert(&[1; 16], &Local { slot: 5, flags: 0 }).unwrap();
+    maps.config.insert(&0, &Config::default()).unwrap();
+    maps.metrics.fill(&3, &Metric { packets: 2, bytes: 100 }).unwrap();
+    maps.ct4_tcp.insert(&key4(1, 6), &alive()).unwrap();
+    maps.ct6_any.insert(&key6(1), &alive()).unwrap();
+    let snapshot = Snapshot::take(&pins, &maps).unwrap();
+    assert_eq!(snapshot.endpoints.keys().collect::<Vec<_>>(), [&5]);
+    assert!(snapshot.policies.len() == 1 && snapshot.policies[&5].entries[&key].is_deny());
+    assert_eq!((snapshot.flows4.len(), snapshot.flows6.len()), (1, 1));
+    assert_eq!((snapshot.devices[&11], snapshot.addrs6[&[1; 16]].slot), (5, 5));
+    assert_eq!(snapshot.config, Some(Config::default()));
+    assert_eq!(snapshot.metrics.len(), 1);
+    assert!(snapshot.metrics[&3].bytes.is_multiple_of(100));
+    assert!(Snapshot::without_flows(&pins, &maps).unwrap().flows4.is_empty());
+}
+
+#[test]
+fn events_come_out_of_the_ring_in_order() {
+    let (_pins, maps) = kernel(&SIZES);
+    let mut ring = EventRing::open(&maps).unwrap();
+    assert_eq!(ring.read(100, |_| panic!("an event from nowhere")), 0);
+    // *(u64 *)(fp - 8) = skb->mark; ringbuf_output(ring, fp - 8, 8, 0)
+    let fd = u64::from(maps.events.as_fd().as_raw_fd().cast_unsigned());
+    let program = [
+        0x61 | 1 << 8 | 1 << 12 | 8 << 16,
+        0x7b | 10 << 8 | 1 << 12 | 0xfff8 << 16,
+        0x18 | 1 << 8 | 1 << 12 | fd << 32,
+        0,
+        0xbf | 2 << 8 | 10 << 12,
+        0x07 | 2 << 8 | 0xffff_fff8 << 32,
+        0xb7 | 3 << 8 | 8 << 32,
+        0xb7 | 4 << 8,
+        0x85 | 130 << 32,
+        0x95,
+    ];
+    let program = sys::prog_load_tc("villus_test", &program).unwrap();
+    for mark in 1..=5 {
+        let context = SkbContext { mark, ..SkbContext::default() };
+        assert_eq!(sys::test_run(program.as_fd(), &[0; 64], &context, 1).unwrap().verdict, 0);
+    }
+    let mut seen: Vec<u64> = Vec::new();
+    assert_eq!(ring.read(3, |event| seen.push(u64::from_ne_bytes(event.try_into().unwrap()))), 3);
+    assert_eq!(ring.read(100, |event| seen.push(u64::from_ne_bytes(event.try_into().unwrap()))), 2);
+    assert_eq!(seen, [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn cleanup_takes_what_is_ours_and_leaves_the_rest() {
+    alone!();
+    let (root, pins) = common::bpffs();
+    run("ip", &["link", "add", "v0", "type", "veth", "peer", "name", "v0p"]);
+    let ifindex = run("ip", &["-o", "link", "show", "v0"]).split(':').next().unwrap().parse().unwrap();
+    let map = |name: &str, value: &str| {
+        let path = pins.path(name).to_string_lossy().into_owned();
+        run(
+            "bpftool",
+            &[
+                "map", "create", &path, "type", "hash", "key", "8", "value", value, "entries", "4", "name",
+                "x",
+            ],
+        );
+    };
+    // Without anything of ours, names that Cilium has too are Cilium's.
+    map("cilium_policy_00001", "24");
+    assert!(DatapathCleanup::new(&pins, false).run().unwrap().removed.is_empty());
+    pins.remove("cilium_policy_00001").unwrap();
+
+    let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
+    let pins = Arc::new(pins);
+    let mut agent = PolicyMaps::open(pins.clone(), maps.clone(), 1000).unwrap();
+    agent.apply(5, &[(PolicyKey::default(), PolicyEntry::ALLOW)].into(), &mut &maps.endpoints).unwrap();
+    let program = holder(maps.ct4_tcp.as_fd());
+    let links = Links::new(&pins);
+    links.attach_program(&program, Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
+    links.attach_program(&program, Hook::ToEndpoint, ifindex, AttachMode::Tc).unwrap();
+    let map = |name: &str, value: &str| {
+        let path = pins.path(name).to_string_lossy().into_owned();
+        run(
+            "bpftool",
+            &[
+                "map", "create", &path, "type", "hash", "key", "8", "value", value, "entries", "4", "name",
+                "x",
+            ],
+        );
+    };
+    map("somebodys_map", "8");
+    map("cilium_policy_00009", "8");
+    drop((agent, program));
+    let planned = DatapathCleanup::new(&pins, true).run().unwrap().removed;
+    // 15 maps, the record of what was written, one policy, two programs, one pinned link.
+    assert_eq!(planned.len(), 15 + 1 + 1 + 2 + 1, "{planned:#?}");
+    assert_eq!(links.list(&[ifindex]).unwrap().len(), 2);
+    let cleaned = DatapathCleanup::new(&pins, false).run().unwrap();
+    assert!(cleaned.errors.is_empty(), "{:?}", cleaned.errors);
+    assert_eq!(pins.list().unwrap(), ["cilium_policy_00009", "somebodys_map"]);
+    assert!(!run("bpftool", &["net"]).contains("from_endpoint"));
+    assert!(DatapathCleanup::new(&pins, false).run().unwrap().removed.is_empty());
+    pins.remove("cilium_policy_00009").unwrap();
+    pins.remove("somebodys_map").unwrap();
+    DatapathCleanup::new(&pins, false).run().unwrap();
+    assert!(!root.join("tc").exists());
+}
