@@ -1,0 +1,37 @@
+//! The store that a cluster's nodes share.
+//!
+//! One trait, [`Store`], shaped after etcd: keys are text, each transaction takes the next revision, a list
+//! says at which revision it was true, and a watch goes on from any revision that is not compacted yet.
+//! [`Memory`] is for tests and injects faults, [`Embedded`] is for one node and lives on disk. What every
+//! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption,
+//! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive.
+//!
+//! [`keys`] and [`IpIdentityPair`] are the layout that agents of Cilium and of Villus share. The crate refuses
+//! to know what identities and addresses are good for.
+#![forbid(unsafe_code)]
+
+mod disk;
+mod embedded;
+mod engine;
+mod error;
+mod follow;
+pub mod keys;
+mod lock;
+mod memory;
+mod model;
+mod pair;
+mod session;
+mod store;
+
+pub use embedded::{Embedded, Opened};
+pub use error::{OpenError, StoreError};
+pub use follow::{Batch, Follow, Item, Relisted};
+pub use lock::{Lock, Locks};
+pub use memory::{Backup, Fault, Memory, Verb};
+pub use model::{
+    Answer, Compare, Entry, Event, Header, LeaseId, LeasePurpose, Listing, MAX_TXN_BYTES, MAX_TXN_OPS, Op,
+    Page, Status, Txn, TxnOutcome, WatchBatch,
+};
+pub use pair::{IpIdentityPair, NamedPort, PairError};
+pub use session::Session;
+pub use store::{PAGE, Store, Watch};

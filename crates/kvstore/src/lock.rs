@@ -1,0 +1,216 @@
+//! Locks of the store: a key per contender under a lease, the oldest holds (etcd's recipe, so that all
+//! clients of one store agree).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+use crate::{
+    error::StoreError,
+    model::{Compare, Entry, LeaseId, LeasePurpose, Txn},
+    store::Store,
+};
+
+/// How long a lock outlives a holder that is gone.
+const TTL: Duration = Duration::from_secs(25);
+/// How long to wait for an event before looking again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Locks of one process on one store. Within the process contenders wait for each other without asking the
+/// store. Clones share everything.
+#[derive(Clone)]
+pub struct Locks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    lease: AsyncMutex<Option<(LeaseId, Instant)>>,
+    names: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+}
+
+/// A lock that is held. Dropping it gives it back as soon as the store can be reached.
+pub struct Lock {
+    inner: Arc<Inner>,
+    name: String,
+    key: String,
+    created: u64,
+    /// Taken when the lock is given back.
+    local: Option<OwnedMutexGuard<()>>,
+}
+
+// === impl Locks ===
+
+impl Locks {
+    /// No lock is held yet.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        let (lease, names) = (AsyncMutex::new(None), Mutex::new(HashMap::new()));
+        Self { inner: Arc::new(Inner { store, lease, names }) }
+    }
+
+    /// Waits for the lock `name`, at most for `patience`.
+    ///
+    /// # Errors
+    /// When the time passes or the store is not there.
+    pub async fn acquire(&self, name: &str, patience: Duration) -> Result<Lock, StoreError> {
+        let timeout = || StoreError::LockTimeout {
+            name: name.to_owned(),
+            waited: patience,
+            holder: "this process".to_owned(),
+        };
+        let deadline = Instant::now() + patience;
+        let mutex = self.inner.local(name);
+        let local = tokio::time::timeout(patience, mutex.lock_owned()).await.map_err(|_| timeout())?;
+        let mut lock = self.inner.contend(name, local).await?;
+        match lock.wait(deadline, patience).await {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                lock.give_back().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn local(&self, name: &str) -> Arc<AsyncMutex<()>> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mutex) = names.get(name).and_then(Weak::upgrade) {
+            return mutex;
+        }
+        names.retain(|_, mutex| mutex.strong_count() > 0);
+        let mutex = Arc::new(AsyncMutex::new(()));
+        names.insert(name.to_owned(), Arc::downgrade(&mutex));
+        mutex
+    }
+
+    /// The lease of all locks of this process, kept alive when a third of its time is over.
+    async fn lease(&self) -> Result<LeaseId, StoreError> {
+        let mut lease = self.lease.lock().await;
+        if let Some((id, kept)) = *lease {
+            if kept.elapsed() < TTL / 3 {
+                return Ok(id);
+            }
+            match self.store.keep_alive(id).await {
+                Ok(()) => {
+                    *lease = Some((id, Instant::now()));
+                    return Ok(id);
+                }
+                Err(StoreError::LeaseNotFound(_)) => *lease = None,
+                Err(error) => return Err(error),
+            }
+        }
+        let id = self.store.grant(TTL, LeasePurpose::Locks).await?;
+        *lease = Some((id, Instant::now()));
+        Ok(id)
+    }
+
+    /// Writes this process's key for the lock.
+    async fn contend(self: &Arc<Self>, name: &str, local: OwnedMutexGuard<()>) -> Result<Lock, StoreError> {
+        let mut again = true;
+        loop {
+            let lease = self.lease().await?;
+            let key = format!("{name}/{lease}");
+            let put = crate::Op::put(key.as_str(), Bytes::new(), Some(lease));
+            let txn = Txn::new()
+                .when(Compare::Absent(key.clone()))
+                .then(put)
+                .otherwise(crate::Op::Get(key.clone()));
+            match self.store.txn(txn).await {
+                Ok(outcome) => {
+                    // A key that is there already is one of ours whose deletion did not arrive.
+                    let old = outcome.answers.into_iter().find_map(|answer| match answer {
+                        crate::Answer::Got(Some(entry)) => Some(entry.create_revision),
+                        _ => None,
+                    });
+                    let created = old.unwrap_or(outcome.revision);
+                    let (inner, name) = (Arc::clone(self), name.to_owned());
+                    return Ok(Lock { inner, name, key, created, local: Some(local) });
+                }
+                Err(StoreError::LeaseNotFound(_)) if again => {
+                    again = false;
+                    *self.lease.lock().await = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+// === impl Lock ===
+
+impl Lock {
+    /// The condition that this lock is still held. Every transaction made under it carries it.
+    pub fn held(&self) -> Compare {
+        Compare::CreateRevision(self.key.clone(), self.created)
+    }
+
+    /// The lock's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives the lock back and waits until the store knows. When the store is not there the lock goes with
+    /// its lease.
+    pub async fn release(mut self) {
+        self.give_back().await;
+    }
+
+    async fn give_back(&mut self) {
+        if let Some(local) = self.local.take() {
+            delete(&self.inner.store, &self.key, self.held()).await;
+            drop(local);
+        }
+    }
+
+    async fn wait(&self, deadline: Instant, patience: Duration) -> Result<(), StoreError> {
+        let below = format!("{}/", self.name);
+        loop {
+            let listing = self.inner.store.list_prefix(&below).await?;
+            let oldest = listing.entries.iter().min_by_key(|entry: &&Entry| entry.create_revision);
+            let Some(oldest) = oldest else { return Err(StoreError::LockLost(self.name.clone())) };
+            if *oldest.key == *self.key {
+                return Ok(());
+            }
+            if !listing.entries.iter().any(|entry| *entry.key == *self.key) {
+                return Err(StoreError::LockLost(self.name.clone()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let (name, holder) = (self.name.clone(), oldest.key.to_string());
+                return Err(StoreError::LockTimeout { name, waited: patience, holder });
+            }
+            let mut watch = self.inner.store.watch(&below, listing.header.revision + 1).await?;
+            // Whatever the watch says, or that it ended: look again.
+            let _ = tokio::time::timeout(left.min(LOOK_AGAIN), watch.next()).await;
+            self.inner.lease().await?;
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let Some(local) = self.local.take() else { return };
+        let (store, key, held) = (Arc::clone(&self.inner.store), self.key.clone(), self.held());
+        // Without a runtime nothing can be said to the store; its lease ends the lock.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                delete(&store, &key, held).await;
+                drop(local);
+            });
+        }
+    }
+}
+
+async fn delete(store: &Arc<dyn Store>, key: &str, held: Compare) {
+    if let Err(error) = store.compare_and_delete(key, held).await {
+        tracing::warn!(key, %error, "a lock could not be given back; it goes with its lease");
+    }
+}

@@ -1,0 +1,190 @@
+//! List and watch through every interruption.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use villus_kvstore::{Batch, Fault, Follow, Item, Memory, Relisted, Store, Verb};
+
+use crate::{each, put, quick, shown_items};
+
+each! {
+    async fn a_follower_gets_the_list_and_then_each_change(store: Arc<dyn Store>) {
+        put(&store, "p/a", "1").await;
+        put(&store, "q", "x").await;
+        let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+        let first = follow.next().await.unwrap();
+        assert_eq!((first.relisted, shown_items(&first.items)), (Some(Relisted::First), vec!["p/a=1".to_owned()]));
+        put(&store, "p/b", "2").await;
+        store.delete("p/a").await.unwrap();
+        let batch = follow.next().await.unwrap();
+        assert_eq!((batch.relisted, shown_items(&batch.items)), (None, vec!["p/b=2".to_owned()]));
+        let batch = follow.next().await.unwrap();
+        assert_eq!(shown_items(&batch.items), ["-p/a"]);
+    }
+
+    async fn an_empty_prefix_is_an_empty_first_batch(store: Arc<dyn Store>) {
+        let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+        let first = follow.next().await.unwrap();
+        assert!(first.items.is_empty() && first.relisted == Some(Relisted::First));
+    }
+}
+
+/// A consumer that believes the batches and checks that they are news.
+#[derive(Default)]
+struct Mirror {
+    rows: BTreeMap<String, (String, u64)>,
+    revision: u64,
+    batches: Vec<Option<Relisted>>,
+}
+
+impl Mirror {
+    fn apply(&mut self, batch: &Batch) {
+        let anew = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        if batch.relisted.is_none() {
+            assert!(batch.revision > self.revision, "ordered and each once");
+        }
+        self.revision = batch.revision;
+        self.batches.push(batch.relisted);
+        for item in &batch.items {
+            match item {
+                Item::Put(entry) => {
+                    let row = (entry.text().unwrap().to_owned(), entry.mod_revision);
+                    let old = self.rows.insert(entry.key.to_string(), row.clone());
+                    assert!(anew || old.is_none_or(|(_, at)| at < row.1), "news: {}", entry.key);
+                }
+                Item::Delete { key, .. } => assert!(self.rows.remove(&**key).is_some(), "known: {key}"),
+            }
+        }
+    }
+
+    async fn catch_up(&mut self, follow: &mut Follow, wanted: &[(&str, &str)]) {
+        let equal = |rows: &BTreeMap<String, (String, u64)>| {
+            rows.iter().map(|(k, (v, _))| (k.as_str(), v.as_str())).eq(wanted.iter().copied())
+        };
+        while !equal(&self.rows) || self.batches.is_empty() {
+            let next = tokio::time::timeout(Duration::from_secs(10), follow.next()).await;
+            self.apply(&next.unwrap().unwrap());
+        }
+    }
+}
+
+fn setup() -> (Memory, Arc<dyn Store>, Mirror) {
+    let memory = Memory::new().unwrap();
+    (memory.clone(), Arc::new(memory), Mirror::default())
+}
+
+#[tokio::test]
+async fn an_interrupted_watch_is_resumed_without_a_list() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/a", "1")]).await;
+    memory.go_down();
+    memory.heal();
+    put(&store, "p/b", "2").await;
+    memory.interrupt();
+    store.delete("p/a").await.unwrap();
+    mirror.catch_up(&mut follow, &[("p/b", "2")]).await;
+    assert_eq!(mirror.batches.iter().filter(|b| b.is_some()).count(), 1);
+}
+
+#[tokio::test]
+async fn after_compaction_the_difference_is_made_up() {
+    let (memory, store, mut mirror) = setup();
+    for (key, value) in [("p/stays", "1"), ("p/changes", "1"), ("p/goes", "1")] {
+        put(&store, key, value).await;
+    }
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/changes", "1"), ("p/goes", "1"), ("p/stays", "1")]).await;
+    memory.inject(Verb::Watch, Fault::Refused, 3);
+    memory.interrupt();
+    put(&store, "p/changes", "2").await;
+    store.delete("p/goes").await.unwrap();
+    put(&store, "p/new", "1").await;
+    memory.compact().await.unwrap();
+    mirror.catch_up(&mut follow, &[("p/changes", "2"), ("p/new", "1"), ("p/stays", "1")]).await;
+    assert_eq!(mirror.batches, [Some(Relisted::First), Some(Relisted::Compacted)]);
+}
+
+#[tokio::test]
+async fn a_quiet_prefix_survives_compaction_without_a_list() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/a", "1")]).await;
+    for n in 0..20 {
+        put(&store, "elsewhere", &n.to_string()).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    memory.compact().await.unwrap();
+    memory.interrupt();
+    put(&store, "p/a", "2").await;
+    mirror.catch_up(&mut follow, &[("p/a", "2")]).await;
+    assert_eq!(mirror.batches, [Some(Relisted::First), None]);
+}
+
+#[tokio::test]
+async fn a_store_restored_from_a_backup_is_noticed() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    let backup = memory.backup();
+    put(&store, "p/a", "2").await;
+    put(&store, "p/b", "1").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/a", "2"), ("p/b", "1")]).await;
+    memory.restore(&backup).await.unwrap();
+    mirror.catch_up(&mut follow, &[("p/a", "1")]).await;
+    assert_eq!(mirror.batches.last(), Some(&Some(Relisted::Rewound)));
+    put(&store, "p/c", "1").await;
+    mirror.catch_up(&mut follow, &[("p/a", "1"), ("p/c", "1")]).await;
+}
+
+#[tokio::test]
+async fn another_store_under_the_same_address_is_noticed() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/a", "1")]).await;
+    memory.wipe().await.unwrap();
+    for n in 0..5 {
+        put(&store, "p/x", &n.to_string()).await;
+    }
+    mirror.catch_up(&mut follow, &[("p/x", "4")]).await;
+    assert!(mirror.batches.contains(&Some(Relisted::OtherStore)));
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_at_first_is_waited_for() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    memory.go_down();
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    assert!(tokio::time::timeout(Duration::from_millis(60), follow.next()).await.is_err());
+    memory.heal();
+    mirror.catch_up(&mut follow, &[("p/a", "1")]).await;
+}
+
+#[tokio::test]
+async fn under_random_faults_the_mirror_ends_equal() {
+    for seed in 0..15 {
+        let (memory, store, mut mirror) = setup();
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+        for _ in 0..120 {
+            let key = format!("p/{}", chance.u8(0..8));
+            match chance.u8(0..14) {
+                0 => memory.interrupt(),
+                1 => memory.compact().await.unwrap(),
+                2 => memory.inject(Verb::List, Fault::Refused, 1),
+                3 => memory.inject(Verb::Watch, Fault::AnswerLost, 1),
+                4..7 => drop(store.delete(&key).await),
+                7 => tokio::time::sleep(Duration::from_millis(1)).await,
+                n => drop(store.update(&key, crate::bytes(&n.to_string()), None).await),
+            }
+        }
+        memory.heal();
+        put(&store, "p/end", "end").await;
+        let listing = store.list_prefix("p/").await.unwrap();
+        let wanted: Vec<_> = listing.entries.iter().map(|e| (&*e.key, e.text().unwrap())).collect();
+        mirror.catch_up(&mut follow, &wanted).await;
+    }
+}

@@ -1,0 +1,102 @@
+//! Locks.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use villus_kvstore::{Fault, Locks, Memory, Op, Store, StoreError, Txn, Verb};
+
+use crate::{each, keys};
+
+const SEC: Duration = Duration::from_secs(1);
+
+each! {
+    async fn one_holds_a_lock_at_a_time(store: Arc<dyn Store>) {
+        let inside = Arc::new(AtomicU32::new(0));
+        // Two processes with three tasks each.
+        let processes = [Locks::new(Arc::clone(&store)), Locks::new(Arc::clone(&store))];
+        let mut tasks = Vec::new();
+        for n in 0..6 {
+            let locks = processes[n % 2].clone();
+            let inside = Arc::clone(&inside);
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..5 {
+                    let lock = locks.acquire("l/x.lock", 10 * SEC).await.unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                    tokio::time::sleep(Duration::from_micros(300)).await;
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    lock.release().await;
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(keys(&store, "l/").await.len(), 0);
+    }
+
+    async fn different_locks_do_not_wait_for_each_other(store: Arc<dyn Store>) {
+        let locks = Locks::new(Arc::clone(&store));
+        let one = locks.acquire("l/one", SEC).await.unwrap();
+        let two = locks.acquire("l/two", SEC).await.unwrap();
+        assert_eq!(keys(&store, "l/").await.len(), 2);
+        drop(one);
+        two.release().await;
+        locks.acquire("l/one", SEC).await.unwrap().release().await;
+    }
+
+    async fn waiting_ends_with_the_name_of_the_holder(store: Arc<dyn Store>) {
+        let (ours, theirs) = (Locks::new(Arc::clone(&store)), Locks::new(Arc::clone(&store)));
+        let held = theirs.acquire("l", SEC).await.unwrap();
+        let error = ours.acquire("l", Duration::from_millis(50)).await.err().unwrap();
+        assert!(matches!(&error, StoreError::LockTimeout { holder, .. } if holder.starts_with("l/")), "{error}");
+        let again = theirs.acquire("l", Duration::from_millis(20)).await.err().unwrap();
+        assert!(again.to_string().contains("this process"), "{again}");
+        held.release().await;
+        ours.acquire("l", SEC).await.unwrap().release().await;
+        assert_eq!(keys(&store, "l").await.len(), 0, "who gave up left nothing behind");
+    }
+
+    async fn what_is_done_under_a_lost_lock_does_not_happen(store: Arc<dyn Store>) {
+        let locks = Locks::new(Arc::clone(&store));
+        let lock = locks.acquire("l", SEC).await.unwrap();
+        let write = || Txn::new().when(lock.held()).then(Op::put("a", "1", None));
+        assert!(store.txn(write()).await.unwrap().held);
+        store.delete_prefix("l/").await.unwrap();
+        assert!(!store.txn(write()).await.unwrap().held);
+        // Somebody else's key of the same name is not ours either.
+        let next = locks.acquire("m", SEC).await.unwrap();
+        assert!(store.txn(Txn::new().when(next.held())).await.unwrap().held);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_holder_loses_the_lock_with_its_lease() {
+    let memory = Memory::new().unwrap();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let dead = Locks::new(Arc::clone(&store)).acquire("l", SEC).await.unwrap();
+    std::mem::forget(dead);
+    let ours = Locks::new(Arc::clone(&store));
+    let waiting = tokio::spawn(async move { ours.acquire("l", 20 * SEC).await.map(|_| ()) });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished());
+    // Short of the waiter's own lease, which is younger.
+    memory.advance(26 * SEC).await.unwrap();
+    let outcome = waiting.await.unwrap();
+    assert!(matches!(outcome, Ok(()) | Err(StoreError::LockLost(_))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_lost_answer_does_not_lock_us_out() {
+    let memory = Memory::new().unwrap();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let locks = Locks::new(Arc::clone(&store));
+    locks.acquire("l", SEC).await.unwrap().release().await;
+    memory.inject(Verb::Txn, Fault::AnswerLost, 1);
+    assert!(locks.acquire("l", SEC).await.is_err());
+    locks.acquire("l", SEC).await.unwrap().release().await;
+}
