@@ -1,13 +1,12 @@
 //! Is a Cilium agent at work on this node, or has it left its datapath behind? Then Villus touches nothing.
 
-use std::os::fd::AsFd;
+use std::{io, os::fd::AsFd, path::Path};
 
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 use villus_abi::names;
 
 use crate::{
     error::{Context, Error, Result},
-    pins::Pins,
     sys::{self, TcxHook},
     tc::{self, Side},
 };
@@ -17,13 +16,13 @@ const DEVICES: [&str; 4] = ["cilium_host", "cilium_net", "cilium_vxlan", "cilium
 /// What the names of its programs begin with.
 const PROGRAMS: &str = "cil_";
 
-/// Refuses a node on which Cilium's pins, devices or programs are found: those of `pins` and of the current
-/// network namespace. Nothing is changed.
+/// Refuses a node on which Cilium's pins, devices or programs are found: those of the bpffs at `root` and of the
+/// current network namespace. Nothing is changed, not even mounted.
 ///
 /// # Errors
 /// [`Error::Cilium`] naming what was found; [`Error::Kernel`].
-pub fn refuse_cilium(pins: &Pins) -> Result<()> {
-    let mut found = foreign_pins(pins)?;
+pub fn refuse_cilium(root: &Path) -> Result<()> {
+    let mut found = foreign_pins(root)?;
     let interfaces = interfaces()?;
     found.extend(
         interfaces
@@ -43,16 +42,24 @@ fn is_shared(name: &str) -> bool {
     name == names::IPCACHE || digits.is_some_and(|d| d.len() == 5 && d.bytes().all(|c| c.is_ascii_digit()))
 }
 
-fn foreign_pins(pins: &Pins) -> Result<Vec<String>> {
-    let all = pins.list()?;
+fn foreign_pins(root: &Path) -> Result<Vec<String>> {
+    let globals = root.join(names::GLOBALS);
+    let all = match std::fs::read_dir(&globals) {
+        Ok(entries) => {
+            entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(e).on("list", globals.display().to_string()),
+    };
     let ours = all.iter().any(|name| name.starts_with("villus_"));
     let mut found: Vec<String> = all
         .iter()
         .filter(|name| name.starts_with("cilium_") && !(ours && is_shared(name)))
-        .map(|name| format!("pin {}", pins.path(name).display()))
+        .map(|name| format!("pin {}", globals.join(name).display()))
         .collect();
+    found.sort();
     // Agents since 1.14 keep their links in a directory of their own.
-    let directory = pins.root().join("cilium");
+    let directory = root.join("cilium");
     if directory.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         found.push(format!("pins in {}", directory.display()));
     }

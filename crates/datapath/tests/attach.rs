@@ -159,9 +159,10 @@ fn this_kernel_has_what_is_needed() {
 fn a_node_with_cilium_is_refused() {
     alone!();
     let (root, pins) = common::bpffs();
-    refuse_cilium(&pins).unwrap();
+    refuse_cilium(&root).unwrap();
+    refuse_cilium(&root.join("nowhere")).unwrap();
     let found = |what: &str| {
-        let error = refuse_cilium(&pins).unwrap_err();
+        let error = refuse_cilium(&root).unwrap_err();
         assert!(matches!(&error, Error::Cilium { found } if found.len() == 1), "{error}");
         assert!(error.to_string().contains(what), "{error}");
     };
@@ -179,7 +180,7 @@ fn a_node_with_cilium_is_refused() {
         assert!(pins.remove(name).unwrap());
     }
     std::fs::create_dir(root.join("cilium")).unwrap();
-    refuse_cilium(&pins).unwrap();
+    refuse_cilium(&root).unwrap();
     map("x", &root.join("cilium/links"));
     found("pins in");
     std::fs::remove_file(root.join("cilium/links")).unwrap();
@@ -194,6 +195,6 @@ fn a_node_with_cilium_is_refused() {
     drop(link);
     // Ours are not Cilium's.
     Maps::open(&pins, &Sizes::default()).unwrap();
-    refuse_cilium(&pins).unwrap();
+    refuse_cilium(&root).unwrap();
     assert!(!try_run("ip", &["link", "show", "cilium_host"]).status.success());
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -314,45 +314,13 @@ fn a_prepared_endpoint_waits_for_no_grace_period_and_many_swaps_share_one() {
     assert!(created.as_millis() < 5 && swapped.as_millis() < 1000, "{created:?} {swapped:?}");
 }
 
-/// Looks the slot's map up, then `key(1)` in it, counts a packet on the entry and returns 1; 0 if one is missing.
-fn counting_program(maps: &Maps, slot: u32) -> std::os::fd::OwnedFd {
-    let insn = |code: u64, dst: u64, src: u64, offset: i16, value: u32| {
-        code | dst << 8 | src << 12 | u64::from(offset.cast_unsigned()) << 16 | u64::from(value) << 32
-    };
-    let key = u64::from_ne_bytes(villus_abi::bytes_of(&key(1)).try_into().unwrap());
-    let policies = maps.policies.as_fd().as_raw_fd().cast_unsigned();
-    let program = [
-        insn(0x62, 10, 0, -4, slot),
-        insn(0x18, 1, 1, 0, policies),
-        0,
-        insn(0xbf, 2, 10, 0, 0),
-        insn(0x07, 2, 0, 0, (-4_i32).cast_unsigned()),
-        insn(0x85, 0, 0, 0, 1),
-        insn(0x15, 0, 0, 11, 0),
-        insn(0xbf, 1, 0, 0, 0),
-        insn(0x62, 10, 0, -16, key as u32),
-        insn(0x62, 10, 0, -12, (key >> 32) as u32),
-        insn(0xbf, 2, 10, 0, 0),
-        insn(0x07, 2, 0, 0, (-16_i32).cast_unsigned()),
-        insn(0x85, 0, 0, 0, 1),
-        insn(0x15, 0, 0, 4, 0),
-        insn(0xb7, 1, 0, 0, 1),
-        insn(0xdb, 0, 1, 8, 0),
-        insn(0xb7, 0, 0, 0, 1),
-        0x95,
-        insn(0xb7, 0, 0, 0, 0),
-        0x95,
-    ];
-    sys::prog_load_tc("villus_count", &program).unwrap()
-}
-
 #[test]
 fn under_load_no_packet_misses_its_entry_and_none_is_miscounted() {
     let kernel = kernel();
     let mut agent = agent(&kernel);
     let swaps = [entries([(1, ALLOW), (2, DENY)]), entries([(1, DENY), (3, ALLOW)])];
     agent.apply(3, &swaps[0], &mut Nowhere).unwrap();
-    let program = counting_program(&kernel.1, 3);
+    let program = common::counting_program(&kernel.1.policies, 3, &key(1));
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..2 {

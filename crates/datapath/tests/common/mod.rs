@@ -2,11 +2,13 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     process::{Command, Output},
 };
 
-use villus_datapath::Pins;
+use villus_abi::PolicyKey;
+use villus_datapath::{Map, Pins, sys};
 
 /// Says that the test runs inside its own namespaces already.
 const INSIDE: &str = "VILLUS_TEST_INSIDE";
@@ -75,4 +77,36 @@ pub fn try_run(program: &str, args: &[&str]) -> Output {
 /// `r0 = value; exit`.
 pub fn returns(value: i32) -> [u64; 2] {
     [0xb7 | u64::from(value.cast_unsigned()) << 32, 0x95]
+}
+
+/// Looks the slot's map up, then a key in it, counts a packet on the entry and returns 1; 0 if one is missing.
+pub fn counting_program(policies: &Map<u32, u32>, slot: u32, key: &PolicyKey) -> OwnedFd {
+    let insn = |code: u64, dst: u64, src: u64, offset: i16, value: u32| {
+        code | dst << 8 | src << 12 | u64::from(offset.cast_unsigned()) << 16 | u64::from(value) << 32
+    };
+    let key = u64::from_ne_bytes(villus_abi::bytes_of(key).try_into().unwrap());
+    let policies = policies.as_fd().as_raw_fd().cast_unsigned();
+    let program = [
+        insn(0x62, 10, 0, -4, slot),
+        insn(0x18, 1, 1, 0, policies),
+        0,
+        insn(0xbf, 2, 10, 0, 0),
+        insn(0x07, 2, 0, 0, (-4_i32).cast_unsigned()),
+        insn(0x85, 0, 0, 0, 1),
+        insn(0x15, 0, 0, 11, 0),
+        insn(0xbf, 1, 0, 0, 0),
+        insn(0x62, 10, 0, -16, key as u32),
+        insn(0x62, 10, 0, -12, (key >> 32) as u32),
+        insn(0xbf, 2, 10, 0, 0),
+        insn(0x07, 2, 0, 0, (-16_i32).cast_unsigned()),
+        insn(0x85, 0, 0, 0, 1),
+        insn(0x15, 0, 0, 4, 0),
+        insn(0xb7, 1, 0, 0, 1),
+        insn(0xdb, 0, 1, 8, 0),
+        insn(0xb7, 0, 0, 0, 1),
+        0x95,
+        insn(0xb7, 0, 0, 0, 0),
+        0x95,
+    ];
+    sys::prog_load_tc("villus_count", &program).unwrap()
 }

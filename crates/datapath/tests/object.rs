@@ -1,0 +1,52 @@
+//! The kernel object in the running kernel.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use villus_datapath::{Maps, Object, Pins, Sizes, SkbContext};
+
+#[test]
+fn the_maps_of_a_node_take_less_than_forty_megabytes() {
+    let pins = Pins::detached().unwrap();
+    // A machine of 8 GB.
+    let maps = Maps::open(&pins, &Sizes::for_memory(8 << 30, 0.0025)).unwrap();
+    let total: u64 = maps.memory().unwrap().iter().map(|(_, bytes)| bytes).sum();
+    println!("{total} {:?}", maps.memory().unwrap());
+    assert!(total < 40 << 20, "{:?}", maps.memory().unwrap());
+}
+
+#[test]
+fn sizes_follow_memory_within_bounds() {
+    // (memory, ratio, TCP, others)
+    for (memory, ratio, tcp, any) in [
+        (0, 0.0025, 1 << 14, 1 << 13),
+        (1 << 40, f64::NAN, 1 << 14, 1 << 13),
+        (u64::MAX, 1e300, 1 << 24, 1 << 24),
+        (16 << 30, 0.0025, 76_151, 38_075),
+    ] {
+        let sizes = Sizes::for_memory(memory, ratio);
+        assert_eq!((sizes.ct_tcp, sizes.ct_any), (tcp, any), "{memory} {ratio}");
+    }
+}
+
+#[test]
+fn the_object_is_taken_by_the_verifier_and_answers() {
+    let pins = Pins::detached().unwrap();
+    let maps = Maps::open(&pins, &Sizes::default()).unwrap();
+    let object = Object::load(&pins, &maps).unwrap();
+    for program in object.programs() {
+        assert!(program.info.instructions > 0 && program.info.btf != 0, "{program:?}");
+        // An agent that has configured nothing: nothing may crash, whatever comes.
+        for length in 14..200 {
+            program.test_run(&vec![0xff; length], &SkbContext::default()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_no_object_is_refused() {
+    let pins = Pins::detached().unwrap();
+    let maps = Maps::open(&pins, &Sizes::default()).unwrap();
+    for bytes in [&b""[..], b"\x7fELF", &[0; 4096]] {
+        let error = Object::load_from(bytes, &pins, &maps).unwrap_err();
+        assert!(error.to_string().starts_with("kernel object: "), "{error}");
+    }
+}
