@@ -1,10 +1,10 @@
 //! `./dev fuzz`: every property test with many more cases, for a bounded time.
 //!
 //! A target is a crate with property tests; it takes part as soon as it depends on proptest, provided that its tests
-//! take the number of cases from `PROPTEST_CASES` (proptest's default configuration does). More specific ones are
-//! in [`NAMED`]. A failing case is written to `proptest-regressions` beside its test, to be committed with the mending.
+//! take their number of cases from proptest's default configuration, which `PROPTEST_CASES` raises; `./dev lint` sees
+//! to that. More specific targets are in [`NAMED`]. A failing case is written to `proptest-regressions` beside its test, to be committed with the mending.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -155,5 +155,14 @@ fn binary(message: &Value) -> Option<Binary> {
     let path = PathBuf::from(message.get("executable")?.as_str()?);
     let manifest = PathBuf::from(message.get("manifest_path")?.as_str()?);
     let is_test = message.get("profile")?.get("test")?.as_bool()?;
-    is_test.then(|| Binary { path, folder: manifest.parent().map(PathBuf::from).unwrap_or_default() })
+    let source = message.get("target")?.get("src_path")?.as_str()?;
+    (is_test && may_hold_properties(Path::new(source)))
+        .then(|| Binary { path, folder: manifest.parent().map(PathBuf::from).unwrap_or_default() })
+}
+
+/// Integration tests without properties are left out: they may work on the machine, and are stopped in the middle.
+/// The root of a library says nothing about its modules.
+fn may_hold_properties(source: &Path) -> bool {
+    let is_integration = source.parent().is_some_and(|dir| dir.ends_with("tests"));
+    !is_integration || std::fs::read_to_string(source).is_ok_and(|text| text.contains("proptest!"))
 }

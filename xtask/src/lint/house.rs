@@ -25,6 +25,7 @@ pub fn check(root: &Path) -> Result<()> {
         let kind = file.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
         if kind == "rs" {
             found.extend(too_long(file, &text));
+            found.extend(fixed_cases(file, &text));
         }
         if kind == "md" {
             found.extend(broken_links(root, file, &text));
@@ -46,6 +47,18 @@ pub fn check(root: &Path) -> Result<()> {
 fn too_long(file: &Path, text: &str) -> Option<String> {
     let lines = text.lines().count();
     (lines > MAX_LINES).then(|| format!("{}: {lines} lines, more than {MAX_LINES}: split it", file.display()))
+}
+
+/// A property test whose number of cases `./dev fuzz` could not raise.
+fn fixed_cases(file: &Path, text: &str) -> Vec<String> {
+    let is_fixed = |line: &str| {
+        let number = line.split("with_cases(").nth(1);
+        number.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| is_fixed(line));
+    let place = |(number, _)| format!("{}:{}", file.display(), number + 1);
+    let fix = "a share or multiple of ProptestConfig::default().cases (256), so that ./dev fuzz can raise it";
+    lines.map(|line| format!("{}: a fixed number of cases: write {fix}", place(line))).collect()
 }
 
 fn bad_shell(root: &Path, file: &Path) -> Option<String> {
@@ -195,6 +208,13 @@ mod tests {
     fn links_outside_and_code_are_left_alone() {
         let text = "[a](docs/a.md) and [b](https://x.invalid/)\n```\n[c](no.md)\n```\n[d](#here)\n";
         assert_eq!(links(text), ["docs/a.md", "#here"]);
+    }
+
+    #[test]
+    fn a_fixed_number_of_cases_is_found() {
+        let count = |line: &str| fixed_cases(Path::new("f"), line).len();
+        assert_eq!(count(&format!("ProptestConfig::{}(64)", "with_cases")), 1);
+        assert_eq!(count("ProptestConfig::with_cases(ProptestConfig::default().cases / 4)"), 0);
     }
 
     #[test]
