@@ -101,6 +101,12 @@ pub struct Object {
 }
 
 impl Object {
+    /// Whether this crate was built with an object at all.
+    #[must_use]
+    pub fn is_embedded() -> bool {
+        !EMBEDDED.is_empty()
+    }
+
     /// Loads the object that is part of this crate. The maps must have been opened on the same bpffs.
     ///
     /// # Errors
