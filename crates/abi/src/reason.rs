@@ -31,6 +31,10 @@ impl Reason {
     pub const UNSUPPORTED_L3: Self = Self(139);
     /// The packet's headers could not be written.
     pub const WRITE: Self = Self(141);
+    /// Neighbour resolution for an address that is nobody's here.
+    pub const UNKNOWN_TARGET: Self = Self(150);
+    /// The destination's endpoint is going away.
+    pub const STALE: Self = Self(151);
     /// The flow table refused a new flow.
     pub const CT_INSERT: Self = Self(155);
     /// IPv6 extension headers that cannot be followed.
@@ -65,6 +69,8 @@ impl Reason {
     pub const MLD: Self = Self(242);
     /// Quiet end: IGMP.
     pub const IGMP: Self = Self(243);
+    /// Quiet end: an endpoint announced or probed its own address.
+    pub const ANNOUNCED: Self = Self(244);
     /// Events that the ring had no room for (counted, not a drop).
     pub const EVENTS_LOST: Self = Self(248);
 
@@ -181,6 +187,7 @@ impl Reason {
             241 => "Router solicitation ended",
             242 => "MLD ended",
             243 => "IGMP ended",
+            244 => "Neighbour announcement ended",
             248 => "Events lost",
             _ => "Unknown reason",
         }

@@ -35,8 +35,14 @@ pub fn build(root: &Path, versions: &toolchain::Toolchain) -> Result<PathBuf> {
 }
 
 fn flags(root: &Path) -> Result<Vec<String>> {
-    let mut flags: Vec<String> =
-        ["-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"].map(String::from).into();
+    let mut flags: Vec<String> = [
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+        "-Cdebuginfo=2",
+        "-Ctarget-cpu=v3",
+    ]
+    .map(String::from)
+    .into();
     // Messages of the compiler still name the real files.
     flags.extend(["-Zunstable-options", "--remap-path-scope=object"].map(String::from));
     flags.extend(remapped(root)?.into_iter().map(|(from, to)| format!("--remap-path-prefix={from}={to}")));

@@ -1,0 +1,253 @@
+//! The hook from-endpoint: everything an endpoint sends.
+
+use villus_abi::{
+    Config, Endpoint, Reason,
+    endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DHCP, SLOT_HOST},
+    event::{
+        HOOK_FROM_ENDPOINT, POINT_FROM_ENDPOINT, POINT_TO_ENDPOINT, POINT_TO_HOST, POINT_TO_NETWORK,
+        POINT_TO_STACK,
+    },
+    flow::FLOW_VIA_STACK,
+    time,
+};
+
+use crate::{
+    deliver::{
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, endpoint_of, finish,
+        route, too_big, way_to,
+    },
+    family::{Family, V4, V6},
+    judge::{Case, Side, judge, known},
+    neighbour,
+    outcome::{Action, Outcome},
+    parse::{Facts, IGMP, UDP},
+    report::{self, Note, dropped, dropped_frame},
+    work::{Pick, Room, Work},
+    world::{Neighbour, Net, Packet, World},
+};
+
+/// Everything an endpoint sends: its source is checked, its egress policy asked, and the destination's
+/// ingress policy too if the packet is handed over directly.
+#[inline(always)]
+pub fn from_endpoint<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
+    let Some(config) = w.config() else { return Outcome::drop(Reason::NOT_READY) };
+    let Some(endpoint) = endpoint_of(w, p.ifindex()) else {
+        return dropped_frame(w, p, config, work, Reason::NO_ENDPOINT, (HOOK_FROM_ENDPOINT, 1), 0);
+    };
+    let reason = 'refused: {
+        if config.flags == 0 {
+            break 'refused Reason::NOT_READY;
+        }
+        if p.vlan() {
+            break 'refused Reason::VLAN;
+        }
+        let Some(eth) = p.load::<14>(0) else { break 'refused Reason::INVALID };
+        if endpoint.flags & FLAG_CHECK_MAC != 0 && !same_mac(&eth, &endpoint.mac) {
+            break 'refused Reason::SOURCE_MAC;
+        }
+        match u16::from_be_bytes([eth[12], eth[13]]) {
+            ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => {
+                return ip(w, p, V4::room(work), endpoint, config);
+            }
+            ETHERTYPE_IPV6 if config.flags & V6::ENABLED != 0 => {
+                return ip(w, p, V6::room(work), endpoint, config);
+            }
+            ETHERTYPE_ARP if config.flags & V4::ENABLED != 0 => {
+                return neighbour::arp(w, p, work, endpoint, config);
+            }
+            ETHERTYPE_VLAN | ETHERTYPE_QINQ => Reason::VLAN,
+            _ => Reason::UNSUPPORTED_L3,
+        }
+    };
+    dropped_frame(w, p, config, work, reason, (HOOK_FROM_ENDPOINT, 1), endpoint.id)
+}
+
+#[inline(always)]
+fn same_mac(eth: &[u8; 14], mac: &[u8; 6]) -> bool {
+    eth[6] == mac[0]
+        && eth[7] == mac[1]
+        && eth[8] == mac[2]
+        && eth[9] == mac[3]
+        && eth[10] == mac[4]
+        && eth[11] == mac[5]
+}
+
+/// Whether an address is the endpoint's own.
+#[inline(always)]
+pub(crate) fn owns<F: Family, W: Net<F>>(w: &W, endpoint: &Endpoint, addr: &F::Addr) -> bool {
+    if F::is_unspecified(addr) {
+        return false;
+    }
+    if F::first_of(endpoint) == *addr {
+        return true;
+    }
+    matches!(w.local(addr), Some(local) if local.slot == endpoint.id as u32 && local.slot != SLOT_HOST)
+}
+
+/// Parses an endpoint's packet, checks its source, and ends what policy has no say in.
+#[inline(always)]
+fn ip<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &mut P,
+    room: &mut Room<F>,
+    endpoint: &Endpoint,
+    config: &Config,
+) -> Outcome {
+    room.note = Note { hook: HOOK_FROM_ENDPOINT, endpoint: endpoint.id, direction: 1, ..Note::default() };
+    room.note.src_identity = endpoint.identity;
+    let reason = p.parse(w, room, false);
+    if reason.0 != 0 {
+        return dropped(w, p, config, room, reason);
+    }
+    let own = owns::<F, W>(w, endpoint, &room.facts.src);
+    let icmp = room.facts.icmp_type;
+    let discovery = F::V6 && room.facts.proto == F::ICMP && (130..=143).contains(&icmp);
+    if own && !discovery && !F::is_multicast(&room.facts.dst) {
+        return unicast(w, p, room, endpoint, config);
+    }
+    if discovery && (icmp == 135 || icmp == 136) {
+        return neighbour::discovery(w, p, room, endpoint, config);
+    }
+    let end = special(&room.facts, endpoint, own);
+    finish(w, p, config, room, end)
+}
+
+/// A packet from an address of the endpoint to somebody.
+#[inline(never)]
+fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &mut P,
+    room: &mut Room<F>,
+    endpoint: &Endpoint,
+    config: &Config,
+) -> Outcome {
+    if config.flags & villus_abi::config::FLAG_TRACE_ALL != 0 {
+        room.note.point = POINT_FROM_ENDPOINT;
+        room.note.state = villus_abi::event::STATE_UNKNOWN;
+        room.note.ifindex = p.ifindex();
+        report::trace(w, p, config, room, true);
+    }
+
+    let now = time::from_ns(w.now_ns());
+    let known = match known(w, p, room, now) {
+        Ok(known) => known,
+        Err(reason) => return dropped(w, p, config, room, reason),
+    };
+    room.note.state = known.state;
+
+    let mut way = Way { point: POINT_TO_STACK, action: Action::Pass, flow: FLOW_VIA_STACK };
+    let expiring = room.facts.ttl <= 1;
+    let dst = match <W as Net<F>>::local(w, &room.facts.dst) {
+        Some(local) if local.slot == SLOT_HOST => {
+            way.point = POINT_TO_HOST;
+            Side::host()
+        }
+        Some(local) => {
+            let Some(to) = active(w, local.slot) else {
+                return dropped(w, p, config, room, Reason::STALE);
+            };
+            if let Some(action) = way_to(to)
+                && !known.via_stack()
+            {
+                way.flow = 0;
+                if !expiring && !too_big(p, &room.facts, to.mtu) {
+                    way.point = POINT_TO_ENDPOINT;
+                    way.action = action;
+                    room.next = Neighbour { ifindex: to.ifindex, mac: to.mac, own_mac: to.node_mac };
+                }
+            }
+            Side::endpoint(to, way.point == POINT_TO_ENDPOINT)
+        }
+        None => {
+            if config.flags & F::DIRECT != 0
+                && !expiring
+                && !known.via_stack()
+                && neighbour_of(p, &room.facts, &mut room.next)
+            {
+                way = Way { point: POINT_TO_NETWORK, action: Action::Neighbour, flow: 0 };
+            }
+            Side::remote::<F, W>(w, &room.facts.dst)
+        }
+    };
+    room.note.dst_identity = dst.identity;
+    let src = Side::endpoint(endpoint, true);
+    let case = Case { known, src, dst, config, now, way: way.flow, account: true };
+    let wanted = match judge(w, p, room, &case) {
+        Ok(wanted) => wanted,
+        Err(reason) => return dropped(w, p, config, room, reason),
+    };
+    w.count(Reason::FORWARDED, 1, p.len());
+    room.note.point = way.point;
+    room.note.direction = 1;
+    room.note.endpoint = endpoint.id;
+    room.note.peer = dst.id;
+    room.note.ifindex = 0;
+    let mut outcome = Outcome::PASS;
+    if way.action as u8 != Action::Pass as u8 {
+        if !route(p, &room.facts, &room.next.mac, &room.next.own_mac) {
+            return dropped(w, p, config, room, Reason::WRITE);
+        }
+        outcome = Outcome::leave(way.action, room.next.ifindex);
+        room.note.ifindex = room.next.ifindex;
+        if way.point == POINT_TO_ENDPOINT {
+            w.count(Reason::FORWARDED, 0, p.len());
+            room.note.direction = 0;
+            room.note.endpoint = dst.id;
+            room.note.peer = endpoint.id;
+        }
+    }
+    report::trace(w, p, config, room, wanted);
+    outcome
+}
+
+/// The endpoint of a slot, if it is in use.
+#[inline(always)]
+fn active<W: World>(w: &W, slot: u32) -> Option<&Endpoint> {
+    let endpoint = w.endpoint(slot)?;
+    if endpoint.flags & FLAG_ACTIVE == 0 { None } else { Some(endpoint) }
+}
+
+/// Where a packet of an endpoint is going, and how.
+#[derive(Clone, Copy)]
+struct Way {
+    /// `POINT_*` of its trace.
+    point: u8,
+    /// How it leaves; [`Action::Pass`] is up the stack.
+    action: Action,
+    /// `FLOW_VIA_STACK` or 0 for a flow it opens.
+    flow: u32,
+}
+
+/// Asks the routing table where a packet goes; false when the stack must see it.
+#[inline(always)]
+fn neighbour_of<F: Family, P: Packet>(p: &mut P, facts: &Facts<F>, next: &mut Neighbour) -> bool {
+    let (src, dst) = (F::words(&facts.src), F::words(&facts.dst));
+    let len = if p.gso_size() == 0 { facts.l3_len } else { 0 };
+    if F::V6 { p.neighbour6(&src, &dst, len, next) } else { p.neighbour4(src[0], dst[0], len, next) }
+}
+
+/// Link-local protocols, foreign sources and multicast: how they end. Reason 0 lets them pass to the stack.
+#[inline(always)]
+fn special<F: Family>(facts: &Facts<F>, endpoint: &Endpoint, own: bool) -> Reason {
+    let dhcp = endpoint.flags & FLAG_DHCP != 0;
+    let unspecified = F::is_unspecified(&facts.src);
+    let (client, server) = if F::V6 { (546_u16, 547_u16) } else { (68, 67) };
+    let local_source = own || unspecified || F::is_link_local(&facts.src);
+    if local_source {
+        if F::V6 && facts.proto == F::ICMP {
+            match facts.icmp_type {
+                133 => return Reason::ROUTER_SOLICITATION,
+                130..=132 | 143 => return Reason::MLD,
+                134 | 137..=142 => return Reason::FORBIDDEN_ICMP6,
+                _ => {}
+            }
+        }
+        if !F::V6 && facts.proto == IGMP {
+            return Reason::IGMP;
+        }
+        if facts.proto == UDP && facts.sport == client.to_be() && facts.dport == server.to_be() {
+            return if dhcp { Reason::FORWARDED } else { Reason::DHCP };
+        }
+    }
+    if !own { Reason::SOURCE_IP } else { Reason::MULTICAST }
+}

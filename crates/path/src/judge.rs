@@ -1,0 +1,238 @@
+//! The middle of every hook: a packet whose two sides are known is judged by their policies, once each, and
+//! its flow is opened, kept or forgotten.
+
+use villus_abi::{
+    Config, Direction, Endpoint, Reason,
+    config::FLAG_AUDIT as CONFIG_AUDIT,
+    endpoint::FLAG_AUDIT,
+    event::{STATE_ESTABLISHED, STATE_NEW, STATE_RELATED},
+    flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED},
+    ipcache::FLAG_PENDING,
+    time::Tick,
+};
+
+use crate::{
+    family::Family,
+    flow::{self, Known},
+    parse::{Facts, Kind},
+    policy::{Ask, Question},
+    report,
+    work::{Pick, Room},
+    world::{Net, Packet, World},
+};
+
+/// Identity of the node itself.
+pub(crate) const HOST: u32 = 1;
+/// Identity of everything that has no other.
+pub(crate) const WORLD: u32 = 2;
+
+/// One side of a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'a> {
+    /// The endpoint, if this pass judges for it.
+    pub judged: Option<&'a Endpoint>,
+    /// Id of the endpoint, judged here or not; 0 if it is not one of this node's.
+    pub id: u16,
+    /// Its identity.
+    pub identity: u32,
+    /// Its identity has not arrived.
+    pub pending: bool,
+}
+
+impl<'a> Side<'a> {
+    /// An endpoint of this node.
+    #[inline(always)]
+    pub(crate) fn endpoint(endpoint: &'a Endpoint, judged: bool) -> Self {
+        Self {
+            judged: if judged { Some(endpoint) } else { None },
+            id: endpoint.id,
+            identity: endpoint.identity,
+            pending: false,
+        }
+    }
+
+    /// This node.
+    #[inline(always)]
+    pub(crate) const fn host() -> Self {
+        Self { judged: None, id: 0, identity: HOST, pending: false }
+    }
+
+    /// An address elsewhere.
+    #[inline(always)]
+    pub(crate) fn remote<F: Family, W: Net<F>>(w: &W, addr: &F::Addr) -> Self {
+        match w.remote(addr) {
+            Some(row) => Self {
+                judged: None,
+                id: 0,
+                identity: if row.identity == 0 { WORLD } else { row.identity },
+                pending: row.flags & FLAG_PENDING != 0,
+            },
+            None => Self { judged: None, id: 0, identity: WORLD, pending: false },
+        }
+    }
+}
+
+/// A packet's flow and its two sides.
+pub(crate) struct Case<'a> {
+    pub known: Known<'a>,
+    pub src: Side<'a>,
+    pub dst: Side<'a>,
+    pub config: &'a Config,
+    pub now: Tick,
+    /// `FLOW_VIA_STACK` or 0, for a flow that this packet opens.
+    pub way: u32,
+    /// Whether this pass counts the packet on its flow.
+    pub account: bool,
+}
+
+/// What a packet is to the flow table. `Err` for what flows cannot be made of.
+#[inline(always)]
+pub(crate) fn known<'a, F: Pick, W: Net<F>, P: Packet>(
+    w: &'a W,
+    p: &P,
+    room: &mut Room<F>,
+    now: Tick,
+) -> Result<Known<'a>, Reason> {
+    flow::key_of(&room.facts, &mut room.key);
+    match room.facts.kind {
+        Kind::Unknown => Err(Reason::CT_UNKNOWN_L4),
+        Kind::Message => Ok(Known::NEW),
+        Kind::Error => {
+            if !F::quoted(p, &room.facts, &mut room.quoted) {
+                return Ok(Known::NEW);
+            }
+            flow::key_of(&room.quoted, &mut room.key);
+            Ok(flow::related(w, &room.facts, &room.quoted, &room.key, now))
+        }
+        _ => Ok(flow::find(w, &room.facts, &room.key, now)),
+    }
+}
+
+/// Judges. `Ok` says whether aggregation wants the packet reported.
+#[inline(always)]
+pub(crate) fn judge<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    case: &Case<'_>,
+) -> Result<bool, Reason> {
+    let (ask_src, ask_dst) = questions(&room.facts, case);
+    let mut admitted = 0;
+    if ask_src && let Some(endpoint) = case.src.judged {
+        admitted |= FLOW_EGRESS_ADMITTED | ask(w, p, room, case, endpoint, Direction::Egress)?;
+    }
+    if ask_dst && let Some(endpoint) = case.dst.judged {
+        admitted |= FLOW_INGRESS_ADMITTED | ask(w, p, room, case, endpoint, Direction::Ingress)?;
+    }
+    record(w, p, room, case, admitted)
+}
+
+/// Whose policies are to be asked: a reply or an error about a flow passes where the flow was admitted.
+#[inline(always)]
+fn questions<F: Family>(facts: &Facts<F>, case: &Case<'_>) -> (bool, bool) {
+    let Some(flow) = case.known.flow else {
+        let always = case.config.flags & villus_abi::config::FLAG_ALLOW_FRAG_NEEDED != 0
+            && facts.kind as u8 == Kind::Error as u8
+            && if F::V6 { facts.icmp_type == 2 } else { facts.icmp_type == 3 && facts.icmp_code == 4 };
+        return (!always, !always);
+    };
+    if case.known.state == STATE_ESTABLISHED {
+        return (true, true);
+    }
+    let (src_bit, dst_bit) = if case.known.forward {
+        (FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED)
+    } else {
+        (FLOW_INGRESS_ADMITTED, FLOW_EGRESS_ADMITTED)
+    };
+    let flags = flow.flags.get();
+    (flags & src_bit == 0, flags & dst_bit == 0)
+}
+
+/// Asks one endpoint. `Ok` carries `FLOW_AUDITED` when only audit mode let the packet pass.
+#[inline(always)]
+fn ask<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    case: &Case<'_>,
+    endpoint: &Endpoint,
+    direction: Direction,
+) -> Result<u32, Reason> {
+    let (peer, own) = match direction {
+        Direction::Egress => (&case.dst, &case.src),
+        Direction::Ingress => (&case.src, &case.dst),
+    };
+    let question = Question {
+        identity: peer.identity,
+        pending: peer.pending,
+        port: room.facts.asked,
+        proto: room.facts.proto,
+        direction,
+        bytes: p.len(),
+    };
+    let answer = w.ask(&Ask::new(endpoint, &question));
+    room.note.direction = direction as u8;
+    room.note.endpoint = own.id;
+    room.note.peer = peer.id;
+    if answer.allowed() && case.known.state != STATE_NEW {
+        return Ok(0);
+    }
+    let audited = !answer.allowed()
+        && answer.reason.0 != Reason::NO_POLICY_MAP.0
+        && (endpoint.has(FLAG_AUDIT) || case.config.flags & CONFIG_AUDIT != 0);
+    room.note.matched = answer.matched;
+    room.note.reason = answer.reason.0;
+    room.note.audited = audited;
+    // A flow that only audit lets live is reported when it is opened, not with each packet.
+    if !(audited && case.known.flow.is_some()) {
+        report::verdict(w, p, case.config, room);
+    }
+    room.note.audited = false;
+    room.note.reason = 0;
+    if answer.allowed() {
+        return Ok(0);
+    }
+    if audited {
+        return Ok(FLOW_AUDITED);
+    }
+    if case.known.state == STATE_ESTABLISHED {
+        // Its replies are judged as new from now on.
+        <W as Net<F>>::remove(w, &room.key.key, room.key.tcp);
+    }
+    Err(answer.reason)
+}
+
+/// Opens the flow of an admitted packet or brings it up to date.
+#[inline(always)]
+fn record<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    case: &Case<'_>,
+    admitted: u32,
+) -> Result<bool, Reason> {
+    let account = if case.account { Some(p.len()) } else { None };
+    let Some(flow) = case.known.flow else {
+        if matches!(room.facts.kind, Kind::Error | Kind::Message) {
+            return Ok(true);
+        }
+        let flow = &mut room.flow;
+        flow::open(flow, &room.facts, &room.key, case.config, case.now, admitted | case.way, p.len());
+        flow.src_identity = case.src.identity;
+        flow.dst_identity = case.dst.identity;
+        flow.src_endpoint = case.src.id;
+        flow.dst_endpoint = case.dst.id;
+        if !<W as Net<F>>::create(w, &room.key.key, room.key.tcp, flow) {
+            return Err(Reason::CT_INSERT);
+        }
+        return Ok(true);
+    };
+    if case.known.state == STATE_RELATED {
+        return Ok(true);
+    }
+    let flags = flow.flags.get();
+    if case.known.forward && admitted & !flags != 0 {
+        flow.flags.set(flags | admitted);
+    }
+    Ok(flow::touch(w, flow, &room.facts, case.config, case.now, case.known.forward, account))
+}

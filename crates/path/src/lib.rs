@@ -1,0 +1,36 @@
+//! The packet path: what happens to a packet, from parsing to verdict.
+//!
+//! It is `no_std`, holds no maps and calls no helpers; it is generic over [`World`] (what can be looked up
+//! and changed) and [`Packet`] (what can be read and written). The kernel gives it BPF maps and an
+//! `__sk_buff`, the tests give it hash maps and byte vectors, `villus why` a snapshot of the kernel's maps.
+//! It refuses to know where it runs.
+//!
+//! Three hooks enter it: [`from_endpoint`], [`to_endpoint`] and [`from_network`]. Each returns an
+//! [`Outcome`]: what to do with the packet, which by then carries its new headers.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod deliver;
+mod endpoint;
+mod family;
+mod flow;
+mod judge;
+mod neighbour;
+mod network;
+mod outcome;
+mod parse;
+mod policy;
+mod report;
+mod work;
+mod world;
+
+pub use deliver::to_endpoint;
+pub use endpoint::from_endpoint;
+pub use family::{Family, V4, V6};
+pub use network::from_network;
+pub use outcome::{Action, MARK_JUDGED, MARK_MASK, Outcome};
+pub use parse::{ETH_HLEN, Facts, Kind, Parse};
+pub use policy::{Ask, Question, Verdict, verdict};
+pub use report::emit;
+pub use work::{Pick, Room, Work};
+pub use world::{Neighbour, Net, Packet, PolicyMap, World};

@@ -1,0 +1,116 @@
+//! The hook from-network: what comes in on an uplink.
+
+use villus_abi::{
+    Config, Endpoint, Reason,
+    endpoint::{FLAG_ACTIVE, SLOT_HOST},
+    event::{HOOK_FROM_NETWORK, POINT_TO_ENDPOINT},
+    time,
+};
+
+use crate::{
+    deliver::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, route, too_big, way_to},
+    family::{Family as _, V4, V6},
+    judge::{Case, Side, judge, known},
+    outcome::{Action, Outcome},
+    report::{self, Note, dropped},
+    work::{Pick, Room, Work},
+    world::{Net, Packet, World},
+};
+
+/// What comes in on an uplink: nobody outside may use an address of this node or its endpoints as a source;
+/// where no NAT is wanted, packets for an endpoint are judged and handed over here. Everything else is the
+/// stack's.
+#[inline(always)]
+pub fn from_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
+    let Some(config) = w.config() else { return Outcome::PASS };
+    // A tagged frame is for a VLAN device, which is an uplink of its own.
+    if config.flags == 0 || p.vlan() {
+        return Outcome::PASS;
+    }
+    let Some(eth) = p.load::<14>(0) else { return Outcome::PASS };
+    match u16::from_be_bytes([eth[12], eth[13]]) {
+        ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => ip(w, p, V4::room(work), config),
+        ETHERTYPE_IPV6 if config.flags & V6::ENABLED != 0 => ip(w, p, V6::room(work), config),
+        _ => Outcome::PASS,
+    }
+}
+
+#[inline(never)]
+fn ip<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &mut P,
+    room: &mut Room<F>,
+    config: &Config,
+) -> Outcome {
+    room.note = Note { hook: HOOK_FROM_NETWORK, ..Note::default() };
+    let reason = p.parse(w, room, true);
+    if reason.0 != 0 {
+        return dropped(w, p, config, room, reason);
+    }
+    if <W as Net<F>>::local(w, &room.facts.src).is_some() {
+        return dropped(w, p, config, room, Reason::SOURCE_IP);
+    }
+    if config.flags & F::DIRECT == 0 {
+        return Outcome::PASS;
+    }
+    let Some(local) = <W as Net<F>>::local(w, &room.facts.dst) else { return Outcome::PASS };
+    if local.slot == SLOT_HOST {
+        return Outcome::PASS;
+    }
+    let Some(endpoint) = w.endpoint(local.slot) else { return Outcome::PASS };
+    if endpoint.flags & FLAG_ACTIVE == 0 {
+        return Outcome::PASS;
+    }
+    shortcut(w, p, room, config, endpoint)
+}
+
+/// Judges a packet for an endpoint and hands it over past the stack, unless its flow belongs to the stack.
+#[inline(always)]
+fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &mut P,
+    room: &mut Room<F>,
+    config: &Config,
+    endpoint: &Endpoint,
+) -> Outcome {
+    room.note = Note { hook: HOOK_FROM_NETWORK, endpoint: endpoint.id, ..Note::default() };
+    room.note.dst_identity = endpoint.identity;
+    let reason = p.parse(w, room, false);
+    if reason.0 != 0 {
+        return dropped(w, p, config, room, reason);
+    }
+    let now = time::from_ns(w.now_ns());
+    let known = match known(w, p, room, now) {
+        Ok(known) => known,
+        Err(reason) => return dropped(w, p, config, room, reason),
+    };
+    let Some(action) = way_to(endpoint) else { return Outcome::PASS };
+    if known.via_stack() || room.facts.ttl <= 1 || too_big(p, &room.facts, endpoint.mtu) {
+        return Outcome::PASS;
+    }
+    room.note.state = known.state;
+    let src = Side::remote::<F, W>(w, &room.facts.src);
+    room.note.src_identity = src.identity;
+    let dst = Side::endpoint(endpoint, true);
+    let case = Case { known, src, dst, config, now, way: 0, account: true };
+    let wanted = match judge(w, p, room, &case) {
+        Ok(wanted) => wanted,
+        Err(reason) => return dropped(w, p, config, room, reason),
+    };
+    if !route(p, &room.facts, &endpoint.mac, &endpoint.node_mac) {
+        return dropped(w, p, config, room, Reason::WRITE);
+    }
+    w.count(Reason::FORWARDED, 0, p.len());
+    room.note.direction = 0;
+    room.note.point = POINT_TO_ENDPOINT;
+    room.note.endpoint = endpoint.id;
+    room.note.ifindex = endpoint.ifindex;
+    report::trace(w, p, config, room, wanted);
+    Outcome::leave(
+        match action {
+            Action::Peer => Action::Peer,
+            _ => Action::Device,
+        },
+        endpoint.ifindex,
+    )
+}

@@ -1,0 +1,88 @@
+//! What a hook decided.
+
+use villus_abi::Reason;
+
+/// The bits of a packet's mark that carry a meaning of the datapath (the field's 0x0F00 nibble).
+pub const MARK_MASK: u32 = 0x0f00;
+/// Mark of a packet that was judged for the endpoint it is being delivered to.
+pub const MARK_JUDGED: u32 = 0x0800;
+
+/// What the hook's glue does with the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Action {
+    /// On to the host's stack, or (to an endpoint) on to the device.
+    Pass = 0,
+    /// Drop it; the reason says why, or how it ended quietly.
+    Drop = 1,
+    /// To the peer of the veth with this interface index.
+    Peer = 2,
+    /// Out through this interface, marked as judged.
+    Device = 3,
+    /// Out through this interface to a neighbour.
+    Neighbour = 4,
+}
+
+/// The decision about one packet, small enough for a register.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Outcome(u64);
+
+impl Outcome {
+    /// On to the stack or the device.
+    pub const PASS: Self = Self(0);
+
+    /// Drop for a reason.
+    #[must_use]
+    pub const fn drop(reason: Reason) -> Self {
+        Self(Action::Drop as u64 | (reason.0 as u64) << 8)
+    }
+
+    /// Leave through an interface in a way.
+    #[must_use]
+    pub const fn leave(action: Action, ifindex: u32) -> Self {
+        Self(action as u64 | (ifindex as u64) << 32)
+    }
+
+    /// The decision as a register, to hand it from one program part to another.
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The decision from a register; an unknown action is a drop.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// What to do.
+    #[must_use]
+    pub const fn action(self) -> Action {
+        match self.0 & 0xff {
+            0 => Action::Pass,
+            2 => Action::Peer,
+            3 => Action::Device,
+            4 => Action::Neighbour,
+            _ => Action::Drop,
+        }
+    }
+
+    /// Why it ended, when it did.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        Reason((self.0 >> 8) as u8)
+    }
+
+    /// Interface it leaves through.
+    #[must_use]
+    pub const fn ifindex(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+impl core::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:?}(reason {}, ifindex {})", self.action(), self.reason().0, self.ifindex())
+    }
+}

@@ -1,0 +1,58 @@
+//! Where a packet's facts are kept while it is judged: too much for the kernel's 512 bytes of stack.
+
+use villus_abi::{Event, Flow};
+
+use crate::{
+    family::{V4, V6},
+    flow::Key,
+    parse::{Facts, Parse},
+    report::Note,
+    world::Neighbour,
+};
+
+/// Room for one packet of one family.
+#[derive(Clone, Copy, Default)]
+pub struct Room<F: Parse> {
+    pub(crate) facts: Facts<F>,
+    pub(crate) quoted: Facts<F>,
+    pub(crate) key: Key<F>,
+    pub(crate) note: Note,
+    pub(crate) flow: Flow,
+    pub(crate) next: Neighbour,
+    pub(crate) event: Event,
+}
+
+impl<F: Parse> Room<F> {
+    /// What is known about the packet.
+    #[inline(always)]
+    pub fn facts_mut(&mut self) -> &mut Facts<F> {
+        &mut self.facts
+    }
+}
+
+/// Room for one packet at a time; each hook clears what it uses. The kernel keeps one per CPU.
+#[derive(Clone, Copy, Default)]
+pub struct Work {
+    v4: Room<V4>,
+    v6: Room<V6>,
+}
+
+/// Picks a family's room.
+pub trait Pick: Parse {
+    /// The room of this family.
+    fn room(work: &mut Work) -> &mut Room<Self>;
+}
+
+impl Pick for V4 {
+    #[inline(always)]
+    fn room(work: &mut Work) -> &mut Room<Self> {
+        &mut work.v4
+    }
+}
+
+impl Pick for V6 {
+    #[inline(always)]
+    fn room(work: &mut Work) -> &mut Room<Self> {
+        &mut work.v6
+    }
+}

@@ -1,0 +1,128 @@
+//! What the path needs from where it runs.
+
+use core::cell::Cell;
+
+use villus_abi::{
+    Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, PolicyCell, PolicyKey, Reason,
+};
+
+use crate::{
+    family::{Family, V4, V6},
+    policy::{Ask, Verdict, verdict},
+    report::emit,
+    work::{Pick, Room},
+};
+
+/// Where a routed packet goes next on a network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Neighbour {
+    /// Interface to send it through.
+    pub ifindex: u32,
+    /// MAC of the neighbour.
+    pub mac: [u8; 6],
+    /// MAC of that interface.
+    pub own_mac: [u8; 6],
+}
+
+/// One endpoint's policy map, fetched once per packet and endpoint.
+pub trait PolicyMap {
+    /// The entry under exactly this key.
+    fn entry(&self, key: &PolicyKey) -> Option<&PolicyCell>;
+}
+
+/// Look-ups and changes that exist once per address family.
+pub trait Net<F: Family> {
+    /// Whose address on this node it is.
+    fn local(&self, addr: &F::Addr) -> Option<Local>;
+    /// The longest prefix of the ipcache that covers it.
+    fn remote(&self, addr: &F::Addr) -> Option<IpcacheValue>;
+    /// The flow under this key, expired or not.
+    fn flow(&self, key: &F::FlowKey, tcp: bool) -> Option<&FlowCell>;
+    /// Stores a flow, over an old one if there is one. False when the table refuses.
+    fn create(&self, key: &F::FlowKey, tcp: bool, flow: &Flow) -> bool;
+    /// Forgets a flow.
+    fn remove(&self, key: &F::FlowKey, tcp: bool);
+    /// The ports of a fragmented datagram.
+    fn ports(&self, key: &F::FragKey) -> Option<FragPorts>;
+    /// Remembers the ports of a fragmented datagram. False when the table refuses.
+    fn remember(&self, key: &F::FragKey, ports: &FragPorts) -> bool;
+}
+
+/// Everything a packet is judged by.
+pub trait World: Net<V4> + Net<V6> {
+    /// An endpoint's policy map.
+    type Policy: PolicyMap;
+
+    /// Nanoseconds of the monotonic clock.
+    fn now_ns(&self) -> u64;
+    /// Runtime configuration; its flags are 0 until an agent has written it.
+    fn config(&self) -> Option<&Config>;
+    /// The endpoint slot of an interface.
+    fn device(&self, ifindex: u32) -> Option<u32>;
+    /// The endpoint record of a slot, in use or not.
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
+    /// The policy map in a slot of the array of policy maps.
+    fn policy(&self, slot: u32) -> Option<Self::Policy>;
+    /// Asks a policy map. The kernel does so in a function that the verifier looks at once.
+    #[inline(always)]
+    fn ask(&self, ask: &Ask) -> Verdict
+    where
+        Self: Sized,
+    {
+        verdict(self, ask)
+    }
+    /// Adds to a counter that others may add to at the same time.
+    fn add(&self, counter: &Cell<u64>, amount: u64);
+    /// Counts a packet under a reason and direction (0 ingress, 1 egress).
+    fn count(&self, reason: Reason, direction: u8, bytes: u32);
+    /// Reports to user space; counts the loss when there is no room.
+    fn emit(&self, event: &Event);
+}
+
+/// A packet at a hook, starting at its Ethernet header.
+pub trait Packet {
+    /// Length with the Ethernet header.
+    fn len(&self) -> u32;
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Interface of the hook.
+    fn ifindex(&self) -> u32;
+    /// Interface it came into the node by; 0 when it was made on this node.
+    fn ingress_ifindex(&self) -> u32;
+    /// Its mark.
+    fn mark(&self) -> u32;
+    /// Size of a segment when it is a train of segments, else 0.
+    fn gso_size(&self) -> u32;
+    /// Whether it carries a VLAN tag outside its bytes.
+    fn vlan(&self) -> bool;
+    /// Hash of its flow, for reports.
+    fn hash(&self) -> u32;
+    /// Copies `N` bytes from `offset`, or `None` if they are not all there.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Writes `N` bytes at `offset`; false if that failed. `sum` says that the bytes count towards a
+    /// checksum the device has made over the packet.
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], sum: bool) -> bool;
+    /// Fills in the facts of a packet. The kernel does so in a function that the verifier looks at once.
+    #[inline(always)]
+    fn parse<F: Pick, W: World + Net<F>>(&self, w: &W, room: &mut Room<F>, l3_only: bool) -> Reason
+    where
+        Self: Sized,
+    {
+        F::parse(w, self, &mut room.facts, l3_only)
+    }
+    /// Reports the packet with the facts and the note in its room. As [`Packet::parse`] in the kernel.
+    #[inline(always)]
+    fn emit<F: Pick, W: World>(&self, w: &W, room: &mut Room<F>)
+    where
+        Self: Sized,
+    {
+        emit(w, self, room);
+    }
+    /// Asks the routing table for the neighbour of an IPv4 packet and fills it in; false when the stack must
+    /// see the packet.
+    fn neighbour4(&mut self, src: u32, dst: u32, l3_len: u32, next: &mut Neighbour) -> bool;
+    /// As [`Packet::neighbour4`] for IPv6.
+    fn neighbour6(&mut self, src: &[u32; 4], dst: &[u32; 4], l3_len: u32, next: &mut Neighbour) -> bool;
+}

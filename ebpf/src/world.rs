@@ -1,0 +1,231 @@
+//! [`villus_path::World`] on BPF maps.
+
+use core::{cell::Cell, ffi::c_void, marker::PhantomData};
+
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_ringbuf_output,
+};
+use villus_abi::{
+    Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey,
+    IpcacheValue, Local, Metric, PolicyCell, PolicyKey, Reason, metrics,
+};
+use villus_path::{Ask, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
+
+use crate::maps;
+
+/// The maps of this node.
+pub struct Kernel;
+
+/// A map that is a static of this object.
+#[inline(always)]
+fn map<T>(map: &'static T) -> *mut c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
+}
+
+/// Looks a value up.
+///
+/// # Safety
+/// `map` is a map with keys `K` and values of `V`'s layout.
+#[inline(always)]
+unsafe fn lookup<'a, K, V>(map: *mut c_void, key: &K) -> Option<&'a V> {
+    // SAFETY: the caller's promise. The value stays readable until the program ends (RCU); entries of hash
+    // tables may be reused meanwhile, which the path tolerates: every field is plain data, read on its own.
+    unsafe { bpf_map_lookup_elem(map.cast(), core::ptr::from_ref(key).cast()).cast::<V>().as_ref() }
+}
+
+/// Stores a value; tries once more when another CPU held the bucket.
+///
+/// # Safety
+/// `map` is a map with these keys and values.
+#[inline(always)]
+unsafe fn update<K, V>(map: *mut c_void, key: &K, value: &V) -> bool {
+    let (key, value) = (core::ptr::from_ref(key).cast(), core::ptr::from_ref(value).cast());
+    // SAFETY: the caller's promise.
+    unsafe { bpf_map_update_elem(map, key, value, 0) == 0 || bpf_map_update_elem(map, key, value, 0) == 0 }
+}
+
+/// Keeps the decision where PROG_TEST_RUN can read it.
+#[inline(always)]
+pub fn remember(outcome: Outcome) {
+    // SAFETY: LAST is a per-CPU array of u64.
+    if let Some(cell) = unsafe { lookup::<u32, Cell<u64>>(map(&maps::LAST), &0) } {
+        cell.set(outcome.to_bits());
+    }
+}
+
+/// This CPU's room for the packet at hand.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    // SAFETY: one per-CPU element, aligned to 8 and at least as large as `Work`, which zeroes are a value of.
+    // tc programs do not preempt each other on a CPU, so this is the only reference.
+    unsafe {
+        bpf_map_lookup_elem(map(&maps::SCRATCH), core::ptr::from_ref(&0u32).cast()).cast::<Work>().as_mut()
+    }
+}
+
+/// A policy map out of the array of policy maps.
+pub struct Policy(*mut c_void, PhantomData<&'static ()>);
+
+impl PolicyMap for Policy {
+    #[inline(always)]
+    fn entry(&self, key: &PolicyKey) -> Option<&PolicyCell> {
+        // SAFETY: the array holds maps of this shape only.
+        unsafe { lookup(self.0, key) }
+    }
+}
+
+/// Asks a policy map: a global function, which the verifier looks at once however often it is called.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn villus_verdict(policy: u32, mask: u32, identity: u32, bytes: u32, rest: u64) -> u32 {
+    villus_path::verdict(&Kernel, &Ask { policy, mask, identity, bytes, rest }).to_bits()
+}
+
+impl World for Kernel {
+    type Policy = Policy;
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        // SAFETY: CONFIG is an array of Config.
+        unsafe { lookup(map(&maps::CONFIG), &0u32) }
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<u32> {
+        // SAFETY: DEVICES maps u32 to u32.
+        unsafe { lookup::<u32, u32>(map(&maps::DEVICES), &ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
+        // SAFETY: ENDPOINTS is an array of Endpoint.
+        unsafe { lookup(map(&maps::ENDPOINTS), &slot) }
+    }
+
+    #[inline(always)]
+    fn policy(&self, slot: u32) -> Option<Policy> {
+        // SAFETY: POLICIES is an array of maps.
+        let inner = unsafe { bpf_map_lookup_elem(map(&maps::POLICIES), core::ptr::from_ref(&slot).cast()) };
+        if inner.is_null() { None } else { Some(Policy(inner, PhantomData)) }
+    }
+
+    #[inline(always)]
+    fn ask(&self, ask: &Ask) -> Verdict {
+        Verdict::from_bits(villus_verdict(ask.policy, ask.mask, ask.identity, ask.bytes, ask.rest))
+    }
+
+    #[inline(always)]
+    fn add(&self, counter: &Cell<u64>, amount: u64) {
+        // SAFETY: an aligned u64 inside a map value; `lock *(u64 *) +=` is an atomic add.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({0} + 0) += {1}",
+                in(reg) counter.as_ptr(),
+                in(reg) amount,
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason, direction: u8, bytes: u32) {
+        let index = metrics::index(reason.0, direction);
+        // SAFETY: METRICS is a per-CPU array of Metric; nobody else writes this CPU's element.
+        unsafe {
+            let metric = bpf_map_lookup_elem(map(&maps::METRICS), core::ptr::from_ref(&index).cast());
+            if let Some(metric) = metric.cast::<Metric>().as_mut() {
+                metric.packets += 1;
+                metric.bytes += bytes as u64;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn emit(&self, event: &Event) {
+        // SAFETY: EVENTS is a ring buffer, `event` is readable for its whole size.
+        let lost = unsafe {
+            bpf_ringbuf_output(
+                map(&maps::EVENTS),
+                core::ptr::from_ref(event).cast_mut().cast(),
+                size_of::<Event>() as u64,
+                0,
+            )
+        };
+        if lost != 0 {
+            self.count(Reason::EVENTS_LOST, 0, size_of::<Event>() as u32);
+        }
+    }
+}
+
+/// The bytes of an IPv6 address.
+#[inline(always)]
+fn bytes(addr: &[u32; 4]) -> [u8; 16] {
+    // SAFETY: sixteen bytes either way.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(*addr) }
+}
+
+macro_rules! net {
+    ($family:ty, $addr:ty, $flow_key:ty, $frag_key:ty, $addrs:ident, $tcp:ident, $any:ident, $frags:ident,
+     |$a:ident| $ipcache_key:expr) => {
+        impl Net<$family> for Kernel {
+            #[inline(always)]
+            fn local(&self, addr: &$addr) -> Option<Local> {
+                // SAFETY: key and value types of the map.
+                unsafe { lookup::<_, Local>(map(&maps::$addrs), addr) }.copied()
+            }
+
+            #[inline(always)]
+            fn remote(&self, $a: &$addr) -> Option<IpcacheValue> {
+                // SAFETY: key and value layouts of the map.
+                unsafe { lookup::<_, IpcacheValue>(map(&maps::IPCACHE), &$ipcache_key) }.copied()
+            }
+
+            #[inline(always)]
+            fn flow(&self, key: &$flow_key, tcp: bool) -> Option<&FlowCell> {
+                // SAFETY: key and value types of the maps.
+                unsafe { lookup(if tcp { map(&maps::$tcp) } else { map(&maps::$any) }, key) }
+            }
+
+            #[inline(always)]
+            fn create(&self, key: &$flow_key, tcp: bool, flow: &Flow) -> bool {
+                // SAFETY: key and value types of the maps.
+                unsafe { update(if tcp { map(&maps::$tcp) } else { map(&maps::$any) }, key, flow) }
+            }
+
+            #[inline(always)]
+            fn remove(&self, key: &$flow_key, tcp: bool) {
+                let key = core::ptr::from_ref(key).cast();
+                // SAFETY: key types of the maps; that it may be gone already is no error.
+                unsafe {
+                    bpf_map_delete_elem(if tcp { map(&maps::$tcp) } else { map(&maps::$any) }, key);
+                }
+            }
+
+            #[inline(always)]
+            fn ports(&self, key: &$frag_key) -> Option<FragPorts> {
+                // SAFETY: key and value types of the map.
+                unsafe { lookup::<_, FragPorts>(map(&maps::$frags), key) }.copied()
+            }
+
+            #[inline(always)]
+            fn remember(&self, key: &$frag_key, ports: &FragPorts) -> bool {
+                // SAFETY: key and value types of the map.
+                unsafe { update(map(&maps::$frags), key, ports) }
+            }
+        }
+    };
+}
+
+net!(V4, u32, FlowKey4, FragKey4, ADDRS4, CT4_TCP, CT4_ANY, FRAGS4, |addr| IpcacheKey::v4(
+    addr.to_ne_bytes(),
+    32
+));
+net!(V6, [u32; 4], FlowKey6, FragKey6, ADDRS6, CT6_TCP, CT6_ANY, FRAGS6, |addr| IpcacheKey::v6(
+    bytes(addr),
+    128
+));
