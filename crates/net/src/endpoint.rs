@@ -255,27 +255,38 @@ fn finish<E: std::fmt::Display>(
         addresses: spec.addresses.to_vec(),
         delivery: Delivery::of(&found),
     };
-    mark(spec, found.index, host)?;
+    mark(spec, &found, host)?;
     prepare(&link)
         .map_err(|error| NetError::Prepare { device: link.host_name.clone(), reason: error.to_string() })?;
     host.change_link(found.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
     if let Some(gateway) = spec.gateway_v6.filter(Ipv6Addr::is_unicast_link_local) {
         host.add_address(found.index, link_local_net(gateway)?)?;
     }
-    HostSide::of_endpoint(&found, spec.addresses, spec.container_mac, spec.host_sources).install(host)?;
+    let side = HostSide::of_endpoint(&found, spec.addresses, spec.container_mac, spec.host_sources);
+    if !*created {
+        side.prune(host)?;
+    }
+    side.install(host)?;
     raise_loopback(&mut inside)?;
-    if let Some(now) = host.link_by_index(found.index)? {
+    inside.wait_until_running(link.container_index)?;
+    spec.addresses.iter().try_for_each(|address| inside.wait_until_local(*address))?;
+    if let Some(now) = host.wait_until_running(found.index)? {
         link.delivery = Delivery::of(&now);
     }
     Ok(link)
 }
 
 /// Marks the host side as ours and sets its parameters, before it is switched on.
-fn mark(spec: &EndpointLinkSpec<'_>, index: u32, host: &mut Rtnl) -> Result<(), NetError> {
+fn mark(spec: &EndpointLinkSpec<'_>, device: &Link, host: &mut Rtnl) -> Result<(), NetError> {
     let alias = format!("{ALIAS_PREFIX}{}", spec.owner);
-    let no_link_local = has_ipv6();
-    host.change_link(index, &LinkChange { alias: Some(&alias), no_link_local, ..LinkChange::default() })?;
-    host_side::set_parameters(spec.host_name)
+    let change = LinkChange {
+        alias: (device.alias.as_ref() != Some(&alias)).then_some(&alias),
+        mtu: (device.mtu != spec.mtu).then_some(spec.mtu),
+        no_link_local: has_ipv6(),
+        ..LinkChange::default()
+    };
+    host.change_link(device.index, &change)?;
+    host_side::set_parameters(spec.host_name, spec.addresses.iter().any(IpAddr::is_ipv6))
 }
 
 /// Runs inside the workload's namespace; `host` still speaks to the node's.
@@ -297,7 +308,7 @@ fn container_side(
                 namespace: spec.netns.name().to_string(),
             })?
         }
-        (Some(host_side), Some(device)) if host_side.lower == Some(device.index) => device,
+        (Some(host_side), Some(device)) if is_pair(host_side, &device, spec, host)? => device,
         (Some(host_side), None) => return Err(elsewhere(host_side, spec)),
         (_, Some(device)) => return Err(taken(&device, &spec.netns.name().to_string())),
     };
@@ -366,14 +377,20 @@ fn container_parameters(spec: &EndpointLinkSpec<'_>) -> Result<(), NetError> {
         Sysctl::of_device(Family::Ipv6, name, parameter).write_if_present("0")?;
     }
     if spec.addresses.iter().any(IpAddr::is_ipv6) {
-        for device in ["lo", name] {
-            let disabled = Sysctl::of_device(Family::Ipv6, device, "disable_ipv6");
-            if disabled.read_if_present()?.as_deref() == Some("1") {
-                disabled.write("0")?;
-            }
-        }
+        host_side::switch_ipv6_on("lo")?;
+        host_side::switch_ipv6_on(name)?;
     }
     Ok(())
+}
+
+/// Indices alone may be equal by chance, in different namespaces.
+fn is_pair(
+    host_side: &Link,
+    device: &Link,
+    spec: &EndpointLinkSpec<'_>,
+    host: &mut Rtnl,
+) -> Result<bool, NetError> {
+    Ok(host_side.lower == Some(device.index) && host_side.lower_netns == host.netns_number(spec.netns)?)
 }
 
 fn existing_host_side(spec: &EndpointLinkSpec<'_>, host: &mut Rtnl) -> Result<Option<Link>, NetError> {

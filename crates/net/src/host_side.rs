@@ -33,6 +33,22 @@ impl<'a> HostSide<'a> {
         Ok(())
     }
 
+    /// Removes our routes and neighbours of this device that are of no address any more.
+    pub fn prune(&self, host: &mut Rtnl) -> Result<(), NetError> {
+        let stale = |address: &IpAddr| !self.addresses.contains(address);
+        for route in host.routes()?.iter().filter(|route| route.is_ours() && route.uses(self.device)) {
+            if stale(&route.destination.addr()) {
+                missing_is_fine(host.delete_route(route))?;
+            }
+        }
+        for neighbour in host.neighbours(self.device)?.iter().filter(|neighbour| neighbour.ours) {
+            if stale(&neighbour.ip) {
+                missing_is_fine(host.delete_neighbour(self.device, neighbour.ip))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes all of it, past errors; what is not there is no error.
     pub fn remove(&self, host: &mut Rtnl) -> Errors {
         let mut errors = Errors::default();
@@ -50,15 +66,25 @@ impl<'a> HostSide<'a> {
 }
 
 /// Parameters of a host-side device of ours: the datapath checks sources itself, nobody speaks for others, and
-/// nothing in the workload can change the node's routes.
-pub(crate) fn set_parameters(device: &str) -> Result<(), NetError> {
-    for (parameter, value) in
-        [("rp_filter", "0"), ("proxy_arp", "0"), ("accept_redirects", "0"), ("send_redirects", "0")]
-    {
-        Sysctl::of_device(Family::Ipv4, device, parameter).write_if_present(value)?;
+/// nothing in the workload can change the node's routes. With `ipv6`, IPv6 is on even where new devices have it off.
+pub(crate) fn set_parameters(device: &str, ipv6: bool) -> Result<(), NetError> {
+    for parameter in ["rp_filter", "proxy_arp", "accept_redirects"] {
+        Sysctl::of_device(Family::Ipv4, device, parameter).write_if_present("0")?;
+    }
+    if ipv6 {
+        switch_ipv6_on(device)?;
     }
     for parameter in ["accept_ra", "accept_redirects", "proxy_ndp"] {
         Sysctl::of_device(Family::Ipv6, device, parameter).write_if_present("0")?;
     }
     Ok(())
+}
+
+/// Switches IPv6 on for a device of the calling thread's namespace.
+pub(crate) fn switch_ipv6_on(device: &str) -> Result<(), NetError> {
+    let disabled = Sysctl::of_device(Family::Ipv6, device, "disable_ipv6");
+    match disabled.read_if_present()?.as_deref() {
+        Some("1") => disabled.write("0"),
+        _ => Ok(()),
+    }
 }

@@ -41,6 +41,8 @@ pub enum Change {
         family: Family,
         /// The devices that had it on by themselves before.
         devices: Vec<String>,
+        /// `accept_redirects` of all devices before, which the kernel changes together with it.
+        redirects: Option<String>,
     },
     /// A file was written where none was.
     File {
@@ -133,7 +135,9 @@ impl Change {
     fn undo(&self) -> Result<Outcome, NetError> {
         match self {
             Change::Sysctl { key, old, ours } => undo_sysctl(key, old, ours),
-            Change::Forwarding { family, devices } => undo_forwarding(*family, devices),
+            Change::Forwarding { family, devices, redirects } => {
+                undo_forwarding(*family, devices, redirects.as_deref())
+            }
             Change::File { path, content } => undo_file(path, content),
             Change::Link { name, alias } => undo_link(name, alias),
             Change::Unreachable { destination } => {
@@ -244,7 +248,7 @@ fn undo_sysctl(key: &Sysctl, old: &str, ours: &str) -> Result<Outcome, NetError>
 }
 
 /// Switching forwarding off for all devices does so for each; those that had it on get it back.
-fn undo_forwarding(family: Family, devices: &[String]) -> Result<Outcome, NetError> {
+fn undo_forwarding(family: Family, devices: &[String], redirects: Option<&str>) -> Result<Outcome, NetError> {
     let all = Sysctl::of_device(family, "all", "forwarding");
     if all.read_if_present()?.as_deref() != Some("1") {
         return Ok(Outcome::Left(format!("forwarding of {family} was switched off by somebody else")));
@@ -252,6 +256,9 @@ fn undo_forwarding(family: Family, devices: &[String]) -> Result<Outcome, NetErr
     all.write("0")?;
     for device in devices {
         Sysctl::of_device(family, device, "forwarding").write_if_present("1")?;
+    }
+    if let Some(redirects) = redirects {
+        Sysctl::of_device(family, "all", "accept_redirects").write_if_present(redirects)?;
     }
     Ok(Outcome::Undone(format!("forwarding of {family} is off again")))
 }

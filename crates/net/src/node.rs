@@ -165,8 +165,11 @@ impl NodeNetwork {
                 ..LinkChange::default()
             };
             host.change_link(link.index, &change)?;
-            host_side::set_parameters(&link.name)?;
+            host_side::set_parameters(&link.name, self.router_v6.is_some())?;
             host.change_link(link.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
+        }
+        for link in [&near, &far] {
+            host.wait_until_running(link.index)?;
         }
         Ok(RouterDevice { index: near.index, mac, peer_index: far.index, peer_mac })
     }
@@ -179,7 +182,11 @@ impl NodeNetwork {
                 missing_is_fine(host.delete_address(device, address.net))?;
             }
         }
-        wanted.into_iter().try_for_each(|ip| host.add_address(device, IpNet::from(ip)))
+        for ip in wanted {
+            host.add_address(device, IpNet::from(ip))?;
+            host.wait_until_local(ip)?;
+        }
+        Ok(())
     }
 
     /// Addresses of a pool that no workload has are unreachable, and never leave through an uplink.
@@ -309,7 +316,12 @@ fn switch_forwarding_on(
             on.push(device);
         }
     }
-    recorder.note(Change::Forwarding { family, devices: on })?;
+    // Which the kernel switches off with it for IPv4, and on again.
+    let redirects = match family {
+        Family::Ipv4 => Sysctl::of_device(family, "all", "accept_redirects").read_if_present()?,
+        Family::Ipv6 => None,
+    };
+    recorder.note(Change::Forwarding { family, devices: on, redirects })?;
     all.write("1")
 }
 

@@ -1,4 +1,5 @@
 //! Making and removing the links of endpoints.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod sandbox;
 
@@ -124,6 +125,48 @@ fn making_it_again_changes_nothing_and_mends_what_is_missing() {
 }
 
 #[test]
+fn addresses_that_are_no_longer_wanted_lose_their_way_in() {
+    let mut s = Sandbox::new();
+    let w = s.workload("w");
+    create(&s, &spec("w", "lxcw", &w, &[address("10.9.0.10"), address("fd09::10")])).unwrap();
+    let addresses = [address("10.9.0.11"), address("fd09::11")];
+    create(&s, &EndpointLinkSpec { mtu: 1400, ..spec("w", "lxcw", &w, &addresses) }).unwrap();
+    let shown = s.ip("route show") + &s.ip("-6 route show") + &s.ip("neigh show");
+    assert!(shown.contains("10.9.0.11") && shown.contains("fd09::11"), "{shown}");
+    assert!(!shown.contains("10.9.0.10") && !shown.contains("fd09::10 "), "{shown}");
+    assert_eq!(s.ip_json("link show lxcw")[0]["mtu"], 1400);
+    assert!(addresses.into_iter().all(|to| ping(&s.node, to)));
+}
+
+#[test]
+fn an_address_that_another_endpoint_has_is_refused() {
+    let mut s = Sandbox::new();
+    let (a, b) = (s.workload("a"), s.workload("b"));
+    let addresses = [address("10.9.0.10"), address("fd09::10")];
+    let first = create(&s, &spec("a", "lxca", &a, &addresses)).unwrap();
+    let before = s.snapshot();
+    let error = create(&s, &spec("b", "lxcb", &b, &addresses[1..])).unwrap_err().to_string();
+    assert!(
+        error.contains("a route to fd09::10/128 exists already") && error.contains("which is lxca"),
+        "{error}"
+    );
+    assert_eq!(s.snapshot(), before);
+    s.inside(|| remove_endpoint_link(&first)).unwrap();
+    create(&s, &spec("b", "lxcb", &b, &addresses)).unwrap();
+    assert!(addresses.into_iter().all(|to| ping(&s.node, to)));
+}
+
+#[test]
+fn ipv6_works_where_the_nodes_new_devices_have_it_off() {
+    let mut s = Sandbox::new();
+    let w = s.workload("w");
+    s.inside(|| Sysctl::of_device(Family::Ipv6, "default", "disable_ipv6").write("1")).unwrap();
+    let addresses = [address("fd09::10")];
+    create(&s, &spec("w", "lxcw", &w, &addresses)).unwrap();
+    assert!(ping(&s.node, addresses[0]));
+}
+
+#[test]
 fn an_ipv4_only_and_an_ipv6_only_endpoint_get_only_their_family() {
     let mut s = Sandbox::new();
     let (a, b) = (s.workload("a"), s.workload("b"));
@@ -144,7 +187,8 @@ fn a_link_local_gateway_answers_on_the_host_side() {
     let gateway = spec.host_mac.link_local();
     spec.gateway_v6 = Some(gateway);
     let link = create(&s, &spec).unwrap();
-    assert!(ping_scoped(&w, gateway.into(), link.container_index));
+    // The kernel takes its time with link-local addresses of its own making.
+    assert!((0..3).any(|_| ping_scoped(&w, gateway.into(), link.container_index)));
     assert!(ping(&s.node, addresses[0]));
 }
 
@@ -213,6 +257,12 @@ fn names_in_use_are_refused_with_their_owner() {
     assert!(error.contains("its other end is not eth0"), "{error}");
     let error = create(&s, &spec("other", "lxco", &a, &addresses)).unwrap_err().to_string();
     assert!(error.contains("eth0 already exists in vnet"), "{error}");
+    // The same index in another namespace is not the same device.
+    s.ip(&format!("link add foreign type veth peer name eth0 netns {}", b.name()));
+    assert_eq!(ip_json(&a, "link show eth0")[0]["ifindex"], ip_json(&b, "link show eth0")[0]["ifindex"]);
+    let error = create(&s, &spec("a", "lxca", &b, &addresses)).unwrap_err().to_string();
+    assert!(error.contains("eth0 already exists in vnet"), "{error}");
+    s.ip("link del foreign");
     s.ip("link add lxcb type bridge");
     let error = create(&s, &spec("b", "lxcb", &b, &addresses)).unwrap_err().to_string();
     assert!(
@@ -321,20 +371,22 @@ fn names_of_host_devices_fit_and_stay() {
 #[test]
 fn making_a_link_takes_less_than_eight_milliseconds() {
     let mut s = Sandbox::new();
-    let mut times = Vec::new();
+    let (mut made, mut removed) = (Vec::new(), Vec::new());
     for n in 0..15 {
         let w = s.workload(&format!("w{n}"));
         let addresses = [address(&format!("10.9.0.{}", 10 + n)), address(&format!("fd09::{}", 10 + n))];
         let (owner, name) = (format!("w{n}"), format!("lxcw{n}"));
         let spec = spec(&owner, &name, &w, &addresses);
-        times.push(s.inside(|| {
-            let start = Instant::now();
-            create_endpoint_link(&spec, nothing).unwrap();
-            start.elapsed()
-        }));
+        let start = Instant::now();
+        let link = s.inside(|| create_endpoint_link(&spec, nothing).unwrap());
+        made.push(start.elapsed());
+        let start = Instant::now();
+        s.inside(|| remove_endpoint_link(&link).unwrap());
+        removed.push(start.elapsed());
     }
-    times.sort();
-    println!("making a link: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
-    // Wide of the goal: other tests run beside this one.
-    assert!(times[times.len() / 2].as_millis() < 100, "{times:?}");
+    made.sort();
+    removed.sort();
+    println!("a link, made: median {:?}, worst {:?}; removed: median {:?}", made[7], made[14], removed[7]);
+    // Wide of the goal: other tests run beside this one, and other programs beside the tests.
+    assert!(made[7].as_millis() < 100, "{made:?}");
 }

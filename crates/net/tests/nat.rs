@@ -1,10 +1,12 @@
 //! Masquerading, and drops by others.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod sandbox;
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use proptest::prelude::*;
 use sandbox::*;
 use villus_net::*;
 
@@ -56,14 +58,14 @@ fn what_leaves_the_node_gets_the_nodes_address() {
     s.inside(|| masquerade(&[]).apply()).unwrap();
     assert_eq!(seen_source(&w, &outside, "192.0.2.1"), Some(address("192.0.2.2")));
     assert_eq!(seen_source(&w, &outside, "2001:db8::1"), Some(address("2001:db8::2")));
-    let counters = s.inside(|| masquerade_counters()).unwrap().unwrap();
+    let counters = s.inside(masquerade_counters).unwrap().unwrap();
     assert_eq!(counters, NatCounters { ipv4: 1, ipv6: 1, skipped: 0 });
 
     // Applied again, counters go on; native prefixes are left alone.
     ip(&outside, "route add 10.9.0.0/24 via 192.0.2.2");
     s.inside(|| masquerade(&["192.0.2.0/24"]).apply()).unwrap();
     assert_eq!(seen_source(&w, &outside, "192.0.2.1"), Some(address("10.9.0.10")));
-    assert_eq!(s.inside(|| masquerade_counters()).unwrap(), Some(counters));
+    assert_eq!(s.inside(masquerade_counters).unwrap(), Some(counters));
     let rules = s.inside(|| run("nft", &["list", "table", "inet", "villus"]));
     assert_eq!(rules.matches(" masquerade\n").count(), 2, "{rules}");
 
@@ -86,7 +88,7 @@ fn marked_packets_and_traffic_of_the_node_are_left_alone() {
             add rule inet marker pre iifname lxcw meta mark set 0x5200"])
     });
     assert_eq!(seen_source(&w, &outside, "192.0.2.1"), Some(address("10.9.0.10")));
-    let counters = s.inside(|| masquerade_counters()).unwrap().unwrap();
+    let counters = s.inside(masquerade_counters).unwrap().unwrap();
     assert_eq!((counters.ipv4, counters.skipped), (0, 1));
     assert_eq!(seen_source(&s.node, &w, "10.9.0.10"), Some(address(GATEWAY_4)));
     assert_eq!(seen_source(&outside, &w, "10.9.0.10"), Some(address("192.0.2.1")));
@@ -171,4 +173,13 @@ fn dockers_tables_are_told_apart_in_both_listings() {
     assert_eq!(nft_drops(&mended, &["lxc*"]), []);
     let half = format!("{body},{}]}}", accept("iifname"));
     assert_eq!(nft_drops(&half, &["lxc*"]).len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn any_listing_is_read_or_ignored(text in r#"[\[\]{}":, a-z*]{0,80}"#) {
+        let _ = nft_drops(&text, &["lxc*"]);
+        let _ = nft_drops(&format!(r#"{{"nftables":[{{"chain":{text}}},{{"rule":{text}}}]}}"#), &["lxc*"]);
+        let _ = iptables_drops(&format!(":FORWARD DROP\n{text}"), "iptables", &["lxc*"]);
+    }
 }

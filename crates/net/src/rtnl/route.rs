@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -250,28 +251,67 @@ impl Rtnl {
         Ok(routes)
     }
 
-    /// Makes a route, or replaces ours to the same destination.
+    /// Makes a route, or replaces ours to the same destination through the same device.
     ///
     /// # Errors
-    /// [`NetError::ForeignRoute`] when somebody else's route is in its place.
+    /// [`NetError::ForeignRoute`] when somebody else's route is in its place, or ours through another device, as
+    /// for an address that another endpoint has.
     pub fn set_route(&mut self, route: &Route) -> Result<(), NetError> {
         match self.add_route(route, NLM_F_EXCL) {
             Err(error) if error.exists() => {}
             done => return done,
         }
+        let device = |hop: &NextHop| hop.device;
         let existing = self.routes()?.into_iter().find(|other| other.same_key(route));
         match existing {
-            Some(foreign) if !foreign.is_ours() => Err(NetError::ForeignRoute {
-                destination: route.destination.to_string(),
-                existing: foreign.to_string(),
-            }),
+            Some(other)
+                if !other.is_ours() || other.hops.first().map(device) != route.hops.first().map(device) =>
+            {
+                Err(NetError::ForeignRoute {
+                    destination: route.destination.to_string(),
+                    existing: self.describe(&other),
+                })
+            }
             _ => self.add_route(route, NLM_F_REPLACE),
         }
+    }
+
+    fn describe(&mut self, route: &Route) -> String {
+        let device = route.hops.first().map(|hop| hop.device);
+        let name = device.and_then(|device| self.link_by_index(device).ok().flatten()).map(|link| link.name);
+        name.map_or_else(|| route.to_string(), |name| format!("{route}, which is {name}"))
     }
 
     fn add_route(&mut self, route: &Route, flags: u16) -> Result<(), NetError> {
         let message = RouteNetlinkMessage::NewRoute(route.to_message());
         self.change(message, NLM_F_CREATE | flags, || format!("add route {route}"))
+    }
+
+    /// Waits until the namespace takes packets to an address of its own. For IPv6 the kernel gets there some time
+    /// after the address was added, even without duplicate address detection. Gives up quietly after a tenth of
+    /// a second.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn wait_until_local(&mut self, ip: IpAddr) -> Result<(), NetError> {
+        let end = Instant::now() + Duration::from_millis(100);
+        while !self.is_local(ip)? && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    fn is_local(&mut self, ip: IpAddr) -> Result<bool, NetError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(ip);
+        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(ip.into()));
+        match self.get(RouteNetlinkMessage::GetRoute(message), || format!("look up the route to {ip}")) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
+            Ok(_) => Ok(false),
+            Err(error @ NetError::Answer { .. }) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Removes a route.

@@ -1,5 +1,5 @@
 //! Namespaces made for one test and gone after it, whatever happens.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -87,7 +87,7 @@ impl Sandbox {
                 &[
                     "-c",
                     "cd /proc/sys/net; grep -r . ipv4/ip_forward ipv?/conf/*/forwarding \
-                ipv4/conf/*/rp_filter ipv6/conf/*/accept_ra",
+                ipv4/conf/*/rp_filter ipv4/conf/*/accept_redirects ipv6/conf/*/disable_ipv6 ipv6/conf/*/accept_ra",
                 ],
             )
         });
