@@ -338,3 +338,24 @@ fn what_carries_our_mark_goes_without_a_journal() {
     });
     assert_eq!(s.snapshot(), clean);
 }
+
+#[test]
+fn a_journal_of_an_earlier_boot_restores_files_only() {
+    let s = Sandbox::new();
+    let system = tempfile::tempdir().unwrap();
+    let file = system.path().join("ours");
+    std::fs::write(&file, "ours").unwrap();
+    set(&s, "net/ipv4/ip_forward", "1");
+    let mut journal: Journal = serde_json::from_value(serde_json::json!({
+        "boot": "another",
+        "changes": [
+            { "what": "sysctl", "key": "net/ipv4/ip_forward", "old": "0", "ours": "1" },
+            { "what": "file", "path": file, "content": "ours" },
+        ],
+    }))
+    .unwrap();
+    let restored = restore(&s, &mut journal);
+    assert_eq!(restored.undone.len(), 1, "{restored:?}");
+    assert!(!file.exists());
+    assert_eq!(sysctl(&s, "net/ipv4/ip_forward"), "1");
+}
