@@ -7,6 +7,7 @@ mod demo;
 mod fuzz;
 mod lint;
 mod object;
+mod old_kernel;
 mod release;
 mod residue;
 mod run;

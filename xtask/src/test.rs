@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::residue::Snapshot;
 use crate::run::{as_root, cargo, is_ci, is_root, line, output, run, say};
-use crate::{object, tree};
+use crate::{object, old_kernel, tree};
 
 /// In CI a test that hangs must not hang the machine.
 const CI_LIMIT: &str = "25m";
@@ -37,6 +37,9 @@ pub fn run_all(args: &[String]) -> Result<()> {
     for mut pass in passes(&root, args)? {
         sound &= counted(&mut pass, &mut totals)?;
     }
+    if args.is_empty() {
+        sound &= on_the_old_kernel(&root, &mut totals);
+    }
     println!(
         "total: {} passed, {} failed, {} ignored in {} binaries, {} s",
         totals.passed,
@@ -50,6 +53,20 @@ pub fn run_all(args: &[String]) -> Result<()> {
         bail!("tests failed");
     }
     Ok(())
+}
+
+/// One load of the kernel object on an older kernel, counted as a test.
+fn on_the_old_kernel(root: &Path, totals: &mut Totals) -> bool {
+    totals.binaries += 1;
+    match old_kernel::check(root) {
+        Ok(()) => totals.passed += 1,
+        Err(error) => {
+            eprintln!("dev: {error:#}");
+            totals.failed += 1;
+            return false;
+        }
+    }
+    true
 }
 
 fn passes(root: &Path, args: &[String]) -> Result<Vec<Command>> {
