@@ -45,6 +45,7 @@ fn chore(args: &[String]) -> Result<()> {
         "fuzz" => fuzz::run_targets(rest),
         "bench" => bench::run_one(rest),
         "demo" => demo::run_script(rest),
+        "old-kernel" => old_kernel::check(&tree::root()?),
         other => bail!("no chore named {other}: build, lint, test, bpf, fuzz, bench or demo"),
     }
 }
