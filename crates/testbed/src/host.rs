@@ -1,0 +1,142 @@
+//! Network namespaces without a name, and commands and sockets inside them.
+
+use std::{net::IpAddr, process::Command};
+
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, unshare};
+use villus_net::{LinkChange, Mac, Netns, NetnsRef, Rtnl, Sysctl, VethPair};
+
+/// One host: a network namespace that ends with this value.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    netns: Netns,
+}
+
+impl Host {
+    /// A new namespace with its loopback switched on. `name` is for messages only.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("tests of the kernel part make namespaces: run them as root");
+            NetnsRef::Path("/proc/thread-self/ns/net".into()).open().unwrap()
+        });
+        let host = Self { name: name.to_owned(), netns: made.join().expect("no namespace") };
+        host.ip("link set lo up");
+        // Addresses are usable at once: nobody else is there to have them.
+        for device in ["all", "default"] {
+            host.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0");
+            host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
+        }
+        host
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Runs something inside. Sockets made there stay there.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(work).unwrap()
+    }
+
+    /// Runs a command that must succeed; what it printed.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> String {
+        self.run(|| run(program, arguments))
+    }
+
+    /// `ip` with arguments in one text; must succeed.
+    pub fn ip(&self, arguments: &str) -> String {
+        self.command("ip", &arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// A script of nftables; must succeed.
+    pub fn nft(&self, script: &str) -> String {
+        self.command("nft", &[script])
+    }
+
+    /// Sets a kernel parameter below `/proc/sys`.
+    pub fn sysctl(&self, path: &str, value: &str) {
+        self.run(|| Sysctl::at(path).write(value)).unwrap();
+    }
+
+    /// Gives a device an address.
+    pub fn add_address(&self, device: &str, net: &str) {
+        let net: IpNet = net.parse().unwrap();
+        let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
+        self.ip(&format!("addr add {net} dev {device}{nodad}"));
+    }
+
+    /// Adds the default route of the gateway's family.
+    pub fn default_via(&self, gateway: IpAddr) {
+        self.ip(&format!("{} route add default via {gateway}", if gateway.is_ipv6() { "-6" } else { "-4" }));
+    }
+
+    /// Lets the host forward between its devices.
+    pub fn forward(&self) {
+        self.sysctl("net/ipv4/ip_forward", "1");
+        self.sysctl("net/ipv6/conf/all/forwarding", "1");
+    }
+
+    /// Index of a device.
+    #[must_use]
+    pub fn index(&self, device: &str) -> u32 {
+        self.run(|| Rtnl::open().unwrap().link_by_name(device).unwrap()).expect("no such device").index
+    }
+
+    /// Address of a device.
+    #[must_use]
+    pub fn mac(&self, device: &str) -> Mac {
+        self.run(|| Rtnl::open().unwrap().link_by_name(device).unwrap()).expect("no such device").mac.unwrap()
+    }
+
+    /// Packets that a device has sent.
+    #[must_use]
+    pub fn sent(&self, device: &str) -> u64 {
+        // `/proc/net` is the namespace of the process, not of the thread.
+        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+        let fields: Vec<u64> =
+            line.expect("no such device").split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        fields[9]
+    }
+}
+
+/// Joins two hosts by a veth pair, both ends switched on.
+pub fn join(a: &Host, device_a: &str, b: &Host, device_b: &str, mtu: u32) {
+    let pair = VethPair {
+        name: device_a,
+        mac: Mac::from_seed(&format!("{} {device_a}", a.name)),
+        peer_name: device_b,
+        peer_mac: Mac::from_seed(&format!("{} {device_b}", b.name)),
+        peer_netns: Some(&b.netns),
+        mtu,
+    };
+    a.run(|| Rtnl::open()?.create_veth(&pair)).unwrap();
+    for (host, device) in [(a, device_a), (b, device_b)] {
+        let index = host.index(device);
+        host.run(|| {
+            Rtnl::open()?.change_link(index, &LinkChange { up: Some(true), ..LinkChange::default() })
+        })
+        .unwrap();
+    }
+    let index = a.index(device_a);
+    a.run(|| Rtnl::open()?.wait_until_running(index)).unwrap();
+}
+
+/// Runs a command that must succeed, in the namespaces of the calling thread; what it printed.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

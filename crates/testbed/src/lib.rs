@@ -1,0 +1,42 @@
+//! A node with workloads and the networks around it, in network namespaces, for tests and benchmarks of the kernel
+//! part. The kernel maps are filled by hand: there is no agent here, and nothing decides what a policy should say.
+//!
+//! Namespaces have no names and the pins lie in a bpffs that is mounted nowhere, so everything ends with the process
+//! at the latest, whatever happens to it. What goes wrong is a panic that says where: this is for tests.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "only tests and benchmarks use this crate; a step of the set-up that fails is the end of them"
+)]
+
+mod capture;
+mod dump;
+mod echo;
+mod frame;
+mod guest;
+mod host;
+mod node;
+mod party;
+mod plain;
+mod residue;
+mod sctp;
+mod tally;
+mod workload;
+
+pub use capture::Capture;
+pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
+pub use frame::{
+    Arp, Frame, ICMP, ICMP6, IGMP, L4, SCTP, TCP, UDP, checksum, echo_request, fragment_v4, fragment_v6,
+    icmp, ip, l4_checksum, neighbour_solicitation, tcp, udp, vlan_tagged,
+};
+pub use guest::TapGuest;
+pub use host::{Host, join, run};
+pub use node::{Node, NodeSpec, UplinkKind, kernel_has_link_kind};
+pub use party::{Addresses, Version, at};
+pub use plain::Plain;
+pub use residue::Residue;
+pub use sctp::SctpEcho;
+pub use tally::{Delta, Tally};
+pub use workload::{Kind, Workload};

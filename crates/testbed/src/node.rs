@@ -1,0 +1,565 @@
+//! The node: its maps, programs and devices, and the hosts around it.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use villus_abi::{
+    Config, Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey,
+    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6},
+    endpoint::{
+        ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, SLOT_HOST,
+    },
+};
+use villus_datapath::{
+    AttachMode, EventRing, Flows, Hook, Links, Maps, Object, Pins, PolicyMaps, Sizes, hand_insert,
+    hand_remove,
+};
+use villus_net::{
+    Delivery, DeviceChoice, Journal, Mac, Masquerade, NodeNetwork, NodeState, Recorder, SystemPaths,
+    remove_masquerade,
+};
+
+use crate::{
+    host::{Host, join},
+    party::Addresses,
+    residue::Residue,
+    workload::{Kind, Workload},
+};
+
+/// Identity of the node itself.
+const HOST: u32 = 1;
+/// Identity of other nodes.
+const REMOTE_NODE: u32 = 6;
+/// Identity of every IPv4 address that has no other.
+const WORLD_V4: u32 = 9;
+/// Identity of every IPv6 address that has no other.
+const WORLD_V6: u32 = 10;
+
+/// What connects the node to the world.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UplinkKind {
+    /// A plain device, `up0`.
+    #[default]
+    Device,
+    /// A VLAN device on it, `up0.7`.
+    Vlan,
+    /// A bond above it, `bond0`.
+    Bond,
+}
+
+impl UplinkKind {
+    /// Its device.
+    #[must_use]
+    pub const fn device(self) -> &'static str {
+        match self {
+            Self::Device => "up0",
+            Self::Vlan => "up0.7",
+            Self::Bond => "bond0",
+        }
+    }
+}
+
+/// Whether this kernel makes devices of a kind.
+#[must_use]
+pub fn kernel_has_link_kind(kind: &str) -> bool {
+    let host = Host::new("probe");
+    host.run(|| {
+        let tried = match kind {
+            "vlan" => "link add link lo name probe type vlan id 7".to_owned(),
+            kind => format!("link add name probe type {kind}"),
+        };
+        let output = std::process::Command::new("ip").args(tried.split(' ')).output().unwrap();
+        !String::from_utf8_lossy(&output.stderr).contains("Unknown device type")
+    })
+}
+
+/// What a node should be.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeSpec {
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Masquerading is off: shortcut from the uplink, and neighbour redirect.
+    pub direct: bool,
+    /// What connects it to the world.
+    pub uplink: UplinkKind,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// MTU of the network beyond the outside host.
+    pub beyond_mtu: u32,
+}
+
+impl Default for NodeSpec {
+    fn default() -> Self {
+        let sizes = Sizes { endpoints: 256, ipcache: 1024, frags: 1024, ..Sizes::default() };
+        Self { attach: AttachMode::Tcx, direct: false, uplink: UplinkKind::Device, sizes, beyond_mtu: 1500 }
+    }
+}
+
+/// A node, the other host on its network, and one beyond that.
+pub struct Node {
+    /// What it was made from.
+    pub spec: NodeSpec,
+    /// The node's namespace.
+    pub host: Host,
+    /// Another host on the node's network: a router, with the device `far` towards the node.
+    pub outside: Host,
+    /// A host behind that router.
+    pub beyond: Host,
+    /// The pins, in a bpffs that is mounted nowhere.
+    pub pins: Arc<Pins>,
+    /// The maps.
+    pub maps: Arc<Maps>,
+    /// The programs.
+    pub object: Object,
+    pub(crate) workloads: Vec<Arc<Workload>>,
+    policies: Mutex<PolicyMaps>,
+    uplinks: Vec<u32>,
+    journal: Journal,
+    clean: String,
+    pub(crate) events: Mutex<EventRing>,
+    finished: AtomicBool,
+}
+
+impl Node {
+    /// Builds a node without workloads.
+    #[must_use]
+    pub fn new(spec: NodeSpec) -> Self {
+        let (host, outside, beyond) = (Host::new("node"), Host::new("outside"), Host::new("beyond"));
+        surroundings(&spec, &host, &outside, &beyond);
+        let clean = state_of(&host);
+
+        let pins = Arc::new(Pins::detached().unwrap());
+        let maps = Arc::new(Maps::open(&pins, &spec.sizes).unwrap());
+        let object = Object::load(&pins, &maps).unwrap();
+        let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 16384).unwrap());
+        let events = Mutex::new(EventRing::open(&maps).unwrap());
+
+        let mut journal = Journal::default();
+        let uplinks: Vec<u32> = host.run(|| prepare_network(&spec, &mut journal));
+        let mut node = Self {
+            spec,
+            host,
+            outside,
+            beyond,
+            pins,
+            maps,
+            object,
+            workloads: Vec::new(),
+            policies,
+            uplinks,
+            journal,
+            clean,
+            events,
+            finished: AtomicBool::new(false),
+        };
+        node.fill();
+        node
+    }
+
+    fn fill(&mut self) {
+        for (address, flags) in Addresses::ROUTER
+            .all()
+            .map(|a| (a, ADDR_GATEWAY))
+            .into_iter()
+            .chain(Addresses::NODE.all().map(|a| (a, 0)))
+        {
+            self.set_local(address, Some(Local { slot: SLOT_HOST, flags }));
+            self.set_identity(address, full(address), HOST);
+        }
+        self.set_identity(IpAddr::from([0; 4]), 0, WORLD_V4);
+        self.set_identity(IpAddr::from([0; 16]), 0, WORLD_V6);
+        for address in Addresses::OUTSIDE.all() {
+            self.set_identity(address, full(address), REMOTE_NODE);
+        }
+        let ids: Vec<u16> = (101..=110).collect();
+        self.policies.lock().unwrap().prepare(&ids).unwrap();
+        let router_ifindex = self.host.index(villus_net::ROUTER_DEVICE);
+        let direct = if self.spec.direct { FLAG_DIRECT_V4 | FLAG_DIRECT_V6 } else { 0 };
+        let config = Config::default();
+        self.maps
+            .config
+            .insert(&0, &Config { flags: config.flags | direct, router_ifindex, ..config })
+            .unwrap();
+        let links = Links::new(&self.pins);
+        for &uplink in &self.uplinks {
+            self.host
+                .run(|| links.attach(&self.object, Hook::FromNetwork, uplink, self.spec.attach))
+                .unwrap();
+        }
+    }
+
+    /// Adds a workload whose policy map is empty: nothing may pass. Ids are 101 to 199.
+    pub fn add(&mut self, id: u16, identity: u32, kind: Kind) -> Arc<Workload> {
+        self.add_with_mtu(id, identity, kind, 1500)
+    }
+
+    /// As [`Self::add`], with another MTU for a veth pair of ours.
+    pub fn add_with_mtu(&mut self, id: u16, identity: u32, kind: Kind, mtu: u32) -> Arc<Workload> {
+        self.policies.lock().unwrap().create(id).unwrap();
+        let workload = Arc::new(Workload::make(self, id, identity, kind, mtu));
+        self.workloads.push(workload.clone());
+        workload
+    }
+
+    /// What comes before the first packet: record, addresses, device, programs.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one record")]
+    pub(crate) fn install(
+        &self,
+        id: u16,
+        identity: u32,
+        addresses: Addresses,
+        ifindex: u32,
+        mtu: u32,
+        mac: Mac,
+        node_mac: Mac,
+        flags: u16,
+    ) {
+        let slot = u32::from(id);
+        let record = Endpoint {
+            id,
+            flags: FLAG_ACTIVE | FLAG_CHECK_MAC | flags,
+            identity,
+            ifindex,
+            mtu,
+            mac: mac.0,
+            node_mac: node_mac.0,
+            ipv4: u32::from_ne_bytes(addresses.v4.octets()),
+            policy: slot,
+            ipv6: words(addresses.v6.octets()),
+            ..Endpoint::default()
+        };
+        self.maps.endpoints.insert(&slot, &record).unwrap();
+        for address in addresses.all() {
+            self.set_local(address, Some(Local { slot, flags: 0 }));
+            self.set_identity(address, full(address), identity);
+        }
+        self.maps.devices.insert(&ifindex, &slot).unwrap();
+        let links = Links::new(&self.pins);
+        for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
+            self.host.run(|| links.attach(&self.object, hook, ifindex, self.spec.attach)).unwrap();
+        }
+    }
+
+    pub(crate) fn deliver_by(&self, id: u16, delivery: Delivery) {
+        self.edit_record(id, |record| {
+            record.flags &= !(FLAG_DELIVER_PEER | FLAG_DELIVER_DEVICE);
+            record.flags |= match delivery {
+                Delivery::Peer => FLAG_DELIVER_PEER,
+                Delivery::Device => FLAG_DELIVER_DEVICE,
+            };
+        });
+    }
+
+    /// Changes an endpoint's record.
+    pub fn edit_record(&self, id: u16, edit: impl FnOnce(&mut Endpoint)) {
+        let slot = u32::from(id);
+        let mut record = self.maps.endpoints.get(&slot).unwrap().unwrap();
+        edit(&mut record);
+        self.maps.endpoints.insert(&slot, &record).unwrap();
+    }
+
+    /// Changes the configuration of the path.
+    pub fn edit_config(&self, edit: impl FnOnce(&mut Config)) {
+        let mut config = self.maps.config.get(&0).unwrap().unwrap();
+        edit(&mut config);
+        self.maps.config.insert(&0, &config).unwrap();
+    }
+
+    /// Says whose an address is, or that it is nobody's here.
+    pub fn set_local(&self, address: IpAddr, local: Option<Local>) {
+        match (address, local) {
+            (IpAddr::V4(v4), Some(local)) => {
+                self.maps.addrs4.insert(&u32::from_ne_bytes(v4.octets()), &local).unwrap();
+            }
+            (IpAddr::V6(v6), Some(local)) => self.maps.addrs6.insert(&v6.octets(), &local).unwrap(),
+            (IpAddr::V4(v4), None) => {
+                self.maps.addrs4.remove(&u32::from_ne_bytes(v4.octets())).unwrap();
+            }
+            (IpAddr::V6(v6), None) => {
+                self.maps.addrs6.remove(&v6.octets()).unwrap();
+            }
+        }
+    }
+
+    /// Says which identity a prefix has.
+    pub fn set_identity(&self, address: IpAddr, length: u8, identity: u32) {
+        let key = match address {
+            IpAddr::V4(v4) => IpcacheKey::v4(v4.octets(), length),
+            IpAddr::V6(v6) => IpcacheKey::v6(v6.octets(), length),
+        };
+        self.maps.ipcache.insert(&key, &IpcacheValue { identity, ..IpcacheValue::default() }).unwrap();
+    }
+
+    /// Writes an entry that allows. `port` and `proto` 0 are any.
+    pub fn allow(
+        &self,
+        workload: &Workload,
+        direction: Direction,
+        identity: u32,
+        port: u16,
+        proto: u8,
+    ) -> PolicyKey {
+        let key = PolicyKey::new(identity, port, proto, direction);
+        hand_insert(&self.pins, &self.maps, workload.id, &key, &PolicyEntry::ALLOW).unwrap();
+        key
+    }
+
+    /// Writes an entry that denies.
+    pub fn deny(
+        &self,
+        workload: &Workload,
+        direction: Direction,
+        identity: u32,
+        port: u16,
+        proto: u8,
+    ) -> PolicyKey {
+        let key = PolicyKey::new(identity, port, proto, direction);
+        hand_insert(&self.pins, &self.maps, workload.id, &key, &PolicyEntry::DENY).unwrap();
+        key
+    }
+
+    /// Lets a workload do everything.
+    pub fn allow_all(&self, workload: &Workload) {
+        for direction in Direction::ALL {
+            self.allow(workload, direction, 0, 0, 0);
+        }
+    }
+
+    /// Removes an entry.
+    pub fn forget(&self, workload: &Workload, key: &PolicyKey) {
+        hand_remove(&self.pins, &self.maps, workload.id, key).unwrap();
+    }
+
+    /// Removes every entry of a workload's policy.
+    pub fn forget_all(&self, workload: &Workload) {
+        let view = villus_datapath::view_policy(&self.pins, &self.maps, workload.id).unwrap();
+        for key in view.entries.keys() {
+            self.forget(workload, key);
+        }
+    }
+
+    /// The flow table.
+    #[must_use]
+    pub fn flows(&self) -> Flows {
+        Flows::new(self.maps.clone())
+    }
+
+    /// Forgets all flows, so that the next packet of each is a first one.
+    pub fn flush_flows(&self) {
+        self.flows().remove_if(|_, _| true).unwrap();
+    }
+
+    /// Translates on the node, with the host's own nftables, whatever is sent to `from` so that it reaches `to`.
+    pub fn translate(&self, from: IpAddr, to: IpAddr) {
+        self.service_table();
+        let family = if from.is_ipv4() { "ip" } else { "ip6" };
+        for chain in ["prerouting", "output"] {
+            self.host
+                .nft(&format!("add rule inet services {chain} {family} daddr {from} dnat {family} to {to}"));
+        }
+    }
+
+    /// Publishes a port of the node's own address, as container engines do.
+    pub fn publish(&self, proto: &str, port: u16, to: IpAddr, to_port: u16) {
+        self.service_table();
+        let (family, node, target) = match to {
+            IpAddr::V4(to) => ("ip", IpAddr::V4(Addresses::NODE.v4), format!("{to}:{to_port}")),
+            IpAddr::V6(to) => ("ip6", IpAddr::V6(Addresses::NODE.v6), format!("[{to}]:{to_port}")),
+        };
+        for chain in ["prerouting", "output"] {
+            self.host.nft(&format!(
+                "add rule inet services {chain} {family} daddr {node} {proto} dport {port} dnat {family} to {target}"
+            ));
+        }
+    }
+
+    /// Gives what comes back to its own sender by translation the router's source address, as container engines do.
+    pub fn hairpin(&self, workload: IpAddr) {
+        self.service_table();
+        let (family, router) = if workload.is_ipv4() {
+            ("ip", IpAddr::V4(Addresses::ROUTER.v4))
+        } else {
+            ("ip6", IpAddr::V6(Addresses::ROUTER.v6))
+        };
+        self.host.nft(&format!(
+            "add rule inet services postrouting {family} saddr {workload} {family} daddr {workload} snat {family} to {router}"
+        ));
+    }
+
+    fn service_table(&self) {
+        self.host.nft(
+            "add table inet services; \
+             add chain inet services prerouting { type nat hook prerouting priority dstnat; }; \
+             add chain inet services output { type nat hook output priority -100; }; \
+             add chain inet services postrouting { type nat hook postrouting priority 90; };",
+        );
+    }
+
+    /// Removes everything in the order of an agent, and checks that nothing of ours is left: neither in the node's
+    /// namespace nor, a moment later, in the kernel.
+    pub fn finish(mut self) {
+        for workload in std::mem::take(&mut self.workloads) {
+            self.remove(workload);
+        }
+        let links = Links::new(&self.pins);
+        let errors = self.host.run(|| links.remove_all(&self.uplinks));
+        assert!(errors.is_empty(), "{errors:?}");
+        self.host.run(|| {
+            remove_masquerade().unwrap();
+            let restored = self.journal.restore();
+            assert!(restored.errors.0.is_empty() && restored.left.is_empty(), "{restored:?}");
+        });
+        self.host.nft("add table inet services; delete table inet services");
+        let left: Vec<String> = self.pins.list().unwrap();
+        let left: Vec<&String> =
+            left.iter().filter(|name| name.contains("link") || name.contains("policy_")).collect();
+        assert!(left.is_empty(), "pins are left: {left:?}");
+        assert_eq!(state_of(&self.host), self.clean, "the node is not as it was");
+        self.finished.store(true, Ordering::Relaxed);
+        let residue = Residue::of(&self);
+        drop(self);
+        residue.check(Duration::from_secs(10));
+    }
+
+    /// Removes one workload in the order of an agent.
+    pub fn remove(&mut self, workload: Arc<Workload>) {
+        self.workloads.retain(|other| other.id != workload.id);
+        let id = workload.id;
+        self.maps.devices.remove(&workload.ifindex).unwrap();
+        for address in workload.addresses.all() {
+            self.set_local(address, None);
+        }
+        self.edit_record(id, |record| record.flags &= !FLAG_ACTIVE);
+        let links = Links::new(&self.pins);
+        for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
+            assert!(
+                self.host.run(|| links.detach(hook, workload.ifindex)).unwrap(),
+                "{hook:?} was not attached"
+            );
+        }
+        self.flows().remove_of_endpoint(id).unwrap();
+        self.policies.lock().unwrap().remove(id).unwrap();
+        let workload = Arc::try_unwrap(workload).expect("the test still holds a workload: drop it before");
+        workload.remove(&self.host);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.dump());
+        }
+    }
+}
+
+fn words(bytes: [u8; 16]) -> [u32; 4] {
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    [word(0), word(4), word(8), word(12)]
+}
+
+const fn full(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The networks around the node, and the node's own device on them.
+fn surroundings(spec: &NodeSpec, host: &Host, outside: &Host, beyond: &Host) {
+    join(host, "up0", outside, "far", 1500);
+    match spec.uplink {
+        UplinkKind::Device => {}
+        UplinkKind::Vlan => {
+            for (host, device) in [(host, "up0"), (outside, "far")] {
+                host.ip(&format!("link add link {device} name {device}.7 type vlan id 7"));
+                host.ip(&format!("link set {device}.7 up"));
+            }
+        }
+        UplinkKind::Bond => {
+            host.ip("link set up0 down");
+            host.ip("link add bond0 type bond mode active-backup miimon 10");
+            host.ip("link set up0 master bond0");
+            host.ip("link set bond0 up");
+        }
+    }
+    let far = if spec.uplink == UplinkKind::Vlan { "far.7" } else { "far" };
+    join(outside, "out0", beyond, "in0", spec.beyond_mtu);
+    for (host, device, addresses) in [
+        (host, spec.uplink.device(), Addresses::NODE),
+        (outside, far, Addresses::OUTSIDE),
+        (outside, "out0", Addresses::OUTSIDE_FAR),
+        (beyond, "in0", Addresses::BEYOND),
+    ] {
+        host.add_address(device, &format!("{}/24", addresses.v4));
+        host.add_address(device, &format!("{}/64", addresses.v6));
+    }
+    outside.forward();
+    for (gateway, (far_gateway, node)) in Addresses::OUTSIDE
+        .all()
+        .into_iter()
+        .zip(Addresses::OUTSIDE_FAR.all().into_iter().zip(Addresses::NODE.all()))
+    {
+        host.default_via(gateway);
+        beyond.default_via(far_gateway);
+        let pool = if gateway.is_ipv4() { "10.9.0.0/24" } else { "fd09::/64" };
+        let virtuals = if gateway.is_ipv4() { "10.96.0.0/24" } else { "fd96::/64" };
+        for net in [pool, virtuals] {
+            outside.ip(&format!("route add {net} via {node}"));
+        }
+    }
+}
+
+/// The node's network as the agent would make it; the uplinks that it finds.
+fn prepare_network(spec: &NodeSpec, journal: &mut Journal) -> Vec<u32> {
+    let state = NodeState::read().unwrap();
+    let uplinks = state.uplinks(&DeviceChoice::default());
+    let names: Vec<String> = uplinks.used.iter().map(|uplink| uplink.name.clone()).collect();
+    assert!(names.contains(&spec.uplink.device().to_owned()), "{uplinks:?}");
+    let nowhere = |name: &str| format!("/nonexistent/{name}").into();
+    let network = NodeNetwork {
+        router_v4: Some(Addresses::ROUTER.v4),
+        router_v6: Some(Addresses::ROUTER.v6),
+        pools: vec!["10.9.0.0/24".parse().unwrap(), "fd09::/64".parse().unwrap()],
+        mtu: 1500,
+        uplinks: names,
+        system: SystemPaths {
+            networkd_state: nowhere("state"),
+            networkd_dir: nowhere("network"),
+            udev_state: nowhere("udev"),
+            sysctl_dir: nowhere("sysctl"),
+            reload: false,
+        },
+    };
+    let mut save = |_: &Journal| Ok(());
+    network.apply(&mut Recorder::new(journal, "memory".as_ref(), &mut save)).unwrap();
+    if !spec.direct {
+        let masquerade = Masquerade {
+            pools: network.pools.clone(),
+            inner_devices: ["lxc*", "tap*", "near*", "villus_*"].map(str::to_owned).to_vec(),
+            ..Masquerade::default()
+        };
+        masquerade.apply().unwrap();
+    }
+    uplinks.used.iter().map(|uplink| uplink.index).collect()
+}
+
+/// What the node has of devices, addresses, routes, lasting neighbours, rules and parameters.
+fn state_of(host: &Host) -> String {
+    let mut text = String::new();
+    for what in ["-o link", "-o addr", "-4 route", "-6 route", "neigh"] {
+        for line in host.ip(&format!("{what} show")).lines() {
+            if what == "neigh" && !line.contains("PERMANENT") {
+                continue;
+            }
+            text.push_str(line.split(" valid_lft").next().unwrap_or_default().trim());
+            text.push('\n');
+        }
+    }
+    text.push_str(&host.command("nft", &["list", "ruleset"]));
+    let parameters =
+        "cd /proc/sys/net; grep -r . ipv4/ip_forward ipv?/conf/*/forwarding ipv4/conf/*/rp_filter";
+    text + &host.command("sh", &["-c", parameters])
+}
