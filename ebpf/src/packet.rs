@@ -40,6 +40,21 @@ impl Skb {
         unsafe { (*self.0).mark }
     }
 
+    /// Copies a plain value out of the packet.
+    #[inline(always)]
+    fn copy<T: Copy>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: as much room as is asked for; the helper fills all of it or fails. `T` is an array of integers.
+        unsafe {
+            if bpf_skb_load_bytes(self.0.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32)
+                != 0
+            {
+                return None;
+            }
+            Some(value.assume_init())
+        }
+    }
+
     /// What the routing table says, as the device the packet came in by would ask it.
     #[inline(always)]
     fn fib(&mut self, query: &mut bpf_fib_lookup, next: &mut Neighbour) -> bool {
@@ -100,15 +115,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.copy(offset)
+    }
+
+    #[inline(always)]
+    fn halves<const N: usize>(&self, offset: u32) -> Option<[u16; N]> {
+        self.copy(offset)
+    }
+
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: N bytes of room; the helper fills all of them or fails.
-        unsafe {
-            if bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) != 0 {
-                return None;
-            }
-            Some(bytes.assume_init())
-        }
+        self.copy(offset)
     }
 
     #[inline(always)]

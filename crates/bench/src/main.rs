@@ -1,8 +1,11 @@
-//! Measurements: `villus-bench NAME --json FILE`. Every figure stands beside a baseline taken in the same run.
+//! Measurements: `villus-bench NAME [--json FILE] [--only TEXT]`: `--only` keeps the cases of `datapath` whose
+//! name contains the text. Every figure stands beside a baseline taken in the same run.
 #![forbid(unsafe_code)]
 
+mod load;
 mod path;
 mod report;
+mod wire;
 
 use std::path::PathBuf;
 
@@ -10,17 +13,19 @@ use anyhow::{Context, Result, bail};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let name = args.next().context("villus-bench NAME [--json FILE]: path")?;
-    let mut json = None;
+    let name = args.next().context("villus-bench NAME [--json FILE] [--only TEXT]: datapath, path")?;
+    let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json = Some(PathBuf::from(args.next().context("--json FILE")?)),
+            "--only" => only = args.next().context("--only TEXT")?,
             other => bail!("unknown argument {other}"),
         }
     }
     let rows = match name.as_str() {
         "path" => path::run()?,
-        other => bail!("no benchmark is called {other}; there is: path"),
+        "datapath" => wire::run(&only)?,
+        other => bail!("no benchmark is called {other}; there are: datapath, path"),
     };
     report::print(&rows);
     if let Some(file) = json {

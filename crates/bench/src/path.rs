@@ -63,7 +63,13 @@ fn words(a: [u8; 16]) -> [u32; 4] {
 }
 
 /// Median nanoseconds per run. `before` is called ahead of each measurement.
-fn time(program: &Program, packet: &[u8], repeat: u32, rounds: usize, mut before: impl FnMut() -> Result<()>) -> Result<f64> {
+fn time(
+    program: &Program,
+    packet: &[u8],
+    repeat: u32,
+    rounds: usize,
+    mut before: impl FnMut() -> Result<()>,
+) -> Result<f64> {
     let context = SkbContext { ifindex: 1, ..SkbContext::default() };
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
@@ -103,7 +109,11 @@ pub fn run() -> Result<Vec<Row>> {
         let first = program.test_run(&packet, &SkbContext { ifindex: 1, ..SkbContext::default() })?;
         ensure!(first.verdict == 7, "an allowed packet is redirected, not {}", first.verdict);
         let ns = time(program, &packet, REPEAT, ROUNDS, || Ok(()))?;
-        rows.push(row(format!("{name}, established, both endpoints judged"), ns, if v6 { 900.0 } else { 450.0 }));
+        rows.push(row(
+            format!("{name}, established, both endpoints judged"),
+            ns,
+            if v6 { 900.0 } else { 450.0 },
+        ));
         let ns = time(program, &packet, 1, ROUNDS, || {
             maps.ct4_tcp.entries()?.iter().try_for_each(|(k, _)| maps.ct4_tcp.remove(k).map(|_| ()))?;
             maps.ct6_tcp.entries()?.iter().try_for_each(|(k, _)| maps.ct6_tcp.remove(k).map(|_| ()))?;

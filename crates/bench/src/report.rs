@@ -30,7 +30,10 @@ pub struct Row {
 pub fn print(rows: &[Row]) {
     let width = rows.iter().map(|r| r.case.len()).max().unwrap_or(4).max(4);
     let base = rows.iter().map(|r| r.baseline_name.len()).max().unwrap_or(8).max(8);
-    println!("{:width$}  {:>10}  {:>10}  {:base$}  {:>6}  {:8}  {:16}  HOLDS", "CASE", "OURS", "BASELINE", "OF", "RATIO", "UNIT", "GOAL");
+    println!(
+        "{:width$}  {:>10}  {:>10}  {:base$}  {:>6}  {:8}  {:16}  HOLDS",
+        "CASE", "OURS", "BASELINE", "OF", "RATIO", "UNIT", "GOAL"
+    );
     for r in rows {
         println!(
             "{:width$}  {:>10.2}  {:>10.2}  {:base$}  {:>6.3}  {:8}  {:16}  {}",
@@ -48,5 +51,6 @@ pub fn print(rows: &[Row]) {
 
 /// Writes the rows as a JSON array.
 pub fn write(file: &Path, rows: &[Row]) -> Result<()> {
-    std::fs::write(file, serde_json::to_string_pretty(rows)? + "\n").with_context(|| format!("{}", file.display()))
+    std::fs::write(file, serde_json::to_string_pretty(rows)? + "\n")
+        .with_context(|| format!("{}", file.display()))
 }

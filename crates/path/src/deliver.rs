@@ -60,7 +60,7 @@ pub(crate) fn route<F: Family, P: Packet>(p: &mut P, facts: &Facts<F>, to: &[u8;
         return p.store::<1>(ETH_HLEN + F::TTL_OFFSET, &[ttl], true) && p.store::<12>(0, &macs, false);
     }
     // RFC 1624: one less in the high byte of a word is 0x0100 more in the checksum.
-    let sum = u16::from_be(facts.check) as u32 + 0x0100;
+    let sum = facts.check as u32 + 0x0100;
     let check = (sum + (sum >= 0xffff) as u32) as u16;
     let bytes = check.to_be_bytes();
     p.store::<4>(ETH_HLEN + F::TTL_OFFSET, &[ttl, facts.proto, bytes[0], bytes[1]], false)
@@ -80,10 +80,10 @@ pub fn to_endpoint<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Ou
     if config.flags == 0 {
         return dropped_frame(w, p, config, work, Reason::NOT_READY, (HOOK_TO_ENDPOINT, 0), endpoint.id);
     }
-    let Some(eth) = p.load::<14>(0) else {
+    let Some(eth) = p.halves::<7>(0) else {
         return dropped_frame(w, p, config, work, Reason::INVALID, (HOOK_TO_ENDPOINT, 0), endpoint.id);
     };
-    match u16::from_be_bytes([eth[12], eth[13]]) {
+    match u16::from_be(eth[6]) {
         ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => ip(w, p, V4::room(work), endpoint, config),
         ETHERTYPE_IPV6 if config.flags & V6::ENABLED != 0 => ip(w, p, V6::room(work), endpoint, config),
         ETHERTYPE_ARP => Outcome::PASS,

@@ -41,11 +41,11 @@ pub fn from_endpoint<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> 
         if p.vlan() {
             break 'refused Reason::VLAN;
         }
-        let Some(eth) = p.load::<14>(0) else { break 'refused Reason::INVALID };
+        let Some(eth) = p.halves::<7>(0) else { break 'refused Reason::INVALID };
         if endpoint.flags & FLAG_CHECK_MAC != 0 && !same_mac(&eth, &endpoint.mac) {
             break 'refused Reason::SOURCE_MAC;
         }
-        match u16::from_be_bytes([eth[12], eth[13]]) {
+        match u16::from_be(eth[6]) {
             ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => {
                 return ip(w, p, V4::room(work), endpoint, config);
             }
@@ -63,13 +63,10 @@ pub fn from_endpoint<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> 
 }
 
 #[inline(always)]
-fn same_mac(eth: &[u8; 14], mac: &[u8; 6]) -> bool {
-    eth[6] == mac[0]
-        && eth[7] == mac[1]
-        && eth[8] == mac[2]
-        && eth[9] == mac[3]
-        && eth[10] == mac[4]
-        && eth[11] == mac[5]
+fn same_mac(eth: &[u16; 7], mac: &[u8; 6]) -> bool {
+    eth[3] == u16::from_ne_bytes([mac[0], mac[1]])
+        && eth[4] == u16::from_ne_bytes([mac[2], mac[3]])
+        && eth[5] == u16::from_ne_bytes([mac[4], mac[5]])
 }
 
 /// Whether an address is the endpoint's own.

@@ -27,8 +27,8 @@ pub fn from_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> O
     if config.flags == 0 || p.vlan() {
         return Outcome::PASS;
     }
-    let Some(eth) = p.load::<14>(0) else { return Outcome::PASS };
-    match u16::from_be_bytes([eth[12], eth[13]]) {
+    let Some(eth) = p.halves::<7>(0) else { return Outcome::PASS };
+    match u16::from_be(eth[6]) {
         ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => ip(w, p, V4::room(work), config),
         ETHERTYPE_IPV6 if config.flags & V6::ENABLED != 0 => ip(w, p, V6::room(work), config),
         _ => Outcome::PASS,

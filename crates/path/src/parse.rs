@@ -64,7 +64,7 @@ pub struct Facts<F: Family> {
     pub dport: u16,
     /// What policy is asked for: the destination port or the ICMP type.
     pub asked: u16,
-    /// The IPv4 header's checksum.
+    /// The IPv4 header's checksum, host order.
     pub check: u16,
     /// Transport protocol.
     pub proto: u8,
@@ -103,11 +103,6 @@ fn be16(hi: u8, lo: u8) -> u32 {
 }
 
 #[inline(always)]
-fn port(a: u8, b: u8) -> u16 {
-    u16::from_ne_bytes([a, b])
-}
-
-#[inline(always)]
 fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
@@ -118,34 +113,36 @@ fn transport<F: Family, P: Packet>(p: &P, facts: &mut Facts<F>, len: u32) -> Rea
     let at = facts.l4;
     match facts.proto {
         TCP => {
-            let Some(h) = p.load::<14>(at) else { return Reason::CT_INVALID };
-            let header = (h[12] >> 4) as u32 * 4;
+            let Some(h) = p.halves::<8>(at) else { return Reason::CT_INVALID };
+            let state = u16::from_be(h[6]);
+            let header = (state >> 12) as u32 * 4;
             if header < 20 || header > len {
                 return Reason::CT_INVALID;
             }
-            facts.sport = port(h[0], h[1]);
-            facts.dport = port(h[2], h[3]);
-            facts.asked = facts.dport;
-            facts.tcp_flags = h[13];
+            facts.sport = h[0];
+            facts.dport = h[1];
+            facts.asked = h[1];
+            facts.tcp_flags = state as u8;
             facts.kind = Kind::Tcp;
         }
         UDP | SCTP => {
             let least = if facts.proto == UDP { 8 } else { 12 };
-            let Some(h) = p.load::<8>(at) else { return Reason::CT_INVALID };
+            let Some(h) = p.halves::<4>(at) else { return Reason::CT_INVALID };
             if len < least {
                 return Reason::CT_INVALID;
             }
-            facts.sport = port(h[0], h[1]);
-            facts.dport = port(h[2], h[3]);
-            facts.asked = facts.dport;
+            facts.sport = h[0];
+            facts.dport = h[1];
+            facts.asked = h[1];
             facts.kind = Kind::Datagram;
         }
         proto if proto == F::ICMP => {
-            let Some(h) = p.load::<8>(at) else { return Reason::CT_INVALID };
+            let Some(h) = p.halves::<4>(at) else { return Reason::CT_INVALID };
             if len < 8 {
                 return Reason::CT_INVALID;
             }
-            message(facts, h[0], h[1], port(h[4], h[5]));
+            let kind = u16::from_be(h[0]);
+            message(facts, (kind >> 8) as u8, kind as u8, h[2]);
         }
         _ => {}
     }
@@ -240,47 +237,50 @@ impl Parse for V4 {
     #[inline(always)]
     fn parse<W: World, P: Packet>(w: &W, p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason {
         *facts = Facts::default();
-        let Some(h) = p.load::<20>(ETH_HLEN) else { return Reason::INVALID };
+        let Some(h) = p.words::<5>(ETH_HLEN) else { return Reason::INVALID };
         let available = p.len().wrapping_sub(ETH_HLEN);
-        let header = (h[0] & 0xf) as u32 * 4;
-        let mut total = be16(h[2], h[3]);
+        let first = u32::from_be(h[0]);
+        let header = (first >> 24 & 0xf) * 4;
+        let mut total = first & 0xffff;
         if total == 0 && p.gso_size() != 0 {
             total = available;
         }
-        if h[0] >> 4 != 4 || header < 20 || total < header || total > available {
+        if first >> 28 != 4 || header < 20 || total < header || total > available {
             return Reason::INVALID;
         }
-        facts.src = word(h[12], h[13], h[14], h[15]);
-        facts.dst = word(h[16], h[17], h[18], h[19]);
-        facts.proto = h[9];
-        facts.ttl = h[8];
-        facts.check = port(h[10], h[11]);
+        let third = u32::from_be(h[2]);
+        facts.src = h[3];
+        facts.dst = h[4];
+        facts.proto = (third >> 16) as u8;
+        facts.ttl = (third >> 24) as u8;
+        facts.check = third as u16;
         facts.l3_len = total;
         facts.l4 = ETH_HLEN + header;
         if l3_only {
             return Reason::FORWARDED;
         }
-        let fragment_bits = be16(h[6], h[7]);
-        let offset = fragment_bits & 0x1fff;
-        if offset == 0 && fragment_bits & 0x2000 == 0 {
+        let second = u32::from_be(h[1]);
+        if second & 0x3fff == 0 {
             return transport(p, facts, total - header);
         }
-        facts.later = offset != 0;
-        fragment(w, p, facts, be16(h[4], h[5]), total - header)
+        facts.later = second & 0x1fff != 0;
+        fragment(w, p, facts, second >> 16, total - header)
     }
 
     #[inline(never)]
     fn quoted<P: Packet>(p: &P, facts: &Facts<Self>, quoted: &mut Facts<Self>) -> bool {
         let at = facts.l4 + 8;
-        let Some(h) = p.load::<20>(at) else { return false };
-        let header = (h[0] & 0xf) as u32 * 4;
-        if h[0] >> 4 != 4 || header < 20 || be16(h[6], h[7]) & 0x1fff != 0 {
+        let Some(h) = p.words::<5>(at) else { return false };
+        let first = u32::from_be(h[0]);
+        let header = (first >> 24 & 0xf) * 4;
+        // Of a later fragment the ports are not there.
+        if first >> 28 != 4 || header < 20 || u32::from_be(h[1]) & 0x1fff != 0 {
             return false;
         }
         *quoted = Facts::default();
-        quoted.src = word(h[12], h[13], h[14], h[15]);
-        quoted.dst = word(h[16], h[17], h[18], h[19]);
-        quoted.proto = h[9];
+        quoted.src = h[3];
+        quoted.dst = h[4];
+        quoted.proto = (u32::from_be(h[2]) >> 16) as u8;
         quoted.l4 = at + header;
         quoted_transport(p, quoted)
     }
@@ -290,27 +290,28 @@ impl Parse for V6 {
     #[inline(always)]
     fn parse<W: World, P: Packet>(w: &W, p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason {
         *facts = Facts::default();
-        let Some(h) = p.load::<8>(ETH_HLEN) else { return Reason::INVALID };
-        if !addrs6(p, ETH_HLEN + 8, facts) {
-            return Reason::INVALID;
-        }
+        let Some(h) = p.words::<10>(ETH_HLEN) else { return Reason::INVALID };
         let available = p.len().wrapping_sub(ETH_HLEN);
-        let mut total = be16(h[4], h[5]) + 40;
+        let second = u32::from_be(h[1]);
+        let mut total = (second >> 16) + 40;
         if total == 40 && p.gso_size() != 0 {
             total = available;
         }
-        if h[0] >> 4 != 6 || total > available {
+        if u32::from_be(h[0]) >> 28 != 6 || total > available {
             return Reason::INVALID;
         }
-        facts.ttl = h[7];
+        let next = (second >> 8) as u8;
+        facts.src = [h[2], h[3], h[4], h[5]];
+        facts.dst = [h[6], h[7], h[8], h[9]];
+        facts.ttl = second as u8;
         facts.l3_len = total;
-        facts.proto = h[6];
+        facts.proto = next;
         facts.l4 = ETH_HLEN + 40;
         if l3_only {
             return Reason::FORWARDED;
         }
         let mut id = 0;
-        let fragmented = if is_extension(h[6]) {
+        let fragmented = if is_extension(next) {
             match extensions(p, facts, &mut id) {
                 Ok(fragmented) => fragmented,
                 Err(reason) => return reason,
@@ -329,14 +330,16 @@ impl Parse for V6 {
     #[inline(never)]
     fn quoted<P: Packet>(p: &P, facts: &Facts<Self>, quoted: &mut Facts<Self>) -> bool {
         let at = facts.l4 + 8;
-        let Some(h) = p.load::<8>(at) else { return false };
-        *quoted = Facts::default();
-        if h[0] >> 4 != 6 || !addrs6(p, at + 8, quoted) {
+        let Some(h) = p.words::<10>(at) else { return false };
+        if u32::from_be(h[0]) >> 28 != 6 {
             return false;
         }
-        quoted.proto = h[6];
+        *quoted = Facts::default();
+        quoted.src = [h[2], h[3], h[4], h[5]];
+        quoted.dst = [h[6], h[7], h[8], h[9]];
+        quoted.proto = (u32::from_be(h[1]) >> 8) as u8;
         quoted.l4 = at + 40;
-        if is_extension(h[6]) {
+        if is_extension(quoted.proto) {
             let mut id = 0;
             if extensions(p, quoted, &mut id).is_err() || quoted.later {
                 return false;
@@ -344,25 +347,6 @@ impl Parse for V6 {
         }
         quoted_transport(p, quoted)
     }
-}
-
-/// The two addresses of an IPv6 header.
-#[inline(always)]
-fn addrs6<P: Packet>(p: &P, at: u32, facts: &mut Facts<V6>) -> bool {
-    let Some(a) = p.load::<32>(at) else { return false };
-    facts.src = [
-        word(a[0], a[1], a[2], a[3]),
-        word(a[4], a[5], a[6], a[7]),
-        word(a[8], a[9], a[10], a[11]),
-        word(a[12], a[13], a[14], a[15]),
-    ];
-    facts.dst = [
-        word(a[16], a[17], a[18], a[19]),
-        word(a[20], a[21], a[22], a[23]),
-        word(a[24], a[25], a[26], a[27]),
-        word(a[28], a[29], a[30], a[31]),
-    ];
-    true
 }
 
 #[inline(always)]
@@ -415,14 +399,17 @@ fn extensions<P: Packet>(p: &P, facts: &mut Facts<V6>, id: &mut u32) -> Result<b
 /// Ports of a quoted packet: its first eight transport bytes.
 #[inline(always)]
 fn quoted_transport<F: Family, P: Packet>(p: &P, facts: &mut Facts<F>) -> bool {
-    let Some(h) = p.load::<8>(facts.l4) else { return false };
+    let Some(h) = p.halves::<4>(facts.l4) else { return false };
     match facts.proto {
         TCP | UDP | SCTP => {
-            facts.sport = port(h[0], h[1]);
-            facts.dport = port(h[2], h[3]);
+            facts.sport = h[0];
+            facts.dport = h[1];
             facts.kind = if facts.proto == TCP { Kind::Tcp } else { Kind::Datagram };
         }
-        proto if proto == F::ICMP => message(facts, h[0], h[1], port(h[4], h[5])),
+        proto if proto == F::ICMP => {
+            let kind = u16::from_be(h[0]);
+            message(facts, (kind >> 8) as u8, kind as u8, h[2]);
+        }
         _ => {}
     }
     matches!(facts.kind, Kind::Tcp | Kind::Datagram | Kind::Question | Kind::Answer)

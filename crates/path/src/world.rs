@@ -101,6 +101,24 @@ pub trait Packet {
     fn hash(&self) -> u32;
     /// Copies `N` bytes from `offset`, or `None` if they are not all there.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Copies `N` words of four bytes from `offset`, each as it lies in memory. Aligned, where the machine cares.
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (word, at) in words.iter_mut().zip((offset..).step_by(4)) {
+            *word = u32::from_ne_bytes(self.load::<4>(at)?);
+        }
+        Some(words)
+    }
+    /// As [`Packet::words`], with two bytes each.
+    #[inline(always)]
+    fn halves<const N: usize>(&self, offset: u32) -> Option<[u16; N]> {
+        let mut halves = [0; N];
+        for (half, at) in halves.iter_mut().zip((offset..).step_by(2)) {
+            *half = u16::from_ne_bytes(self.load::<2>(at)?);
+        }
+        Some(halves)
+    }
     /// Writes `N` bytes at `offset`; false if that failed. `sum` says that the bytes count towards a
     /// checksum the device has made over the packet.
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], sum: bool) -> bool;

@@ -1,0 +1,333 @@
+//! Real traffic between two namespaces: endpoints with policy beside plain veth routing without any.
+//!
+//! Both are joined by the same links and host routes in one namespace; the only difference is our programs.
+//! Rounds alternate, and a control compares the baseline with itself.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use villus_abi::{
+    Config, Direction, Endpoint, Local, PolicyEntry, PolicyKey, config,
+    endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_PEER},
+};
+use villus_datapath::{AttachMode, Entries, Hook, Links, Maps, Object, Pins, PolicyMaps, Sizes};
+use villus_net::{EndpointLink, EndpointLinkSpec, Mac, Netns, NetnsRef, create_endpoint_link};
+
+use crate::{
+    load::{self, Servers},
+    report::Row,
+};
+
+const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 200, 0, 0, 0, 0, 0, 1);
+const ROUNDS: usize = 9;
+const SECOND: Duration = Duration::from_secs(1);
+const INSIDE: &str = "VILLUS_BENCH_INSIDE";
+
+/// A namespace that lives as long as this does.
+struct Workload {
+    child: Child,
+    netns: Arc<Netns>,
+}
+
+impl Workload {
+    fn new() -> Result<Self> {
+        let child = Command::new("unshare")
+            .args(["--net", "sleep", "100000"])
+            .stdin(Stdio::null())
+            .spawn()
+            .context("unshare (package util-linux)")?;
+        // The child is in its namespace once its file differs from ours.
+        let own = std::fs::read_link("/proc/self/ns/net")?;
+        let path = format!("/proc/{}/ns/net", child.id());
+        for _ in 0..200 {
+            if std::fs::read_link(&path).is_ok_and(|other| other != own) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let netns = Arc::new(NetnsRef::Pid(child.id()).open().map_err(|e| anyhow!("{e}"))?);
+        Ok(Self { child, netns })
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn v4(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 200, 0, n)
+}
+
+fn v6(n: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 200, 0, 0, 0, 0, 0, u16::from(n))
+}
+
+/// The link of a workload; `hooks` runs before it can carry a packet.
+fn link(workload: &Workload, n: u8, hooks: impl FnOnce(&EndpointLink) -> Result<()>) -> Result<EndpointLink> {
+    let addresses = [IpAddr::from(v4(n)), IpAddr::from(v6(n))];
+    let spec = EndpointLinkSpec {
+        owner: &format!("bench{n}"),
+        host_name: &format!("lxcbench{n}"),
+        host_mac: Mac::from_seed(&format!("host{n}")),
+        netns: &workload.netns,
+        container_name: "eth0",
+        container_mac: Mac::from_seed(&format!("container{n}")),
+        mtu: 1500,
+        route_mtu: None,
+        addresses: &addresses,
+        gateway_v4: Some(GATEWAY4),
+        gateway_v6: Some(GATEWAY6),
+        host_sources: &[GATEWAY4.into(), GATEWAY6.into()],
+    };
+    create_endpoint_link(&spec, |link| hooks(link).map_err(|e| format!("{e:#}"))).map_err(|e| anyhow!("{e}"))
+}
+
+struct Node {
+    maps: Arc<Maps>,
+    object: Object,
+    pins: Arc<Pins>,
+    policies: PolicyMaps,
+}
+
+impl Node {
+    fn new() -> Result<Self> {
+        let pins = Arc::new(Pins::detached()?);
+        let maps = Arc::new(Maps::open(&pins, &Sizes::default())?);
+        let object = Object::load(&pins, &maps)?;
+        let policies = PolicyMaps::open(pins.clone(), maps.clone(), 16384)?;
+        for gateway in [u32::from_ne_bytes(GATEWAY4.octets())] {
+            maps.addrs4.insert(&gateway, &Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY })?;
+        }
+        maps.addrs6
+            .insert(&GATEWAY6.octets(), &Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY })?;
+        let node = Self { maps, object, pins, policies };
+        node.trace(false)?;
+        Ok(node)
+    }
+
+    /// Every packet traced, or aggregation.
+    fn trace(&self, all: bool) -> Result<()> {
+        let mut config = Config::default();
+        if all {
+            config.flags |= config::FLAG_TRACE_ALL;
+        }
+        self.maps.config.insert(&0, &config)?;
+        Ok(())
+    }
+
+    /// An endpoint that allows the benchmark's ports of one peer in a direction.
+    fn endpoint(&mut self, workload: &Workload, n: u8, peer: u8, direction: Direction) -> Result<()> {
+        let id = u16::from(n);
+        let entries = [load::STREAM, load::ECHO, load::ONCE]
+            .map(|port| (PolicyKey::new(1000 + u32::from(peer), port, 6, direction), PolicyEntry::ALLOW));
+        self.policies.create(id)?;
+        self.policies.apply(id, &Entries::from(entries), &mut &self.maps.endpoints)?;
+        let (maps, object, pins) = (&self.maps, &self.object, &self.pins);
+        link(workload, n, |link| {
+            let record = Endpoint {
+                id,
+                flags: FLAG_ACTIVE | FLAG_DELIVER_PEER | FLAG_CHECK_MAC,
+                identity: 1000 + u32::from(n),
+                ifindex: link.host_index,
+                mtu: 1500,
+                mac: link.container_mac.0,
+                node_mac: link.host_mac.0,
+                ipv4: u32::from_ne_bytes(v4(n).octets()),
+                policy: u32::from(n),
+                ipv6: std::array::from_fn(|i| {
+                    let o = v6(n).octets();
+                    u32::from_ne_bytes([o[i * 4], o[i * 4 + 1], o[i * 4 + 2], o[i * 4 + 3]])
+                }),
+                ..Endpoint::default()
+            };
+            maps.endpoints.insert(&u32::from(n), &record)?;
+            let local = Local { slot: u32::from(n), flags: 0 };
+            maps.addrs4.insert(&u32::from_ne_bytes(v4(n).octets()), &local)?;
+            maps.addrs6.insert(&v6(n).octets(), &local)?;
+            maps.devices.insert(&link.host_index, &u32::from(n))?;
+            let links = Links::new(pins);
+            for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
+                links.attach(object, hook, link.host_index, AttachMode::Tcx)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+}
+
+/// Runs the benchmark in a network and mount namespace of its own: this program again, under `unshare`.
+pub fn run(only: &str) -> Result<Vec<Row>> {
+    if std::env::var_os(INSIDE).is_none() {
+        let error = Command::new("unshare")
+            .args(["--net", "--mount", "--"])
+            .arg(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env(INSIDE, "1")
+            .exec();
+        return Err(error).context("unshare (package util-linux)");
+    }
+    for (program, args) in [
+        ("ip", "link set lo up"),
+        ("ip", "addr add 10.200.0.1/32 dev lo"),
+        ("ip", "addr add fd00:c8::1/128 dev lo nodad"),
+        ("sysctl", "-qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"),
+    ] {
+        let status = Command::new(program).args(args.split(' ')).status().context(program)?;
+        ensure!(status.success(), "{program} {args}");
+    }
+    let mut node = Node::new()?;
+    let (client, server, plain_client, plain_server) =
+        (Workload::new()?, Workload::new()?, Workload::new()?, Workload::new()?);
+    node.endpoint(&client, 2, 3, Direction::Egress)?;
+    node.endpoint(&server, 3, 2, Direction::Ingress)?;
+    link(&plain_client, 4, |_| Ok(()))?;
+    link(&plain_server, 5, |_| Ok(()))?;
+    let _servers = [
+        Servers::start(server.netns.clone(), v4(3).into())?,
+        Servers::start(server.netns.clone(), v6(3).into())?,
+        Servers::start(plain_server.netns.clone(), v4(5).into())?,
+    ];
+    let ours = Pair { from: &client.netns, to: v4(3).into() };
+    let plain = Pair { from: &plain_client.netns, to: v4(5).into() };
+
+    let mut rows = Vec::new();
+    compare(&mut rows, only, "TCP stream", "Gbit/s", Goal::AtLeast(1.05), &ours, &plain, |p| {
+        load::stream(p.from, p.to, SECOND)
+    })?;
+    compare(&mut rows, only, "request/response, average", "us", Goal::AtMost(1.02), &ours, &plain, |p| {
+        Ok(load::round_trip(p.from, p.to, SECOND)?.0)
+    })?;
+    compare(&mut rows, only, "request/response, p99", "us", Goal::AtMost(1.05), &ours, &plain, |p| {
+        Ok(load::round_trip(p.from, p.to, SECOND)?.1)
+    })?;
+    compare(&mut rows, only, "connect/request/close", "1/s", Goal::AtLeast(1.0), &ours, &plain, |p| {
+        load::connections(p.from, p.to, SECOND)
+    })?;
+    if "TCP stream, every packet traced".contains(only) {
+        rows.push(traced(&node, &ours)?);
+    }
+    for (name, to, goal) in [("IPv4", IpAddr::from(v4(3)), 450.0), ("IPv6", IpAddr::from(v6(3)), 900.0)] {
+        if format!("program time per packet, established {name}").contains(only) {
+            rows.push(program_time(&node, name, &Pair { from: &client.netns, to }, goal)?);
+        }
+    }
+    Ok(rows)
+}
+
+struct Pair<'a> {
+    from: &'a Netns,
+    to: IpAddr,
+}
+
+enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Alternating rounds of ours and the baseline, and a control of the baseline against itself.
+fn compare(
+    rows: &mut Vec<Row>,
+    only: &str,
+    case: &str,
+    unit: &str,
+    goal: Goal,
+    ours: &Pair<'_>,
+    plain: &Pair<'_>,
+    measure: impl Fn(&Pair<'_>) -> Result<f64>,
+) -> Result<()> {
+    if !case.contains(only) {
+        return Ok(());
+    }
+    let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
+    measure(ours)?;
+    measure(plain)?;
+    for _ in 0..ROUNDS {
+        a.push(measure(ours)?);
+        b.push(measure(plain)?);
+        c.push(measure(plain)?);
+    }
+    let (a, b, c) = (median(a), median(b), median(c));
+    let ratio = a / b;
+    let (text, holds) = match goal {
+        Goal::AtLeast(least) => (format!(">= {least}x"), ratio >= least),
+        Goal::AtMost(most) => (format!("<= {most}x"), ratio <= most),
+    };
+    let row = |case: String, ours: f64, goal: String, holds| Row {
+        case,
+        ours,
+        baseline: b,
+        baseline_name: "plain veth routing, no policy".into(),
+        ratio: ours / b,
+        unit: unit.into(),
+        goal,
+        holds,
+    };
+    rows.push(row(case.into(), a, text, holds));
+    rows.push(row(format!("  control: the baseline again ({case})"), c, "-".into(), true));
+    Ok(())
+}
+
+/// Every packet traced beside aggregation.
+fn traced(node: &Node, pair: &Pair<'_>) -> Result<Row> {
+    let (mut all, mut medium) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        node.trace(true)?;
+        all.push(load::stream(pair.from, pair.to, SECOND)?);
+        node.trace(false)?;
+        medium.push(load::stream(pair.from, pair.to, SECOND)?);
+    }
+    let (ours, baseline) = (median(all), median(medium));
+    Ok(Row {
+        case: "TCP stream, every packet traced".into(),
+        ours,
+        baseline,
+        baseline_name: "aggregation medium".into(),
+        ratio: ours / baseline,
+        unit: "Gbit/s".into(),
+        goal: ">= 0.8x".into(),
+        holds: ours / baseline >= 0.8,
+    })
+}
+
+/// Time in from-endpoint per packet, under request and response.
+fn program_time(node: &Node, name: &str, pair: &Pair<'_>, goal: f64) -> Result<Row> {
+    let path = "/proc/sys/kernel/bpf_stats_enabled";
+    let before = std::fs::read_to_string(path)?;
+    std::fs::write(path, "1")?;
+    let measured = (|| {
+        let start = node.object.from_endpoint.current_info()?;
+        load::round_trip(pair.from, pair.to, 3 * SECOND)?;
+        let end = node.object.from_endpoint.current_info()?;
+        Ok::<_, anyhow::Error>(
+            (end.run_time_ns - start.run_time_ns) as f64 / (end.runs - start.runs).max(1) as f64,
+        )
+    })();
+    std::fs::write(path, before.trim())?;
+    let ours = measured?;
+    let baseline = 1153.0;
+    Ok(Row {
+        case: format!("program time per packet, established {name}"),
+        ours,
+        baseline,
+        baseline_name: "Cilium 1.19.4 on such a machine (reference)".into(),
+        ratio: ours / baseline,
+        unit: "ns".into(),
+        goal: format!("<= {goal} ns"),
+        holds: ours <= goal,
+    })
+}
