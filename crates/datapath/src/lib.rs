@@ -21,6 +21,7 @@ mod snapshot;
 #[allow(unsafe_code, reason = "bpf(2); every block says why it is sound")]
 pub mod sys;
 pub mod tc;
+mod world;
 
 pub use cilium::refuse_cilium;
 pub use cleanup::{Cleaned, DatapathCleanup};

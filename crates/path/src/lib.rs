@@ -10,11 +10,16 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "memory")]
+extern crate std;
+
 mod deliver;
 mod endpoint;
 mod family;
 mod flow;
 mod judge;
+#[cfg(feature = "memory")]
+pub mod memory;
 mod neighbour;
 mod network;
 mod outcome;

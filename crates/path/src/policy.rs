@@ -67,13 +67,17 @@ impl Ask {
         Self { policy: endpoint.policy, mask, identity: q.identity, bytes: q.bytes, rest }
     }
 
+    /// Whether the other side's identity has not arrived.
     #[inline(always)]
-    fn pending(&self) -> bool {
+    #[must_use]
+    pub fn pending(&self) -> bool {
         self.rest & ASK_PENDING != 0
     }
 
+    /// The most specific key that can match.
     #[inline(always)]
-    fn key(&self) -> PolicyKey {
+    #[must_use]
+    pub fn key(&self) -> PolicyKey {
         PolicyKey {
             identity: self.identity,
             dport: self.rest as u16,

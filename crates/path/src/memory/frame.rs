@@ -1,0 +1,130 @@
+//! A packet in memory.
+
+use std::{cell::Cell, vec::Vec};
+
+use crate::world::{Neighbour, Packet};
+
+/// What the routing table says for the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NextHop {
+    /// Where it goes.
+    pub neighbour: Neighbour,
+    /// The largest layer-3 packet that fits there.
+    pub mtu: u32,
+}
+
+/// A packet at a hook: its bytes from the Ethernet header on, and what the kernel knows beside them.
+#[derive(Clone, Debug, Default)]
+pub struct Frame {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Interface of the hook.
+    pub ifindex: u32,
+    /// Interface it came into the node by; 0 when it was made on this node.
+    pub ingress_ifindex: u32,
+    /// Its mark.
+    pub mark: u32,
+    /// Size of a segment when it is a train of segments, else 0.
+    pub gso_size: u32,
+    /// Whether it carries a VLAN tag outside its bytes.
+    pub vlan: bool,
+    /// Hash of its flow.
+    pub hash: u32,
+    /// The routing table's answer; `None` sends the packet to the stack.
+    pub next_hop: Option<NextHop>,
+    /// Fails the n-th write from now, counted from 1; 0 fails none.
+    pub failing_write: u32,
+    /// How large a packet the routing table was asked about last.
+    pub asked_len: Cell<u32>,
+}
+
+impl Frame {
+    /// A packet with these bytes at a hook on `ifindex`, received by the same interface.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>, ifindex: u32) -> Self {
+        Self { bytes, ifindex, ingress_ifindex: ifindex, ..Self::default() }
+    }
+
+    /// The same packet with another interface that it came by.
+    #[must_use]
+    pub fn via(self, ingress_ifindex: u32) -> Self {
+        Self { ingress_ifindex, ..self }
+    }
+
+    fn writes(&mut self) -> bool {
+        if self.failing_write == 0 {
+            return true;
+        }
+        self.failing_write -= 1;
+        self.failing_write != 0
+    }
+
+    fn route(&self, l3_len: u32, next: &mut Neighbour) -> bool {
+        self.asked_len.set(l3_len);
+        match self.next_hop {
+            Some(hop) if l3_len <= hop.mtu => {
+                *next = hop.neighbour;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Packet for Frame {
+    fn len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn ingress_ifindex(&self) -> u32 {
+        self.ingress_ifindex
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso_size
+    }
+
+    fn vlan(&self) -> bool {
+        self.vlan
+    }
+
+    fn hash(&self) -> u32 {
+        self.hash
+    }
+
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = usize::try_from(offset).ok()?;
+        self.bytes.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], _sum: bool) -> bool {
+        if !self.writes() {
+            return false;
+        }
+        let Ok(start) = usize::try_from(offset) else { return false };
+        let Some(end) = start.checked_add(N) else { return false };
+        match self.bytes.get_mut(start..end) {
+            Some(to) => {
+                to.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn neighbour4(&mut self, _src: u32, _dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {
+        self.route(l3_len, next)
+    }
+
+    fn neighbour6(&mut self, _src: &[u32; 4], _dst: &[u32; 4], l3_len: u32, next: &mut Neighbour) -> bool {
+        self.route(l3_len, next)
+    }
+}

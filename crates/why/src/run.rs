@@ -1,0 +1,252 @@
+//! The first packet of a flow on its way through the hooks.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+use villus_abi::Endpoint;
+use villus_path::{
+    Action, Outcome, Work, from_endpoint, from_network,
+    memory::{Build, FlowKey, Frame, Memory, NextHop, Step, Transport},
+    to_endpoint,
+};
+
+use crate::{
+    judgement::{Judgement, judgements},
+    question::{Error, Kind, Question, Side, addresses, record, side, source},
+};
+
+/// An interface that is no endpoint's: the uplink of a packet from outside.
+const UPLINK: u32 = u32::MAX;
+const SYN: u8 = 2;
+
+/// Where a packet meets the path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    /// What an endpoint sends.
+    FromEndpoint,
+    /// What the host's stack delivers to an endpoint.
+    ToEndpoint,
+    /// What comes in on an uplink.
+    FromNetwork,
+}
+
+/// Whether the packet belonged to a flow when a hook saw it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flow {
+    /// The hook did not ask.
+    NotAsked,
+    /// There was none.
+    New,
+    /// There was one.
+    Known,
+}
+
+/// What one hook did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Pass {
+    /// Which hook.
+    pub hook: Hook,
+    /// The endpoint whose device it is on; `None` on an uplink.
+    pub endpoint: Option<u16>,
+    /// What it found in the flow table.
+    pub flow: Flow,
+    /// The policies that were asked.
+    pub judgements: Vec<Judgement>,
+    /// Number of the drop reason; 0 if it was not dropped.
+    pub reason: u8,
+    /// The reason in the field's words.
+    pub text: &'static str,
+    /// A denial passed because the endpoint, or the node, only audits.
+    pub audited: bool,
+}
+
+/// What becomes of the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// Handed to the endpoint straight from the sender's hook.
+    HandedOver,
+    /// Delivered to the endpoint by the host's stack.
+    DeliveredByStack,
+    /// Given to the host's stack, which is its destination.
+    DeliveredToHost,
+    /// Given to the host's stack, which forwards it out of the node.
+    LeavesByStack,
+    /// Sent to a neighbour on the network past the stack.
+    LeavesDirectly,
+    /// Dropped.
+    Dropped,
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Explanation {
+    /// Who sends.
+    pub src: Side,
+    /// For whom.
+    pub dst: Side,
+    /// Destination port, or the ICMP type.
+    pub port: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// The hooks that the packet meets, in order.
+    pub passes: Vec<Pass>,
+    /// Whether it arrives, as far as Villus decides.
+    pub allowed: bool,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Number of the drop reason; 0 if it was not dropped.
+    pub reason: u8,
+    /// The reason in the field's words.
+    pub text: &'static str,
+}
+
+/// Takes the first packet of a flow through the path. The flows of `world` are as they were before when it returns;
+/// its counters are not.
+///
+/// # Errors
+/// [`Error`], when the question does not concern this node.
+pub fn why(world: &Memory, question: &Question) -> Result<Explanation, Error> {
+    let (from, to) = addresses(world, question)?;
+    let (src, dst) = (source(world, from), side(world, to));
+    if src.kind != Kind::Endpoint && dst.kind != Kind::Endpoint {
+        return Err(Error::NotOurs { src: from, dst: to });
+    }
+    let packet = packet(world, question, &src, &dst);
+    let mut run = Run { world, passes: Vec::new(), opened: Vec::new(), packet };
+    let fate = run.go(&src, &dst);
+    for key in &run.opened {
+        world.remove_flow(key);
+    }
+    let (reason, text) = run.passes.last().map_or((0, ""), |pass| (pass.reason, pass.text));
+    Ok(Explanation {
+        src,
+        dst,
+        port: question.port,
+        proto: question.proto,
+        passes: run.passes,
+        allowed: fate != Fate::Dropped,
+        fate,
+        reason,
+        text,
+    })
+}
+
+/// The first packet of a flow that the world does not know yet.
+fn packet(world: &Memory, question: &Question, src: &Side, dst: &Side) -> Build {
+    let (from, to) = (src.address, dst.address);
+    let flows = world.flows();
+    let is_icmp = question.proto == if from.is_ipv6() { 58 } else { 1 };
+    let dport = if is_icmp { 0 } else { question.port };
+    let is_free = |sport: &u16| {
+        let key = FlowKey::between(SocketAddr::new(from, *sport), SocketAddr::new(to, dport), question.proto);
+        !key.is_some_and(|(key, _)| flows.contains_key(&key))
+    };
+    let sport = (49152..=u16::MAX).find(is_free).unwrap_or(u16::MAX);
+    let transport = match question.proto {
+        6 => Transport::Tcp { sport, dport, flags: SYN, options: Vec::new() },
+        17 => Transport::Udp { sport, dport },
+        132 => Transport::Sctp { sport, dport },
+        _ if is_icmp => {
+            let [hi, lo] = sport.to_be_bytes();
+            Transport::Icmp { kind: question.port as u8, code: 0, rest: [hi, lo, 0, 1] }
+        }
+        other => Transport::Other(other),
+    };
+    let mut packet = Build::new(from, to, transport);
+    if let Some(sender) = src.endpoint.and_then(|id| record(world, u32::from(id))) {
+        packet.smac = sender.mac;
+        packet.dmac = sender.node_mac;
+    }
+    packet
+}
+
+struct Run<'a> {
+    world: &'a Memory,
+    passes: Vec<Pass>,
+    opened: Vec<FlowKey>,
+    packet: Build,
+}
+
+type HookFn = fn(&Memory, &mut Frame, &mut Work) -> Outcome;
+
+impl Run<'_> {
+    fn go(&mut self, src: &Side, dst: &Side) -> Fate {
+        let mut ingress = 0;
+        if let Some(sender) = self.record_of(src) {
+            ingress = sender.ifindex;
+            let frame = self.frame(sender.ifindex, sender.ifindex);
+            match self.pass(Hook::FromEndpoint, from_endpoint, frame, Some(sender.id)) {
+                Action::Drop => return Fate::Dropped,
+                Action::Peer | Action::Device => return Fate::HandedOver,
+                Action::Neighbour => return Fate::LeavesDirectly,
+                Action::Pass => {}
+            }
+        } else if src.kind == Kind::Outside {
+            ingress = UPLINK;
+            let frame = self.frame(UPLINK, UPLINK);
+            match self.pass(Hook::FromNetwork, from_network, frame, None) {
+                Action::Drop => return Fate::Dropped,
+                Action::Peer | Action::Device => return Fate::HandedOver,
+                Action::Neighbour | Action::Pass => {}
+            }
+        }
+        let Some(receiver) = self.record_of(dst) else {
+            return if dst.kind == Kind::Host { Fate::DeliveredToHost } else { Fate::LeavesByStack };
+        };
+        if ingress != 0 {
+            self.packet.ttl -= 1;
+        }
+        let frame = self.frame(receiver.ifindex, ingress);
+        match self.pass(Hook::ToEndpoint, to_endpoint, frame, Some(receiver.id)) {
+            Action::Drop => Fate::Dropped,
+            _ => Fate::DeliveredByStack,
+        }
+    }
+
+    fn record_of(&self, side: &Side) -> Option<Endpoint> {
+        record(self.world, u32::from(side.endpoint?)).copied()
+    }
+
+    fn frame(&self, ifindex: u32, ingress_ifindex: u32) -> Frame {
+        let next_hop = Some(NextHop { mtu: u32::MAX, ..NextHop::default() });
+        Frame { next_hop, ..Frame::new(self.packet.frame(), ifindex).via(ingress_ifindex) }
+    }
+
+    fn pass(&mut self, hook: Hook, run: HookFn, mut frame: Frame, endpoint: Option<u16>) -> Action {
+        self.world.record();
+        let outcome = run(self.world, &mut frame, &mut Work::default());
+        let steps = self.world.take_walk();
+        let reason = outcome.reason();
+        let dropped = outcome.action() == Action::Drop;
+        let judgements = judgements(&steps);
+        self.passes.push(Pass {
+            hook,
+            endpoint,
+            flow: flow_of(&steps),
+            audited: !dropped && judgements.iter().any(|judgement| !judgement.allowed),
+            judgements,
+            reason: reason.0,
+            text: if dropped { reason.text() } else { "" },
+        });
+        self.opened.extend(steps.iter().filter_map(|step| match step {
+            Step::Create { key, .. } => Some(*key),
+            _ => None,
+        }));
+        outcome.action()
+    }
+}
+
+fn flow_of(steps: &[Step]) -> Flow {
+    let found = steps.iter().find_map(|step| match step {
+        Step::Flow { answer, .. } => Some(answer.is_some()),
+        _ => None,
+    });
+    match found {
+        None => Flow::NotAsked,
+        Some(true) => Flow::Known,
+        Some(false) => Flow::New,
+    }
+}

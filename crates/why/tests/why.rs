@@ -1,0 +1,179 @@
+//! What `villus why` says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::net::IpAddr;
+
+use villus_abi::{
+    Config, Direction, Endpoint, IpcacheValue, Local, PolicyEntry, PolicyKey,
+    endpoint::{FLAG_ACTIVE, FLAG_AUDIT, FLAG_DELIVER_PEER, MASK_ALL},
+    ipcache::FLAG_PENDING,
+};
+use villus_path::memory::Memory;
+use villus_why::{Derivation, Error, Fate, Kind, Party, Question, why};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn endpoint(id: u16, identity: u32, flags: u16) -> Endpoint {
+    Endpoint {
+        id,
+        flags: FLAG_ACTIVE | flags,
+        identity,
+        ifindex: 100 + u32::from(id),
+        mtu: 1500,
+        mask: [MASK_ALL; 2],
+        mac: [2, 0, 0, 0, 0, id as u8],
+        node_mac: [2, 0, 0, 0, 1, id as u8],
+        policy: u32::from(id),
+        ..Endpoint::default()
+    }
+}
+
+/// A client (endpoint 1), a server (2) that takes it on port 80, an intruder (3), a server behind the stack (4).
+fn world() -> Memory {
+    let mut world = Memory::new(Config::default());
+    let all = |direction| (PolicyKey::new(0, 0, 0, direction), PolicyEntry::ALLOW);
+    for (id, identity, flags) in [
+        (1, 1001, FLAG_DELIVER_PEER),
+        (2, 1002, FLAG_DELIVER_PEER),
+        (3, 1003, FLAG_DELIVER_PEER),
+        (4, 1004, 0),
+    ] {
+        let addresses = [ip(&format!("10.0.0.{id}")), ip(&format!("fd00::{id}"))];
+        world.add_endpoint(endpoint(id, identity, flags), &addresses);
+        world.set_policy(u32::from(id), [all(Direction::Ingress), all(Direction::Egress)]);
+    }
+    let port80 = (PolicyKey::new(1001, 80, 6, Direction::Ingress), PolicyEntry::ALLOW);
+    let world9 = (PolicyKey::new(9, 443, 6, Direction::Ingress), PolicyEntry::ALLOW);
+    world.set_policy(2, [port80, world9, all(Direction::Egress)]);
+    world.addrs.insert(ip("10.0.0.254"), Local { slot: 0, flags: 1 });
+    let row = |identity, flags| IpcacheValue { identity, flags, ..IpcacheValue::default() };
+    world.ipcache.insert_prefix(ip("0.0.0.0"), 0, row(9, 0));
+    world.ipcache.insert_prefix(ip("10.9.0.0"), 16, row(2, FLAG_PENDING));
+    world
+}
+
+fn question(src: &str, dst: &str, port: u16, proto: u8) -> Question {
+    Question { src: ip(src).into(), dst: ip(dst).into(), port, proto }
+}
+
+#[test]
+fn each_way_ends_as_the_path_ends_it() {
+    let world = world();
+    // (source, destination, port, protocol, fate, reason, hooks)
+    for (src, dst, port, proto, fate, reason, hooks) in [
+        ("10.0.0.1", "10.0.0.2", 80, 6, Fate::HandedOver, 0, 1),
+        ("fd00::1", "fd00::2", 80, 6, Fate::HandedOver, 0, 1),
+        ("10.0.0.1", "10.0.0.2", 81, 6, Fate::Dropped, 133, 1),
+        ("10.0.0.1", "10.0.0.2", 80, 17, Fate::Dropped, 133, 1),
+        ("10.0.0.3", "10.0.0.2", 80, 6, Fate::Dropped, 133, 1),
+        ("10.0.0.1", "10.0.0.4", 80, 6, Fate::DeliveredByStack, 0, 2),
+        ("10.0.0.1", "10.0.0.254", 22, 6, Fate::DeliveredToHost, 0, 1),
+        ("10.0.0.1", "1.1.1.1", 53, 17, Fate::LeavesByStack, 0, 1),
+        ("10.0.0.254", "10.0.0.4", 80, 6, Fate::DeliveredByStack, 0, 1),
+        ("10.0.0.254", "10.0.0.2", 80, 6, Fate::Dropped, 133, 1),
+        ("1.1.1.1", "10.0.0.2", 443, 6, Fate::DeliveredByStack, 0, 2),
+        ("1.1.1.1", "10.0.0.2", 80, 6, Fate::Dropped, 133, 2),
+        ("10.9.1.1", "10.0.0.2", 80, 6, Fate::Dropped, 230, 2),
+        ("10.0.0.1", "10.0.0.3", 8, 1, Fate::HandedOver, 0, 1),
+        ("10.0.0.1", "10.0.0.3", 1, 47, Fate::Dropped, 137, 1),
+    ] {
+        let answer = why(&world, &question(src, dst, port, proto)).unwrap();
+        let seen = (answer.fate, answer.reason, answer.passes.len());
+        assert_eq!(seen, (fate, reason, hooks), "{src} {dst} {port} {proto}\n{answer}");
+        assert_eq!(answer.allowed, reason == 0);
+        assert!(world.flows().is_empty(), "{src} {dst}: flows stay as they were");
+    }
+}
+
+#[test]
+fn a_denial_names_endpoint_direction_identity_and_keys() {
+    let answer = why(&world(), &question("10.0.0.3", "10.0.0.2", 80, 6)).unwrap();
+    let asked: Vec<_> = answer.passes[0]
+        .judgements
+        .iter()
+        .map(|j| (j.endpoint, j.direction, j.identity, j.port, j.proto, j.allowed))
+        .collect();
+    assert_eq!(asked, [(3, "Egress", 1002, 80, 6, true), (2, "Ingress", 1003, 80, 6, false)]);
+    let exact = &answer.passes[0].judgements[1].lookups[0];
+    assert_eq!((exact.hex.as_str(), exact.entry), ("eb 03 00 00 00 50 06 00", None));
+    let text = answer.lines(&|identity| (identity == 1003).then(|| "app=intruder".to_owned())).join("\n");
+    for wanted in [
+        "10.0.0.3 -> 10.0.0.2 80/TCP",
+        "from 10.0.0.3: endpoint 3, identity 1003 [app=intruder] (the endpoint's record)",
+        "sent by endpoint 3, the first packet of a flow:",
+        "egress policy of endpoint 3: to identity 1002, 80/TCP",
+        "identity any, any port and protocol: allow  <- decides",
+        "ingress policy of endpoint 2: from identity 1003 [app=intruder], 80/TCP",
+        "eb 03 00 00 00 50 06 00  identity 1003, 80/TCP: -",
+        "dropped: Policy denied (133), by the ingress policy of endpoint 2",
+    ] {
+        assert!(text.contains(wanted), "{wanted}\nin\n{text}");
+    }
+}
+
+#[test]
+fn the_entry_that_decides_is_the_one_that_counts() {
+    let mut world = world();
+    let deny = PolicyKey::block(0, 64, 4, 6, Direction::Ingress);
+    let allow = PolicyKey::new(1001, 0, 6, Direction::Ingress);
+    for (entries, key) in [
+        (vec![(deny, PolicyEntry::DENY), (allow, PolicyEntry::ALLOW)], deny),
+        (vec![(deny, PolicyEntry::ALLOW), (allow, PolicyEntry::ALLOW)], deny),
+        (vec![(allow, PolicyEntry::ALLOW)], allow),
+    ] {
+        world.set_policy(2, entries);
+        let answer = why(&world, &question("10.0.0.1", "10.0.0.2", 70, 6)).unwrap();
+        let counted = world.policy_entries(2).unwrap();
+        let counted: Vec<_> = counted.iter().filter(|(_, entry)| entry.packets == 1).collect();
+        assert_eq!(counted.iter().map(|(key, _)| **key).collect::<Vec<_>>(), [key]);
+        let decided: Vec<_> =
+            answer.passes[0].judgements[1].lookups.iter().filter(|lookup| lookup.decided).collect();
+        assert_eq!(decided.len(), 1);
+        assert_eq!((decided[0].identity, decided[0].proto), (key.identity, key.proto));
+        assert_eq!(decided[0].ports, if key.dport == 0 { 0 } else { 16 });
+    }
+}
+
+#[test]
+fn sides_say_where_their_identity_comes_from() {
+    let world = world();
+    let answer = why(&world, &question("10.9.1.1", "10.0.0.4", 80, 6)).unwrap();
+    assert_eq!((answer.src.kind, answer.src.identity, answer.src.pending), (Kind::Outside, 2, true));
+    assert_eq!(answer.src.derived, Derivation::Ipcache { prefix: "10.9.0.0/16".to_owned() });
+    let answer = why(&world, &question("fe::1", "fd00::4", 80, 6)).unwrap();
+    assert_eq!(answer.src.derived, Derivation::NoPrefix);
+    let json = serde_json::to_value(&answer).unwrap();
+    assert_eq!(json["src"]["derived"]["from"], "no-prefix");
+    assert_eq!(json["fate"], "delivered-by-stack");
+    assert_eq!(json["passes"][1]["judgements"][0]["direction"], "Ingress");
+}
+
+#[test]
+fn endpoints_can_be_named_by_their_id() {
+    let mut world = world();
+    let ask = |world: &Memory, src, dst| why(world, &Question { src, dst, port: 80, proto: 6 });
+    let answer = ask(&world, Party::Endpoint(1), Party::Endpoint(2)).unwrap();
+    assert_eq!((answer.src.address, answer.dst.address), (ip("10.0.0.1"), ip("10.0.0.2")));
+    let answer = ask(&world, ip("fd00::1").into(), Party::Endpoint(2)).unwrap();
+    assert_eq!(answer.dst.address, ip("fd00::2"));
+    world.add_endpoint(endpoint(5, 1005, 0), &[ip("fd00::5")]);
+    let answer = ask(&world, Party::Endpoint(1), Party::Endpoint(5)).unwrap();
+    assert_eq!((answer.src.address, answer.dst.address), (ip("fd00::1"), ip("fd00::5")));
+    assert_eq!(ask(&world, ip("1.1.1.1").into(), Party::Endpoint(5)), Err(Error::NoAddress(5)));
+    assert_eq!(ask(&world, Party::Endpoint(9), ip("1.1.1.1").into()), Err(Error::NoEndpoint(9)));
+    let strangers = Error::NotOurs { src: ip("1.1.1.1"), dst: ip("2.2.2.2") };
+    assert_eq!(ask(&world, ip("1.1.1.1").into(), ip("2.2.2.2").into()), Err(strangers));
+    let mixed = Error::Families { src: ip("1.1.1.1"), dst: ip("fd00::1") };
+    assert_eq!(ask(&world, ip("1.1.1.1").into(), ip("fd00::1").into()), Err(mixed));
+}
+
+#[test]
+fn audit_says_that_a_denial_passed() {
+    let mut world = world();
+    world.endpoints.get_mut(&2).unwrap().flags |= FLAG_AUDIT;
+    let answer = why(&world, &question("10.0.0.3", "10.0.0.2", 80, 6)).unwrap();
+    assert!(answer.allowed && answer.passes[0].audited, "{answer}");
+    assert!(answer.to_string().contains("audit mode lets it pass"));
+}
