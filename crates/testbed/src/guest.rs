@@ -29,7 +29,10 @@ impl TapGuest {
     #[must_use]
     pub fn open(node: &Host, device: &str, guest: &Host) -> Self {
         let tap: SyncDevice = node
-            .run(|| DeviceBuilder::new().name(device).layer(Layer::L2).enable(true).build_sync().unwrap());
+            .run(|| DeviceBuilder::new().name(device).layer(Layer::L2).enable(false).build_sync().unwrap());
+        // Without a link-local address the node sends no redirects, which would be counted.
+        node.ip(&format!("link set {device} addrgenmode none"));
+        node.ip(&format!("link set {device} up"));
         let tap = Arc::new(tap);
         tap.set_nonblocking(true).unwrap();
         let board = Host::new("board");

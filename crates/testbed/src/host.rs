@@ -1,6 +1,6 @@
 //! Network namespaces without a name, and commands and sockets inside them.
 
-use std::{net::IpAddr, process::Command};
+use std::{net::IpAddr, process::Command, time::Duration};
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
@@ -28,7 +28,10 @@ impl Host {
         for device in ["all", "default"] {
             host.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0");
             host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
+            host.sysctl(&format!("net/ipv6/conf/{device}/mldv2_unsolicited_report_interval"), "1");
         }
+        // Groups are reported once and at once, so that nothing is sent later that nobody asked for.
+        host.sysctl("net/ipv6/mld_qrv", "1");
         host
     }
 
@@ -97,6 +100,19 @@ impl Host {
     #[must_use]
     pub fn mac(&self, device: &str) -> Mac {
         self.run(|| Rtnl::open().unwrap().link_by_name(device).unwrap()).expect("no such device").mac.unwrap()
+    }
+
+    /// Waits until a device has nothing more to say by itself.
+    pub fn wait_until_quiet(&self, device: &str) {
+        let mut sent = self.sent(device);
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(30));
+            let now = self.sent(device);
+            if now == sent {
+                return;
+            }
+            sent = now;
+        }
     }
 
     /// Packets that a device has sent.

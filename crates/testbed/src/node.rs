@@ -203,6 +203,7 @@ impl Node {
     pub fn add_with_mtu(&mut self, id: u16, identity: u32, kind: Kind, mtu: u32) -> Arc<Workload> {
         self.policies.lock().unwrap().create(id).unwrap();
         let workload = Arc::new(Workload::make(self, id, identity, kind, mtu));
+        workload.host.wait_until_quiet("eth0");
         self.workloads.push(workload.clone());
         workload
     }

@@ -25,16 +25,18 @@ pub struct SctpEcho {
 }
 
 impl SctpEcho {
-    /// A client in `from` that speaks to `target`, and a server in `to` on `port`.
+    /// A client in `from` that speaks to `target`, and a server in `to` on `listen`.
     #[must_use]
-    pub fn open(from: &Host, to: &Host, port: u16, target: SocketAddr, source_port: u16) -> Self {
+    pub fn open(from: &Host, to: &Host, listen: SocketAddr, target: SocketAddr, source_port: u16) -> Self {
         let open = |host: &Host| {
             host.run(|| {
                 Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(i32::from(SCTP))))
                     .unwrap()
             })
         };
-        Self { client: open(from), server: open(to), target, port, source_port }
+        let server = open(to);
+        server.bind(&SocketAddr::new(listen.ip(), 0).into()).unwrap();
+        Self { client: open(from), server, target, port: listen.port(), source_port }
     }
 
     /// Sends INIT and, from the other side, INIT ACK; the client's address as the server sees it.

@@ -72,15 +72,17 @@ impl Workload {
             Kind::VethOnNode => {
                 let (name, other) = (format!("near{id}"), format!("far{id}"));
                 node.host.ip(&format!("link add {name} type veth peer name {other}"));
-                node.host.ip(&format!("link add br{id} type bridge"));
+                node.host.ip(&format!("link add br{id} type bridge mcast_snooping 0"));
                 join(&node.host, &format!("leg{id}"), &host, CONTAINER_DEVICE, 1500);
                 for port in [&other, &format!("leg{id}")] {
                     node.host.ip(&format!("link set {port} master br{id}"));
                 }
+                node.host.ip(&format!("link set {name} addrgenmode none"));
                 // The bridge only switches: the node has no business on it.
                 for device in [&other, &format!("leg{id}"), &format!("br{id}")] {
                     node.host.sysctl(&format!("net/ipv6/conf/{device}/disable_ipv6"), "1");
                 }
+                node.host.sysctl(&format!("net/ipv4/conf/br{id}/arp_ignore"), "8");
                 for device in [&name, &other, &format!("br{id}")] {
                     node.host.ip(&format!("link set {device} up"));
                 }
