@@ -1,37 +1,35 @@
 //! The agent of a node: reads its configuration, keeps endpoints, identities and policies, makes the kernel's maps
 //! say what they ask for, and serves the REST API.
 //!
-//! It wires the other rooms and knows how none of them works inside.
+//! It wires the other rooms and knows how none of them works inside. All state is one [`node::Node`] behind one
+//! lock; operations of the API and the tasks beside them (events, changes of the network, policy files,
+//! reconciliation) take turns with it.
 
 #![forbid(unsafe_code)]
 
+mod agent;
+mod api;
+mod conditions;
+mod endpoint;
 mod error;
+mod identities;
+mod kernel;
+mod network;
+mod node;
+mod policy;
+mod reconcile;
+mod run;
 mod shutdown;
+mod start;
+mod state;
+mod tasks;
+mod wake;
 
 pub use error::AgentError;
+pub use run::run;
 pub use shutdown::signals;
 
-use std::future::Future;
 use villus_config::Config;
-
-/// Runs the agent until `shutdown` is ready, then ends and leaves the datapath at work. It makes its own runtime
-/// and blocks the calling thread, so it must not be called from within a runtime; [`signals`] is the usual
-/// `shutdown`.
-///
-/// # Errors
-/// What kept the agent from starting: nothing was changed for those that are found before anything is touched.
-pub fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), AgentError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(AgentError::Runtime)?;
-    runtime.block_on(async move {
-        drop(config);
-        shutdown.await;
-        Ok(())
-    })
-}
 
 /// What [`cleanup`] removed, or would remove, and what went wrong on the way.
 #[derive(Debug, Default)]

@@ -1,0 +1,174 @@
+//! Endpoints: created, listed, changed, deleted.
+
+use villus_api::model::{Endpoint, EndpointChangeRequest, EndpointDeleted, EndpointPatch};
+use villus_api::{ApiError, ApiResult, EndpointRef};
+use villus_labels::{Label, NumericIdentity, source};
+
+use super::Api;
+use crate::agent::Agent;
+use crate::endpoint::{Labelled, Request, find};
+use crate::node::Node;
+
+impl Node {
+    /// The endpoint that a request means.
+    pub fn find(&self, id: &EndpointRef) -> ApiResult<u16> {
+        find(&self.endpoints, id, (&self.cluster, &self.name))
+    }
+}
+
+impl Api {
+    pub(super) async fn list_endpoints(&self, labels: Vec<String>) -> ApiResult<Vec<Endpoint>> {
+        let wanted: Vec<Label> = labels
+            .iter()
+            .map(|text| Label::parse_with_source(text, source::ANY))
+            .collect::<Result<_, _>>()
+            .map_err(|error| ApiError::bad_field("labels", error.to_string()))?;
+        self.0
+            .with(move |node| {
+                let has = |endpoint: &crate::endpoint::Endpoint| {
+                    wanted.iter().all(|want| {
+                        endpoint.labels.get(want.key()).is_some_and(|have| {
+                            have.value() == want.value()
+                                && [source::ANY, have.source()].contains(&want.source())
+                        })
+                    })
+                };
+                node.endpoints.values().filter(|e| has(e)).map(|e| node.model(e.id())).collect()
+            })
+            .await
+    }
+
+    pub(super) async fn create(&self, id: EndpointRef, body: EndpointChangeRequest) -> ApiResult<Endpoint> {
+        let request = Request::read(&id, body)?;
+        // Goes on when the client does not wait.
+        detached(create(self.0.clone(), request)).await
+    }
+
+    pub(super) async fn relabel(&self, id: EndpointRef, patch: EndpointPatch) -> ApiResult<Endpoint> {
+        detached(relabel(self.0.clone(), id, patch)).await
+    }
+
+    pub(super) async fn delete(&self, id: EndpointRef) -> ApiResult<EndpointDeleted> {
+        detached(delete(self.0.clone(), id)).await
+    }
+}
+
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = ApiResult<T>> + Send + 'static,
+) -> ApiResult<T> {
+    tokio::spawn(work)
+        .await
+        .map_err(|error| ApiError::internal(format!("the operation broke off: {error}")))?
+}
+
+async fn create(agent: Agent, request: Request) -> ApiResult<Endpoint> {
+    let dry_run = request.dry_run;
+    let (planned, file, request) =
+        agent.with(move |node| node.plan(&request).map(|(planned, file)| (planned, file, request))).await??;
+    if dry_run {
+        return agent.with(move |node| node.model_of_plan(file, planned.labelled)).await;
+    }
+    let id = planned.id;
+    let identity = match allocate(&agent, &planned.labelled, planned.had).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            agent.with(move |node| node.abandon(id)).await?;
+            return Err(error);
+        }
+    };
+    let labels = planned.labelled.identity.clone();
+    let built = agent
+        .with(move |node| match node.build(&planned, identity, &request) {
+            Ok(()) => Ok(node.model(id)),
+            Err(error) => {
+                node.abandon(id);
+                Err(error)
+            }
+        })
+        .await?;
+    if built.is_err() {
+        agent.identities.release(&labels).await;
+    }
+    built
+}
+
+async fn allocate(
+    agent: &Agent,
+    labelled: &Labelled,
+    had: Option<NumericIdentity>,
+) -> ApiResult<NumericIdentity> {
+    agent
+        .identities
+        .allocate(&labelled.identity, had)
+        .await
+        .map_err(|error| ApiError::unavailable(error.to_string()))
+}
+
+async fn relabel(agent: Agent, id: EndpointRef, patch: EndpointPatch) -> ApiResult<Endpoint> {
+    let dry_run = patch.dry_run;
+    let (id, labelled, file) = agent
+        .with(move |node| {
+            let id = node.find(&id)?;
+            let labelled = node.relabelled(id, &patch)?;
+            let file = node.endpoints.get(&id).map(|e| e.file.clone());
+            Ok::<_, ApiError>((id, labelled, file))
+        })
+        .await??;
+    if let (true, Some(mut file)) = (dry_run, file) {
+        file.labels = labelled.all.iter().map(ToString::to_string).collect();
+        return agent.with(move |node| node.model_of_plan(file, labelled)).await;
+    }
+    let identity = allocate(&agent, &labelled, None).await?;
+    let new = labelled.identity.clone();
+    let changed = agent
+        .with(move |node| {
+            let before = node.relabel(id, labelled, identity)?;
+            Ok::<_, ApiError>((before, node.model(id)))
+        })
+        .await?;
+    match changed {
+        Ok((before, model)) => {
+            // Each allocation took a reference; one is held for an endpoint.
+            agent.identities.release(&before).await;
+            Ok(model)
+        }
+        Err(error) => {
+            agent.identities.release(&new).await;
+            Err(error)
+        }
+    }
+}
+
+async fn delete(agent: Agent, id: EndpointRef) -> ApiResult<EndpointDeleted> {
+    let (deleted, freed, errors) = agent
+        .with(move |node| {
+            let ids: Vec<u16> = match &id {
+                // All endpoints of a container go together.
+                EndpointRef::ContainerId(container) => {
+                    let of = |e: &&crate::endpoint::Endpoint| {
+                        e.file.names.container_id.as_ref() == Some(container)
+                    };
+                    node.endpoints.values().filter(of).map(|e| e.id()).collect()
+                }
+                other => vec![node.find(other)?],
+            };
+            if ids.is_empty() {
+                node.find(&id)?;
+            }
+            let mut freed = Vec::new();
+            let mut errors = Vec::new();
+            for id in &ids {
+                let had = node.endpoints.get(id).is_some_and(|e| e.gone_since.is_none());
+                if let Some((labels, failed)) = node.remove(*id) {
+                    freed.extend(had.then_some(labels));
+                    errors.extend(failed);
+                }
+            }
+            Ok::<_, ApiError>((ids, freed, errors))
+        })
+        .await??;
+    for labels in freed {
+        agent.identities.release(&labels).await;
+    }
+    Ok(EndpointDeleted { deleted, errors })
+}

@@ -1,0 +1,49 @@
+//! What is not as it should be, by name, since when, and how often it failed.
+
+use std::collections::BTreeMap;
+
+use crate::state::timestamp;
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone)]
+pub(crate) struct Condition {
+    pub message: String,
+    pub since: String,
+    pub failures: u32,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(crate) struct Conditions(BTreeMap<String, Condition>);
+
+impl Conditions {
+    /// Something is wrong, or with `None` not any more.
+    pub fn note(&mut self, name: &str, problem: Option<String>) {
+        let Some(message) = problem else {
+            if self.0.remove(name).is_some() {
+                tracing::info!(condition = name, "is as it should be again");
+            }
+            return;
+        };
+        match self.0.get_mut(name) {
+            Some(condition) => {
+                condition.failures = condition.failures.saturating_add(1);
+                condition.message = message;
+            }
+            None => {
+                tracing::warn!(condition = name, message, "is not as it should be");
+                self.0.insert(name.to_owned(), Condition { message, since: timestamp(), failures: 1 });
+            }
+        }
+    }
+
+    /// As [`Self::note`], with the message made only if needed.
+    pub fn set_if(&mut self, name: &str, wrong: bool, message: impl FnOnce() -> String) {
+        self.note(name, wrong.then(message));
+    }
+
+    /// All of it, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Condition)> {
+        self.0.iter()
+    }
+}

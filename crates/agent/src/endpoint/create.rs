@@ -1,0 +1,315 @@
+//! An endpoint comes: its place is taken, its identity allocated, its policy written, and only then its device made.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use villus_api::model::EndpointState;
+use villus_api::{ApiError, ApiResult};
+use villus_identity::{Family, PoolError};
+use villus_labels::NumericIdentity;
+use villus_net::{
+    EndpointLink, EndpointLinkSpec, Mac, NetError, Netns, NetnsRef, create_endpoint_link, host_device_name,
+};
+
+use super::{Endpoint, Labelled, Place, Request, pool_owner};
+use crate::node::Node;
+use crate::state::{Device, EndpointFile, timestamp};
+
+/// An endpoint that has its place but no identity yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub id: u16,
+    pub labelled: Labelled,
+    /// The number it had before.
+    pub had: Option<NumericIdentity>,
+}
+
+impl Node {
+    /// Takes id and addresses for a new endpoint, or those that it had before. With `dry_run` nothing is taken, and what
+    /// would be is returned as the endpoint's file.
+    pub fn plan(&mut self, request: &Request) -> ApiResult<(Planned, EndpointFile)> {
+        self.must_be_complete()?;
+        let labelled = self.rules.read(&request.labels, request.names.k8s_namespace.as_deref())?;
+        let before = self.waiting_for(request)?;
+        let id = self.choose_id(request, before)?;
+        let had = before.and_then(|id| self.endpoints.get(&id)).map(|e| e.identity());
+        let mut file = EndpointFile {
+            format: EndpointFile::FORMAT,
+            boot_id: self.boot.clone(),
+            id,
+            identity: had.unwrap_or_default().0,
+            labels: labelled.all.iter().map(|label| label.to_string()).collect(),
+            addresses: Vec::new(),
+            names: request.names.clone(),
+            sticky: request.sticky,
+            audit: None,
+            allow_dhcp: request.allow_dhcp.unwrap_or(false),
+            device: None,
+            created: timestamp(),
+        };
+        let mut pool = self.pool.clone();
+        let kept: Vec<IpAddr> = match before.and_then(|id| self.endpoints.get(&id)) {
+            Some(endpoint) if request.addresses.is_empty() => endpoint.file.addresses.clone(),
+            Some(endpoint) => {
+                let now = Instant::now();
+                for address in &endpoint.file.addresses {
+                    pool.release(*address, now);
+                }
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        file.addresses =
+            if kept.is_empty() { self.choose_addresses(&mut pool, request, &file)? } else { kept };
+        if !request.dry_run {
+            self.pool = pool;
+            let endpoint = Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
+            self.endpoints.insert(id, endpoint);
+        }
+        Ok((Planned { id, labelled, had }, file))
+    }
+
+    /// The endpoint of the same name that waits to be created again. One that is at work is a conflict.
+    fn waiting_for(&self, request: &Request) -> ApiResult<Option<u16>> {
+        for endpoint in self.endpoints.values() {
+            let Some(field) = same(endpoint, request) else { continue };
+            if endpoint.is_live() || endpoint.state == EndpointState::WaitingForIdentity {
+                let id = endpoint.id();
+                return Err(ApiError::conflict(format!("endpoint {id} has this {field} already"))
+                    .field(field)
+                    .hint(format!("`villus endpoint delete {id}` removes it")));
+            }
+            return Ok(Some(endpoint.id()));
+        }
+        Ok(None)
+    }
+
+    fn choose_id(&self, request: &Request, before: Option<u16>) -> ApiResult<u16> {
+        let most = self.config.datapath.endpoint_max.saturating_sub(1);
+        match (request.id, before) {
+            (None, Some(id)) => Ok(id),
+            (None, None) => self.free_id().ok_or_else(|| {
+                ApiError::too_many(format!("all {most} endpoint ids are taken")).hint("raise endpoint-max")
+            }),
+            (Some(id), before) if before == Some(id) => Ok(id),
+            (Some(id), _) if u32::from(id) > most => {
+                Err(ApiError::bad_field("id", format!("{id} is beyond endpoint-max - 1, which is {most}")))
+            }
+            (Some(id), _) if self.endpoints.contains_key(&id) => {
+                Err(ApiError::conflict(format!("endpoint {id} exists already")).field("id"))
+            }
+            (Some(id), _) => Ok(id),
+        }
+    }
+
+    fn choose_addresses(
+        &self,
+        pool: &mut villus_identity::AddressPool,
+        request: &Request,
+        file: &EndpointFile,
+    ) -> ApiResult<Vec<IpAddr>> {
+        let owner = pool_owner(file);
+        let now = Instant::now();
+        let mut addresses = Vec::new();
+        for (n, address) in request.addresses.iter().enumerate() {
+            let field = format!("addresses[{n}]");
+            if let Some(user) =
+                self.endpoints.values().find(|e| e.file.addresses.contains(address) && e.id() != file.id)
+            {
+                return Err(ApiError::conflict(format!("{address} is endpoint {}'s", user.id())).field(field));
+            }
+            if self.network.host_ips().any(|ip| ip == *address) {
+                return Err(ApiError::conflict(format!("{address} is the node's own")).field(field));
+            }
+            match pool.allocate(*address, &owner, now) {
+                Ok(()) => {}
+                Err(PoolError::OutOfRange { .. } | PoolError::NoPool { .. }) if request.any_address => {}
+                Err(error) => return Err(refused_address(error).field(field)),
+            }
+            addresses.push(*address);
+        }
+        let families: Vec<Family> = pool.families().collect();
+        for family in families {
+            if !addresses.iter().any(|address| Family::of(*address) == family) {
+                addresses.push(pool.allocate_next(family, &owner, now).map_err(refused_address)?);
+            }
+        }
+        if addresses.is_empty() {
+            return Err(ApiError::bad_field("addresses", "there is no pool to take an address from")
+                .hint("switch enable-ipv4 or enable-ipv6 on"));
+        }
+        Ok(addresses)
+    }
+
+    /// Makes the endpoint with its identity. Whatever fails, nothing of it is left but its place, which
+    /// [`Node::abandon`] gives back.
+    pub fn build(
+        &mut self,
+        planned: &Planned,
+        identity: NumericIdentity,
+        request: &Request,
+    ) -> ApiResult<()> {
+        let id = planned.id;
+        let affected = self.absorb_identities();
+        self.regenerate(affected);
+        let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
+        endpoint.file.identity = identity.0;
+        endpoint.enter(EndpointState::Regenerating, format!("identity {identity}"));
+        self.fill_policy(id)?;
+        self.claim_addresses(id);
+        let device = self.make_device(id, request)?;
+        let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
+        endpoint.file.device = Some(device);
+        endpoint.enter(EndpointState::Ready, "created");
+        // How it is delivered to was asked once more after it was switched on.
+        self.install(id).map_err(ApiError::internal)?;
+        let endpoint = self.endpoints.get(&id).ok_or_else(|| gone(id))?;
+        self.state.save_endpoint(&endpoint.file).map_err(|error| {
+            ApiError::internal(format!("the endpoint's file cannot be written: {error}"))
+                .hint("free space on the file system of lib-dir")
+        })?;
+        self.save_pool();
+        self.wake.prepare.notify_one();
+        Ok(())
+    }
+
+    /// Writes a new endpoint's policy before anything can ask it.
+    fn fill_policy(&mut self, id: u16) -> ApiResult<()> {
+        let endpoint = self.endpoints.get(&id).ok_or_else(|| gone(id))?;
+        let policy = self.compile(endpoint).map_err(|overflow| {
+            ApiError::conflict(format!("its policy does not fit: {overflow}"))
+                .hint("raise bpf-policy-map-max or make the policies select less")
+        })?;
+        let entries = policy.map_entries().collect();
+        let policies = &mut self.kernel.policies;
+        let existing = policies.endpoints().map_err(ApiError::internal)?.contains(&id);
+        if !existing {
+            policies.create(id).map_err(ApiError::internal)?;
+        }
+        let maps = self.kernel.maps.clone();
+        let applied = policies.apply(id, &entries, &mut &maps.endpoints).map_err(ApiError::internal)?;
+        let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
+        endpoint.shapes = applied.shapes;
+        endpoint.size = (u32::try_from(entries.len()).unwrap_or(u32::MAX), applied.capacity);
+        endpoint.realized = policy.revision;
+        endpoint.builds += 1;
+        endpoint.wanted = Some(std::sync::Arc::new(policy));
+        Ok(())
+    }
+
+    fn make_device(&mut self, id: u16, request: &Request) -> ApiResult<Device> {
+        match &request.place {
+            Place::Device { name } => self.adopt(id, name, request),
+            Place::Namespace { netns, device } => self.make_link(id, netns, device, request),
+        }
+    }
+
+    fn make_link(&mut self, id: u16, netns: &NetnsRef, device: &str, request: &Request) -> ApiResult<Device> {
+        let netns = open_netns(netns)?;
+        let addresses = self.endpoints.get(&id).ok_or_else(|| gone(id))?.file.addresses.clone();
+        let sources: Vec<IpAddr> = self.network.router_ips().collect();
+        let owner = device_owner(id, request);
+        let host_name = host_device_name(&owner);
+        let seed = format!("{}/{}/{owner}", self.name, self.boot);
+        let spec = EndpointLinkSpec {
+            owner: &owner,
+            host_name: &host_name,
+            host_mac: request.host_mac.unwrap_or_else(|| Mac::from_seed(&format!("node {seed}"))),
+            netns: &netns,
+            container_name: device,
+            container_mac: request.mac.unwrap_or_else(|| Mac::from_seed(&format!("workload {seed}"))),
+            mtu: request.mtu.unwrap_or(self.network.mtu),
+            route_mtu: None,
+            addresses: &addresses,
+            gateway_v4: self.network.router_v4,
+            gateway_v6: self.network.router_v6,
+            host_sources: &sources,
+        };
+        let made = create_endpoint_link(&spec, |link: &EndpointLink| {
+            let Some(endpoint) = self.endpoints.get_mut(&id) else {
+                return Err("it was deleted meanwhile".to_owned());
+            };
+            endpoint.file.device = Some(Device::Made(link.clone()));
+            self.install(id).map_err(|error| error.to_string())?;
+            self.kernel.attach_endpoint(link.host_index).map_err(|error| error.to_string())
+        });
+        made.map(Device::Made).map_err(refused_device)
+    }
+
+    /// Writes an endpoint's record, addresses and device, in the order in which they are asked.
+    pub fn install(&mut self, id: u16) -> villus_datapath::Result<()> {
+        let Some(endpoint) = self.endpoints.get(&id) else { return Ok(()) };
+        let (Some(record), Some(device)) = (endpoint.record(), &endpoint.file.device) else { return Ok(()) };
+        let maps = &self.kernel.maps;
+        let slot = u32::from(id);
+        let local = villus_abi::Local { slot, flags: 0 };
+        maps.endpoints.insert(&slot, &record)?;
+        for address in &endpoint.file.addresses {
+            match address {
+                IpAddr::V4(v4) => maps.addrs4.insert(&super::word_of(*v4), &local)?,
+                IpAddr::V6(v6) => maps.addrs6.insert(&v6.octets(), &local)?,
+            }
+        }
+        maps.devices.insert(&device.index(), &slot)
+    }
+}
+
+/// What an endpoint's device is marked with.
+pub(super) fn device_owner(id: u16, request: &Request) -> String {
+    let mut owner = format!("{id} {}", request.display());
+    while owner.len() > 200 {
+        owner.pop();
+    }
+    owner
+}
+
+pub(super) fn gone(id: u16) -> ApiError {
+    ApiError::conflict(format!("endpoint {id} was deleted meanwhile"))
+}
+
+/// By which field an endpoint is the one that is asked for.
+fn same(endpoint: &Endpoint, request: &Request) -> Option<&'static str> {
+    let (have, want) = (&endpoint.file.names, &request.names);
+    let equal = |a: &Option<String>, b: &Option<String>| a.is_some() && a == b;
+    let inner = endpoint.file.device.as_ref().and_then(Device::inner_name);
+    match &request.place {
+        Place::Device { name } => {
+            if endpoint.file.device.as_ref().is_some_and(|device| device.name() == name) {
+                return Some("adopt-interface");
+            }
+        }
+        Place::Namespace { device, .. } => {
+            let same_device = inner.is_none_or(|inner| inner == device);
+            if equal(&have.netns, &want.netns) && same_device {
+                return Some("netns");
+            }
+            if equal(&have.container_id, &want.container_id) && same_device {
+                return Some("container-id");
+            }
+        }
+    }
+    equal(&have.owner, &want.owner).then_some("owner")
+}
+
+fn open_netns(netns: &NetnsRef) -> ApiResult<Netns> {
+    netns.open().map_err(|error| ApiError::bad_field("netns", error.to_string()))
+}
+
+fn refused_address(error: PoolError) -> ApiError {
+    match error {
+        PoolError::UsedUp { .. } => ApiError::too_many(error.to_string()),
+        PoolError::InUse { .. } | PoolError::Resting { .. } => ApiError::conflict(error.to_string()),
+        other => ApiError::bad_request(other.to_string()),
+    }
+}
+
+pub(super) fn refused_device(error: NetError) -> ApiError {
+    match &error {
+        NetError::Invalid { field, .. } => ApiError::bad_field(*field, error.to_string()),
+        NetError::NameTaken { .. } | NetError::ForeignRoute { .. } | NetError::Refused { .. } => {
+            ApiError::conflict(error.to_string())
+        }
+        NetError::NoDevice { .. } | NetError::Namespace { .. } => ApiError::bad_request(error.to_string()),
+        _ => ApiError::internal(error),
+    }
+}

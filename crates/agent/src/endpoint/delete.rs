@@ -1,0 +1,88 @@
+//! An endpoint goes: nothing of it is left, and its addresses rest.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use villus_api::model::EndpointState;
+use villus_labels::Labels;
+use villus_net::{release_interface, remove_endpoint_link};
+
+use super::word_of;
+use crate::node::Node;
+use crate::state::Device;
+
+impl Node {
+    /// Removes an endpoint, past errors, which are returned together with the labels whose identity it gives back.
+    pub fn remove(&mut self, id: u16) -> Option<(Labels, Vec<String>)> {
+        self.endpoints.get_mut(&id)?.enter(EndpointState::Disconnecting, "deleted");
+        let mut errors = self.take_down(id);
+        let endpoint = self.endpoints.remove(&id)?;
+        for address in &endpoint.file.addresses {
+            self.pool.release(*address, Instant::now());
+        }
+        if let Err(error) = self.state.remove_endpoint(id) {
+            errors.push(format!("its file cannot be removed: {error}"));
+        }
+        self.save_pool();
+        self.holds.remove(&id);
+        for name in [format!("policy of endpoint {id}"), format!("state of endpoint {id}")] {
+            self.conditions.note(&name, None);
+        }
+        self.wake.prepare.notify_one();
+        Some((endpoint.identity_labels, errors))
+    }
+
+    /// Takes an endpoint out of the kernel and off its device; id, identity and addresses stay its own.
+    pub fn take_down(&mut self, id: u16) -> Vec<String> {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Vec::new() };
+        let addresses = endpoint.file.addresses.clone();
+        let device = endpoint.file.device.take();
+        let mut errors = self.uninstall(id, device.as_ref().map(Device::index), &addresses);
+        if let Some(device) = &device {
+            errors.extend(self.kernel.detach_endpoint(device.index()));
+            let released = match device {
+                Device::Made(link) => remove_endpoint_link(link),
+                Device::Adopted(link) => release_interface(link),
+            };
+            if let Err(failed) = released {
+                errors.extend(failed.0.iter().map(ToString::to_string));
+            }
+        }
+        let mut note = |result: villus_datapath::Result<()>| {
+            if let Err(error) = result {
+                errors.push(error.to_string());
+            }
+        };
+        note(self.kernel.flows.purge(&addresses).map(drop));
+        note(self.kernel.policies.remove(id));
+        self.unclaim_addresses(id);
+        errors
+    }
+
+    /// Nobody finds the endpoint any more: not by its device, nor by its addresses, nor by its number.
+    fn uninstall(&self, id: u16, index: Option<u32>, addresses: &[IpAddr]) -> Vec<String> {
+        let maps = &self.kernel.maps;
+        let slot = u32::from(id);
+        let mut results = Vec::new();
+        if let Some(index) = index {
+            results.push(maps.devices.remove(&index).map(drop));
+        }
+        for address in addresses {
+            results.push(match address {
+                IpAddr::V4(v4) => maps.addrs4.remove(&word_of(*v4)).map(drop),
+                IpAddr::V6(v6) => maps.addrs6.remove(&v6.octets()).map(drop),
+            });
+        }
+        results.push(maps.endpoints.insert(&slot, &villus_abi::Endpoint::default()));
+        results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect()
+    }
+
+    /// Gives up an endpoint that could not be made.
+    pub fn abandon(&mut self, id: u16) {
+        if let Some((_, errors)) = self.remove(id) {
+            for error in errors {
+                tracing::warn!(endpoint = id, error, "what was left of a failed endpoint");
+            }
+        }
+    }
+}

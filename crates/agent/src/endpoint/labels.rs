@@ -1,0 +1,101 @@
+//! From the labels of a request to those of an endpoint.
+
+use villus_api::{ApiError, ApiResult};
+use villus_config::Config;
+use villus_labels::{KEY_CLUSTER, KEY_NAMESPACE, Label, LabelFilter, Labels, source};
+
+use crate::AgentError;
+
+/// Which labels an endpoint has and which of them make its identity.
+#[derive(Debug, Clone)]
+pub(crate) struct LabelRules {
+    filter: LabelFilter,
+    cluster: Label,
+}
+
+/// Labels of an endpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct Labelled {
+    /// All of them.
+    pub all: Labels,
+    /// Those that make its identity.
+    pub identity: Labels,
+}
+
+impl LabelRules {
+    /// The rules of the options.
+    pub fn new(config: &Config) -> Result<Self, AgentError> {
+        let filter = LabelFilter::parse(&config.identity.labels)
+            .map_err(|error| AgentError::Option { option: "labels", reason: error.to_string() })?;
+        let cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
+            .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
+        Ok(Self { filter, cluster })
+    }
+
+    /// Reads the labels of a request. Those without a source are `k8s`; namespace and cluster are added where they are
+    /// missing.
+    pub fn read(&self, texts: &[String], namespace: Option<&str>) -> ApiResult<Labelled> {
+        let mut labels = Vec::new();
+        for (n, text) in texts.iter().enumerate() {
+            let wrong = |message: String| ApiError::bad_field(format!("labels[{n}]"), message);
+            let label =
+                Label::parse_with_source(text, source::K8S).map_err(|error| wrong(error.to_string()))?;
+            label.check_kubernetes_lengths().map_err(|error| wrong(error.to_string()))?;
+            if label.source() == source::RESERVED {
+                return Err(wrong(format!("`{text}`: labels of the source `reserved` are the agent's own"))
+                    .hint("use another source, such as k8s"));
+            }
+            labels.push(label);
+        }
+        let labels = Labels::new(labels).map_err(|error| ApiError::bad_field("labels", error.to_string()))?;
+        self.complete(labels, namespace)
+    }
+
+    fn complete(&self, mut labels: Labels, namespace: Option<&str>) -> ApiResult<Labelled> {
+        if labels.get(KEY_NAMESPACE).is_none() {
+            let label = Label::new(source::K8S, KEY_NAMESPACE, namespace.unwrap_or("default"))
+                .map_err(|error| ApiError::bad_field("k8s-namespace", error.to_string()))?;
+            labels = labels.with(label);
+        }
+        if labels.get(KEY_CLUSTER).is_none() {
+            labels = labels.with(self.cluster.clone());
+        }
+        let identity = self.filter.identity_labels(&labels);
+        Ok(Labelled { all: labels, identity })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn rules() -> LabelRules {
+        LabelRules::new(&Config::default()).unwrap()
+    }
+
+    #[test]
+    fn namespace_and_cluster_are_added_unless_given() {
+        let labelled = rules().read(&["app=web".into()], None).unwrap();
+        let texts: Vec<String> = labelled.all.iter().map(|label| label.full_text().to_owned()).collect();
+        assert_eq!(
+            texts,
+            [
+                "k8s:app=web",
+                "k8s:io.cilium.k8s.policy.cluster=default",
+                "k8s:io.kubernetes.pod.namespace=default"
+            ]
+        );
+        let own = rules().read(&["k8s:io.kubernetes.pod.namespace=shop".into()], Some("other")).unwrap();
+        assert_eq!(own.all.namespace(), Some("shop"));
+    }
+
+    #[test]
+    fn wrong_labels_are_refused_by_their_place() {
+        for text in ["reserved:host", "k8s:", &format!("k8s:{}=x", "a".repeat(300))] {
+            let error = rules().read(&["k8s:ok=1".into(), text.to_owned()], None).unwrap_err();
+            assert_eq!((error.status, error.field.as_deref()), (400, Some("labels[1]")), "{text}");
+        }
+        assert!(rules().read(&["k8s:a=1".into(), "k8s:a=2".into()], None).is_err());
+    }
+}

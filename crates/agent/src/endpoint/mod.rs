@@ -1,0 +1,145 @@
+//! Endpoints: what the agent knows of each, and how they come, change and go.
+
+mod adopt;
+mod create;
+mod delete;
+mod find;
+mod labels;
+mod record;
+mod relabel;
+mod request;
+mod restore;
+mod vanish;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use villus_api::model::{EndpointLogEntry, EndpointState};
+use villus_datapath::Shapes;
+use villus_labels::{Labels, NumericIdentity};
+use villus_policy::EndpointPolicy;
+
+pub(crate) use find::find;
+pub(crate) use labels::{LabelRules, Labelled};
+pub(crate) use record::word_of;
+pub(crate) use request::{Place, Request};
+
+use crate::state::{EndpointFile, timestamp};
+
+/// How many entries of its log an endpoint keeps.
+const LOG: usize = 32;
+
+/// An endpoint of this node.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    /// What is on disk.
+    pub file: EndpointFile,
+    /// All its labels.
+    pub labels: Labels,
+    /// Those that make its identity.
+    pub identity_labels: Labels,
+    pub state: EndpointState,
+    pub log: VecDeque<EndpointLogEntry>,
+    /// What its policy map should hold.
+    pub wanted: Option<Arc<EndpointPolicy>>,
+    /// Revision of the rules that its policy map holds.
+    pub realized: u64,
+    /// How often its policy was compiled.
+    pub builds: u64,
+    /// What the path must look up in its map.
+    pub shapes: Shapes,
+    /// Entries of its map and how many it can hold.
+    pub size: (u32, u32),
+    /// Entries that somebody else wrote, and that are kept.
+    pub hand_made: usize,
+    /// What keeps its map from being as wanted.
+    pub problem: Option<String>,
+    /// Failures in a row, and when to try again.
+    pub failures: u32,
+    pub retry: Option<Instant>,
+    /// Until when it waits to be created again, after a boot.
+    pub pending_until: Option<Instant>,
+    /// Since when its device is gone.
+    pub gone_since: Option<Instant>,
+}
+
+impl Endpoint {
+    /// An endpoint as its file says.
+    pub fn new(file: EndpointFile, labelled: Labelled, state: EndpointState) -> Self {
+        let mut endpoint = Self {
+            file,
+            labels: labelled.all,
+            identity_labels: labelled.identity,
+            state: EndpointState::WaitingForIdentity,
+            log: VecDeque::new(),
+            wanted: None,
+            realized: 0,
+            builds: 0,
+            shapes: Shapes::default(),
+            size: (0, 0),
+            hand_made: 0,
+            problem: None,
+            failures: 0,
+            retry: None,
+            pending_until: None,
+            gone_since: None,
+        };
+        endpoint.enter(state, "known to the agent");
+        endpoint
+    }
+
+    pub fn id(&self) -> u16 {
+        self.file.id
+    }
+
+    pub fn identity(&self) -> NumericIdentity {
+        NumericIdentity(self.file.identity)
+    }
+
+    /// Whether packets can be its: it has a device and a record in the kernel.
+    pub fn is_live(&self) -> bool {
+        self.file.device.is_some() && self.gone_since.is_none() && self.pending_until.is_none()
+    }
+
+    /// Enters a state and writes that into its log.
+    pub fn enter(&mut self, state: EndpointState, why: impl Into<String>) {
+        self.state = state;
+        self.note("OK", why);
+    }
+
+    /// Writes into its log.
+    pub fn note(&mut self, code: &str, message: impl Into<String>) {
+        let entry = EndpointLogEntry {
+            code: code.into(),
+            message: message.into(),
+            state: self.state,
+            timestamp: timestamp(),
+        };
+        self.log.push_front(entry);
+        self.log.truncate(LOG);
+    }
+
+    /// The text by which its device, addresses and mappings are known to be its own.
+    pub fn owner_key(&self) -> String {
+        owner_key(self.file.id)
+    }
+
+    /// The name that its addresses belong to in the pool.
+    pub fn pool_owner(&self) -> String {
+        pool_owner(&self.file)
+    }
+}
+
+/// Owner of an endpoint's claims in the ipcache.
+pub(crate) fn owner_key(id: u16) -> String {
+    format!("endpoint {id}")
+}
+
+/// Owner of an endpoint's addresses: its owner where they are sticky, else itself.
+pub(crate) fn pool_owner(file: &EndpointFile) -> String {
+    match &file.names.owner {
+        Some(owner) if file.sticky => owner.clone(),
+        _ => format!("endpoint:{}", file.id),
+    }
+}

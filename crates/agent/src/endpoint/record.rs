@@ -1,0 +1,60 @@
+//! An endpoint as the path sees it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use villus_abi::endpoint::{
+    FLAG_ACTIVE, FLAG_AUDIT, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP,
+};
+use villus_net::Delivery;
+
+use super::Endpoint;
+
+impl Endpoint {
+    /// Its record; `None` while it has no device.
+    pub fn record(&self) -> Option<villus_abi::Endpoint> {
+        let device = self.file.device.as_ref().filter(|_| self.is_live())?;
+        let delivery = match device.delivery() {
+            Delivery::Peer => FLAG_DELIVER_PEER,
+            Delivery::Device => FLAG_DELIVER_DEVICE,
+        };
+        let flags = [
+            (self.file.audit == Some(true), FLAG_AUDIT),
+            (self.file.allow_dhcp, FLAG_DHCP),
+            (!device.is_adopted(), FLAG_CHECK_MAC),
+        ];
+        let mut record = villus_abi::Endpoint {
+            id: self.file.id,
+            flags: flags
+                .iter()
+                .filter(|(on, _)| *on)
+                .fold(FLAG_ACTIVE | delivery, |all, (_, flag)| all | flag),
+            identity: self.file.identity,
+            ifindex: device.index(),
+            mtu: device.mtu(),
+            mac: device.mac().0,
+            node_mac: device.host_mac().0,
+            policy: u32::from(self.file.id),
+            ..Default::default()
+        };
+        for address in self.file.addresses.iter().rev() {
+            match address {
+                IpAddr::V4(v4) => record.ipv4 = word_of(*v4),
+                IpAddr::V6(v6) => record.ipv6 = words_of(*v6),
+            }
+        }
+        self.shapes.store(&mut record);
+        Some(record)
+    }
+}
+
+/// An IPv4 address as the maps hold it: network order.
+pub(crate) fn word_of(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+fn words_of(address: Ipv6Addr) -> [u32; 4] {
+    let octets = address.octets();
+    std::array::from_fn(|i| {
+        u32::from_ne_bytes([octets[4 * i], octets[4 * i + 1], octets[4 * i + 2], octets[4 * i + 3]])
+    })
+}

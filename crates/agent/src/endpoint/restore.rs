@@ -1,0 +1,111 @@
+//! Endpoints of before the agent's start: taken over as they are, or kept until they are created again.
+
+use std::time::Instant;
+
+use villus_api::model::EndpointState;
+use villus_net::{Link, NodeState, delivery_of};
+
+use super::{Endpoint, pool_owner};
+use crate::node::Node;
+use crate::state::{Damaged, Device, EndpointFile};
+
+/// What the files said.
+#[derive(Debug, Default)]
+pub(crate) struct Restored {
+    /// Endpoints that are at work.
+    pub live: Vec<u16>,
+    /// Endpoints that wait to be created again.
+    pub pending: Vec<u16>,
+    /// Endpoints whose devices went while no agent was there.
+    pub gone: Vec<u16>,
+    /// Files that could not be read.
+    pub damaged: Vec<Damaged>,
+}
+
+impl Node {
+    /// Reads the endpoints' files and takes over what is there. The kernel is not touched yet.
+    pub fn load_endpoints(&mut self) -> Result<Restored, crate::AgentError> {
+        let error = |source| crate::AgentError::File { action: "read", path: self.state.endpoints(), source };
+        let (files, damaged) = self.state.load_endpoints().map_err(error)?;
+        let links = NodeState::read()?.links;
+        let mut restored = Restored { damaged, ..Restored::default() };
+        for file in files {
+            self.load(file, &links, &mut restored);
+        }
+        Ok(restored)
+    }
+
+    fn load(&mut self, mut file: EndpointFile, links: &[Link], restored: &mut Restored) {
+        let id = file.id;
+        let labelled = match self.rules.reread(&file.labels) {
+            Ok(labelled) => labelled,
+            Err(reason) => {
+                tracing::error!(endpoint = id, reason, "the labels of its file are not valid");
+                restored.gone.push(id);
+                return;
+            }
+        };
+        let owner = pool_owner(&file);
+        for address in &file.addresses {
+            if let Err(error) = self.pool.allocate(*address, &owner, Instant::now()) {
+                tracing::info!(endpoint = id, %address, %error, "an address of before is not of the pool");
+            }
+        }
+        let same_boot = file.boot_id == self.boot;
+        let there = same_boot && self.config.endpoints.restore && is_there(&file, links);
+        if !same_boot && self.config.endpoints.restore {
+            file.device = None;
+            let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
+            endpoint.pending_until = Some(Instant::now() + self.config.endpoints.restore_grace);
+            endpoint.note("OK", "the node was started anew: it waits to be created again");
+            self.endpoints.insert(id, endpoint);
+            restored.pending.push(id);
+            return;
+        }
+        if there {
+            if let Some(device) = &mut file.device
+                && let Ok(delivery) = delivery_of(device.index())
+            {
+                device.set_delivery(delivery);
+            }
+            restored.live.push(id);
+        } else {
+            restored.gone.push(id);
+        }
+        self.endpoints.insert(id, Endpoint::new(file, labelled, EndpointState::Restoring));
+    }
+
+    /// Writes what restored endpoints need into the kernel, each map in one go; what is right already is not touched. Their
+    /// policy maps are to be right before.
+    pub fn install_restored(&mut self) -> villus_datapath::Result<()> {
+        let wanted = self.wanted_records();
+        let there = self.kernel.maps.endpoints.entries()?;
+        let writes: Vec<(u32, villus_abi::Endpoint)> = there
+            .into_iter()
+            .filter_map(|(slot, found)| {
+                let want = wanted.get(&slot).copied().unwrap_or_default();
+                (want != found).then_some((slot, want))
+            })
+            .collect();
+        if !writes.is_empty() {
+            self.kernel.maps.endpoints.insert_all(&writes)?;
+        }
+        crate::kernel::make_equal(&self.kernel.maps.addrs4, &self.wanted_addrs4())?;
+        crate::kernel::make_equal(&self.kernel.maps.addrs6, &self.wanted_addrs6())?;
+        crate::kernel::make_equal(&self.kernel.maps.devices, &self.wanted_devices())?;
+        Ok(())
+    }
+}
+
+/// Whether an endpoint's device is the one that its file describes.
+fn is_there(file: &EndpointFile, links: &[Link]) -> bool {
+    let Some(device) = &file.device else { return false };
+    links.iter().any(|link| {
+        link.index == device.index()
+            && link.name == device.name()
+            && match device {
+                Device::Made(made) => link.mac == Some(made.host_mac),
+                Device::Adopted(_) => true,
+            }
+    })
+}

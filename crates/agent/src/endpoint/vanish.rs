@@ -1,0 +1,90 @@
+//! Devices that change or go without a call.
+
+use std::time::{Duration, Instant};
+
+use villus_api::model::EndpointState;
+use villus_net::{Link, delivery_of};
+
+use crate::node::Node;
+
+/// How long an endpoint whose namespace died stays in the list.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+impl Node {
+    /// A device is gone: its endpoint is marked, out of the kernel, and its addresses rest. Returns the labels whose
+    /// identity it gives back.
+    pub fn device_gone(&mut self, link: &Link) -> Option<villus_labels::Labels> {
+        let id = self.endpoints.values().find(|endpoint| {
+            endpoint.is_live()
+                && endpoint
+                    .file
+                    .device
+                    .as_ref()
+                    .is_some_and(|d| d.index() == link.index && d.name() == link.name)
+        })?;
+        let id = id.id();
+        tracing::warn!(endpoint = id, device = link.name, "the device of an endpoint is gone");
+        self.mark_gone(id, "its device is gone: the namespace died or somebody removed it")
+    }
+
+    /// Marks an endpoint whose device is gone.
+    pub fn mark_gone(&mut self, id: u16, why: &str) -> Option<villus_labels::Labels> {
+        for error in self.take_down(id) {
+            tracing::warn!(endpoint = id, error, "what was left of a vanished endpoint");
+        }
+        let endpoint = self.endpoints.get_mut(&id)?;
+        endpoint.gone_since = Some(Instant::now());
+        endpoint.wanted = None;
+        endpoint.enter(EndpointState::Disconnected, why);
+        let labels = endpoint.identity_labels.clone();
+        let addresses = endpoint.file.addresses.clone();
+        for address in addresses {
+            self.pool.release(address, Instant::now());
+        }
+        if let Err(error) = self.state.remove_endpoint(id) {
+            tracing::warn!(endpoint = id, %error, "its file cannot be removed");
+        }
+        self.save_pool();
+        Some(labels)
+    }
+
+    /// A device changed: how its endpoint is delivered to may be different.
+    pub fn device_changed(&mut self, link: &Link) {
+        let Some(endpoint) = self.endpoints.values_mut().find(|endpoint| {
+            endpoint.is_live() && endpoint.file.device.as_ref().is_some_and(|d| d.index() == link.index)
+        }) else {
+            return;
+        };
+        let id = endpoint.id();
+        let Ok(delivery) = delivery_of(link.index) else { return };
+        if !endpoint.file.device.as_mut().is_some_and(|device| device.set_delivery(delivery)) {
+            return;
+        }
+        endpoint.note("OK", format!("delivered to by {delivery:?}"));
+        let result = self.install(id);
+        self.conditions
+            .note(&format!("record of endpoint {id}"), result.err().map(|error| error.to_string()));
+        self.save_endpoint(id);
+    }
+
+    /// Forgets endpoints that are gone for long, and gives up those that nobody created again after a boot. Returns the
+    /// labels whose identities they give back.
+    pub fn expire_endpoints(&mut self, now: Instant) -> Vec<villus_labels::Labels> {
+        let gone: Vec<u16> = self
+            .endpoints
+            .values()
+            .filter(|e| e.gone_since.is_some_and(|since| now.duration_since(since) > REMEMBERED))
+            .map(|e| e.id())
+            .collect();
+        for id in gone {
+            self.endpoints.remove(&id);
+        }
+        let late: Vec<u16> = self
+            .endpoints
+            .values()
+            .filter(|e| e.pending_until.is_some_and(|until| until <= now))
+            .map(|e| e.id())
+            .collect();
+        late.into_iter().filter_map(|id| self.remove(id)).map(|(labels, _)| labels).collect()
+    }
+}

@@ -1,0 +1,67 @@
+//! The element of `villus_config_v1`.
+
+use std::time::Duration;
+
+use villus_abi::config::{
+    FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_DROP_EVENTS, FLAG_IPV4,
+    FLAG_IPV6, FLAG_TRACE, FLAG_TRACE_ALL, FLAG_VERDICT_EVENTS,
+};
+use villus_abi::time::{Tick, from_ns};
+use villus_config::Config;
+use villus_config::config::{Aggregation, Enforcement};
+
+/// Options that can be changed while the agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Runtime {
+    pub audit: bool,
+    pub enforcement: Enforcement,
+    pub aggregation: Aggregation,
+    pub drops: bool,
+    pub verdicts: bool,
+    pub traces: bool,
+}
+
+impl Runtime {
+    /// As the options say at the start.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            audit: config.policy.audit,
+            enforcement: config.policy.enforcement,
+            aggregation: config.monitor.aggregation,
+            drops: config.monitor.drops,
+            verdicts: config.monitor.verdicts,
+            traces: config.monitor.traces,
+        }
+    }
+}
+
+/// What the path is told.
+pub(crate) fn config_of(config: &Config, runtime: &Runtime, router_ifindex: u32) -> villus_abi::Config {
+    let flags = [
+        (config.ipv4.enabled, FLAG_IPV4),
+        (config.ipv6.enabled, FLAG_IPV6),
+        (config.ipv4.enabled && !config.ipv4.masquerade, FLAG_DIRECT_V4),
+        (config.ipv6.enabled && !config.ipv6.masquerade, FLAG_DIRECT_V6),
+        (runtime.aggregation == Aggregation::None, FLAG_TRACE_ALL),
+        (runtime.traces, FLAG_TRACE),
+        (runtime.drops, FLAG_DROP_EVENTS),
+        (runtime.verdicts, FLAG_VERDICT_EVENTS),
+        (config.datapath.allow_icmp_frag_needed, FLAG_ALLOW_FRAG_NEEDED),
+        (runtime.audit, FLAG_AUDIT),
+    ];
+    villus_abi::Config {
+        flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),
+        tcp: ticks(config.conntrack.tcp),
+        tcp_syn: ticks(config.conntrack.tcp_syn),
+        tcp_fin: ticks(config.conntrack.tcp_fin),
+        any: ticks(config.conntrack.any),
+        report: ticks(config.monitor.interval),
+        report_flags: u32::from(config.monitor.flags.0),
+        router_ifindex,
+        reserved: [0; 8],
+    }
+}
+
+fn ticks(span: Duration) -> Tick {
+    from_ns(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)).max(1)
+}

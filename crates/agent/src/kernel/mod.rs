@@ -1,0 +1,101 @@
+//! The kernel as the agent holds it: pins, maps, programs, and what they should say.
+
+mod config;
+mod equal;
+mod ipcache;
+mod sizes;
+
+use std::sync::Arc;
+
+use villus_config::Config;
+use villus_config::config::AttachMode as Choice;
+use villus_datapath::{
+    AttachMode, Features, Flows, Hook, Links, Maps, Object, OldFlows, Pins, PolicyMaps, Resized, now,
+    refuse_cilium, resize,
+};
+
+use crate::AgentError;
+
+pub(crate) use config::{Runtime, config_of};
+pub(crate) use equal::{Drift, Wanted, make_equal};
+pub(crate) use ipcache::IpcacheMap;
+
+/// Pins, maps and programs of this node.
+pub(crate) struct Kernel {
+    pub pins: Arc<Pins>,
+    pub maps: Arc<Maps>,
+    pub object: Object,
+    pub policies: PolicyMaps,
+    pub flows: Flows,
+    pub mode: AttachMode,
+    pub features: Features,
+    pub resized: Vec<Resized>,
+    /// Flow maps of before a resize, until all programs are replaced.
+    pub old_flows: Option<OldFlows>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("pins", &self.pins.root()).field("mode", &self.mode).finish()
+    }
+}
+
+impl Kernel {
+    /// Refuses what cannot be worked with before anything is touched, then opens or makes everything. Programs that are
+    /// attached go on with what they have.
+    pub fn open(config: &Config) -> Result<Self, AgentError> {
+        let features = Features::probe();
+        features.require()?;
+        let mode = attach_mode(config, &features)?;
+        refuse_cilium(&config.paths.bpf_root)?;
+        let pins = Arc::new(Pins::open(&config.paths.bpf_root)?);
+        let wanted = sizes::of(config);
+        let resized = resize(&pins, &wanted, now())?;
+        let maps = Arc::new(Maps::open(&pins, &wanted)?);
+        let object = Object::load(&pins, &maps)?;
+        let policies = PolicyMaps::open(pins.clone(), maps.clone(), config.datapath.policy_map_max)?;
+        let flows = Flows::new(maps.clone());
+        Ok(Self { pins, maps, object, policies, flows, mode, features, resized, old_flows: None })
+    }
+
+    /// The attachments of this node.
+    pub fn links(&self) -> Links<'_> {
+        Links::new(&self.pins)
+    }
+
+    /// Makes an endpoint's device run the two programs of endpoints.
+    pub fn attach_endpoint(&self, ifindex: u32) -> villus_datapath::Result<()> {
+        // To the endpoint first: once it can send, answers are judged as well.
+        self.links().attach(&self.object, Hook::ToEndpoint, ifindex, self.mode)?;
+        self.links().attach(&self.object, Hook::FromEndpoint, ifindex, self.mode)?;
+        Ok(())
+    }
+
+    /// Takes our programs off an endpoint's device.
+    pub fn detach_endpoint(&self, ifindex: u32) -> Vec<String> {
+        let links = self.links();
+        [Hook::FromEndpoint, Hook::ToEndpoint]
+            .into_iter()
+            .filter_map(|hook| links.detach(hook, ifindex).err())
+            .map(|error| error.to_string())
+            .collect()
+    }
+
+    /// Makes an uplink run its program.
+    pub fn attach_uplink(&self, ifindex: u32) -> villus_datapath::Result<()> {
+        self.links().attach(&self.object, Hook::FromNetwork, ifindex, self.mode).map(drop)
+    }
+}
+
+fn attach_mode(config: &Config, features: &Features) -> Result<AttachMode, AgentError> {
+    match config.datapath.attach_mode {
+        Choice::Tc => Ok(AttachMode::Tc),
+        Choice::Tcx if !features.has_tcx() => Err(AgentError::Option {
+            option: "attach-mode",
+            reason: format!("this kernel ({}) has no TCX; use `tc` or `auto`", features.release),
+        }),
+        Choice::Tcx => Ok(AttachMode::Tcx),
+        Choice::Auto if features.has_tcx() => Ok(AttachMode::Tcx),
+        Choice::Auto => Ok(AttachMode::Tc),
+    }
+}

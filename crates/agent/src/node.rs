@@ -1,0 +1,209 @@
+//! The state of the agent: everything that its operations share, behind one lock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use villus_abi::Local;
+use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
+use villus_config::Config;
+use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Rank, Winner};
+use villus_labels::{Labels, NumericIdentity};
+use villus_policy::Repository;
+use villus_table::{Changes, Reconciler, Source};
+
+use crate::conditions::Conditions;
+use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
+use crate::identities::IdentityRoom;
+use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
+use crate::network::Network;
+use crate::policy::Sources;
+use crate::reconcile::Counts;
+use crate::state::StateDir;
+use crate::wake::Wake;
+
+/// Where the pool's memory is kept.
+pub(crate) const ADDRESSES: &str = "addresses.json";
+
+/// Everything that operations share.
+pub(crate) struct Node {
+    pub config: Arc<Config>,
+    pub runtime: Runtime,
+    /// Name of the cluster and of this node.
+    pub cluster: String,
+    pub name: String,
+    pub boot: String,
+    pub state: StateDir,
+    pub kernel: Kernel,
+    pub network: Network,
+    pub rules: LabelRules,
+    pub endpoints: BTreeMap<u16, Endpoint>,
+    pub repository: Repository,
+    pub sources: Sources,
+    pub identities: Arc<IdentityRoom>,
+    pub identity_feed: Changes<NumericIdentity, Labels>,
+    /// Prefixes that policies name and that have a reference to their number.
+    pub prefixes: BTreeMap<IpNet, NumericIdentity>,
+    pub ipcache: Ipcache,
+    pub ipcache_sync: Reconciler<IpNet, Winner>,
+    /// Not complete until every policy source was read once.
+    pub ipcache_source: Option<Source>,
+    pub pool: AddressPool,
+    pub conditions: Conditions,
+    /// Endpoints whose flows are to be judged again.
+    pub rejudge: BTreeSet<u16>,
+    /// Endpoints whose policy map the agent does not touch, with the reason.
+    pub holds: BTreeMap<u16, villus_api::model::Hold>,
+    /// First packets may pass.
+    pub open: bool,
+    pub wake: Arc<Wake>,
+    pub started: Instant,
+    pub counts: Counts,
+    /// Numbers of prefixes of before the start were given up.
+    pub grace_over: bool,
+}
+
+impl Node {
+    /// What `villus_addrs4_v1` should hold.
+    pub fn wanted_addrs4(&self) -> Wanted<u32, Local> {
+        self.locals()
+            .filter_map(|(ip, local)| match ip {
+                IpAddr::V4(v4) => Some((word_of(v4), local)),
+                IpAddr::V6(_) => None,
+            })
+            .collect()
+    }
+
+    /// What `villus_addrs6_v1` should hold.
+    pub fn wanted_addrs6(&self) -> Wanted<[u8; 16], Local> {
+        self.locals()
+            .filter_map(|(ip, local)| match ip {
+                IpAddr::V6(v6) => Some((v6.octets(), local)),
+                IpAddr::V4(_) => None,
+            })
+            .collect()
+    }
+
+    /// Whose the local addresses are; a later one replaces an earlier one.
+    fn locals(&self) -> impl Iterator<Item = (IpAddr, Local)> {
+        let routers: Vec<IpAddr> = self.network.router_ips().collect();
+        let host = self.network.host_ips().map(move |ip| {
+            let flags = if routers.contains(&ip) { ADDR_GATEWAY } else { 0 };
+            (ip, Local { slot: SLOT_HOST, flags })
+        });
+        let endpoints = self.endpoints.values().filter(|endpoint| endpoint.is_live()).flat_map(|endpoint| {
+            let local = Local { slot: u32::from(endpoint.id()), flags: 0 };
+            endpoint.file.addresses.iter().map(move |ip| (*ip, local))
+        });
+        host.chain(endpoints)
+    }
+
+    /// What `villus_devices_v1` should hold.
+    pub fn wanted_devices(&self) -> Wanted<u32, u32> {
+        let live = self.endpoints.values().filter(|endpoint| endpoint.is_live());
+        live.filter_map(|e| Some((e.file.device.as_ref()?.index(), u32::from(e.id())))).collect()
+    }
+
+    /// What `villus_endpoints_v1` should hold in slots that are in use.
+    pub fn wanted_records(&self) -> HashMap<u32, villus_abi::Endpoint> {
+        self.endpoints.values().filter_map(|e| Some((u32::from(e.id()), e.record()?))).collect()
+    }
+
+    /// What the path should be told.
+    pub fn wanted_config(&self) -> villus_abi::Config {
+        config_of(&self.config, &self.runtime, self.network.router.index)
+    }
+
+    /// Tells the path; from now on first packets may pass.
+    pub fn write_config(&mut self) -> villus_datapath::Result<()> {
+        self.kernel.maps.config.insert(&0, &self.wanted_config())?;
+        self.open = true;
+        Ok(())
+    }
+
+    /// Claims the addresses of an endpoint for its identity.
+    pub fn claim_addresses(&mut self, id: u16) {
+        let Some(endpoint) = self.endpoints.get(&id) else { return };
+        let owner: Arc<str> = owner_key(id).into();
+        let mapping = Mapping::plain(endpoint.identity());
+        let mut edit = self.ipcache.edit();
+        let addresses = endpoint.file.addresses.clone();
+        edit.retain(|prefix, claim| claim.owner != owner || addresses.contains(&prefix.addr()));
+        for address in &endpoint.file.addresses {
+            let claim = Claim { rank: Rank::Local, owner: owner.clone(), revision: 0, mapping };
+            edit.upsert(IpNet::from(*address), claim);
+        }
+        drop(edit);
+        self.step_ipcache();
+    }
+
+    /// Takes back what an endpoint claims.
+    pub fn unclaim_addresses(&mut self, id: u16) {
+        let owner = owner_key(id);
+        self.ipcache.edit().retain(|_, claim| *claim.owner != *owner);
+        self.step_ipcache();
+    }
+
+    /// Claims the node's own addresses and all that is outside.
+    pub fn claim_node(&mut self) {
+        const OWNER: &str = "node";
+        let own: Vec<IpNet> = self.network.host_ips().map(IpNet::from).collect();
+        let mut edit = self.ipcache.edit();
+        edit.retain(|prefix, claim| {
+            &*claim.owner != OWNER || prefix.prefix_len() == 0 || own.contains(&prefix)
+        });
+        let mut claim = |prefix: IpNet, rank, identity| {
+            let mapping = Mapping::plain(identity);
+            edit.upsert(prefix, Claim { rank, owner: OWNER.into(), revision: 0, mapping });
+        };
+        for prefix in own {
+            claim(prefix, Rank::Local, NumericIdentity::HOST);
+        }
+        for world in [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())] {
+            if let Some(identity) = NumericIdentity::of_prefix(world) {
+                claim(world, Rank::Generated, identity);
+            }
+        }
+    }
+
+    /// Brings the kernel's ipcache up to date; what fails is tried again later.
+    pub fn step_ipcache(&mut self) {
+        let mut target = IpcacheMap(self.kernel.maps.clone());
+        loop {
+            let step = self.ipcache_sync.step(Instant::now(), &mut target);
+            if !step.more {
+                self.conditions.set_if("ipcache", step.failing > 0, || {
+                    format!("{} prefixes could not be written to the ipcache", step.failing)
+                });
+                return;
+            }
+        }
+    }
+
+    /// Writes down which addresses rest and who had which.
+    pub fn save_pool(&self) {
+        if let Err(error) = self.state.save(ADDRESSES, &self.pool.state(Instant::now())) {
+            tracing::error!(%error, "the memory of the address pool cannot be written");
+        }
+    }
+
+    /// Writes an endpoint's file; a failure is a condition until it succeeds.
+    pub fn save_endpoint(&mut self, id: u16) {
+        let Some(endpoint) = self.endpoints.get(&id) else { return };
+        let result = self.state.save_endpoint(&endpoint.file);
+        self.conditions.note(
+            &format!("state of endpoint {id}"),
+            result.err().map(|error| {
+                format!("its file cannot be written: {error}; free space on the file system of lib-dir")
+            }),
+        );
+    }
+
+    /// The lowest id that is free.
+    pub fn free_id(&self) -> Option<u16> {
+        let most = u16::try_from(self.config.datapath.endpoint_max.saturating_sub(1)).unwrap_or(u16::MAX);
+        (1..=most).find(|id| !self.endpoints.contains_key(id))
+    }
+}

@@ -1,0 +1,134 @@
+//! The watched directory of policy files (`static-cnp-path`).
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::io::unix::AsyncFd;
+
+use super::FileState;
+use crate::node::Node;
+
+/// Largest policy file that is read.
+const MOST: u64 = 16 << 20;
+
+/// Rings when something in the directory changes.
+#[derive(Debug)]
+pub(crate) struct Watcher(AsyncFd<std::os::fd::OwnedFd>);
+
+impl Watcher {
+    /// Watches a directory. Must be called inside a runtime.
+    pub fn new(directory: &Path) -> io::Result<Self> {
+        let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let flags = WatchFlags::CLOSE_WRITE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE
+            | WatchFlags::CREATE
+            | WatchFlags::ATTRIB
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF;
+        inotify::add_watch(&fd, directory, flags)?;
+        #[allow(deprecated, reason = "an OwnedFd is open as long as it is held")]
+        let ready = AsyncFd::new(fd)?;
+        Ok(Self(ready))
+    }
+
+    /// Waits for a change; several are one.
+    pub async fn changed(&self) -> io::Result<()> {
+        let mut guard = self.0.readable().await?;
+        let mut events = [0_u8; 4096];
+        while rustix::io::read(guard.get_inner(), &mut events).is_ok_and(|read| read > 0) {}
+        guard.clear_ready();
+        Ok(())
+    }
+}
+
+impl Node {
+    /// Reads the directory and takes over what changed. A broken file keeps its last good version in force.
+    ///
+    /// # Errors
+    /// The directory cannot be read: nothing changes.
+    pub fn scan_directory(&mut self) -> Result<(), String> {
+        let Some(directory) = self.sources.directory.clone() else { return Ok(()) };
+        let found = read_all(&directory).map_err(|error| {
+            format!(
+                "static-cnp-path {} cannot be read: {error}; make it, or unset the option",
+                directory.display()
+            )
+        })?;
+        let gone: Vec<PathBuf> =
+            self.sources.files.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
+        for path in gone {
+            self.sources.files.remove(&path);
+            self.conditions.note(&format!("policy file {}", path.display()), None);
+            self.take_over(&path.display().to_string(), Vec::new());
+        }
+        for (path, text) in found {
+            self.read_file(path, text);
+        }
+        Ok(())
+    }
+
+    fn read_file(&mut self, path: PathBuf, text: io::Result<String>) {
+        let name = path.display().to_string();
+        let mut hasher = DefaultHasher::new();
+        text.as_ref().map_err(ToString::to_string).hash(&mut hasher);
+        let fingerprint = hasher.finish();
+        if self.sources.files.get(&path).is_some_and(|known| known.fingerprint == fingerprint) {
+            return;
+        }
+        let parsed = text
+            .map_err(|error| error.to_string())
+            .and_then(|text| villus_policy::parse(&name, &text).map_err(|refused| refused.to_string()));
+        let (problem, warnings) = match parsed {
+            Ok(parsed) => {
+                self.take_over(&name, parsed.policies);
+                (None, parsed.warnings.iter().map(ToString::to_string).collect())
+            }
+            Err(problem) => (Some(problem), Vec::new()),
+        };
+        self.conditions.note(
+            &format!("policy file {name}"),
+            problem.as_ref().map(|problem| format!("its last good version stays in force: {problem}")),
+        );
+        self.sources.files.insert(path, FileState { fingerprint, problem, warnings });
+    }
+
+    /// Makes these policies all of an origin.
+    fn take_over(&mut self, origin: &str, policies: Vec<villus_policy::Policy>) {
+        let change = self.repository.replace_origin(origin, policies);
+        if !change.is_empty() && self.sources.complete {
+            self.realize(&change);
+        }
+    }
+}
+
+fn read_all(directory: &Path) -> io::Result<BTreeMap<PathBuf, io::Result<String>>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_policy = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
+        if name.starts_with('.') || !is_policy || !path.is_file() {
+            continue;
+        }
+        let text = read(&path);
+        // Gone since it was listed.
+        if matches!(&text, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            continue;
+        }
+        found.insert(path, text);
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let length = std::fs::metadata(path)?.len();
+    if length > MOST {
+        return Err(io::Error::other(format!("it has {length} bytes, more than {MOST}")));
+    }
+    std::fs::read_to_string(path)
+}

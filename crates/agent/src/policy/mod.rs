@@ -1,0 +1,60 @@
+//! Policies: where they come from, and how they reach the policy maps.
+
+mod change;
+mod directory;
+mod import;
+mod regenerate;
+mod rejudge;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use villus_config::Config;
+use villus_config::config::{AllowLocalhost, Enforcement};
+use villus_labels::{KEY_CLUSTER, Label, source};
+use villus_policy::{EnforcementMode, Settings};
+
+use crate::AgentError;
+
+pub(crate) use directory::Watcher;
+
+/// Origin of policies that came by the API.
+pub(crate) const API: &str = "api";
+
+/// Where policies come from, and what was last found there.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// `static-cnp-path`.
+    pub directory: Option<PathBuf>,
+    /// Files of the directory with what was last read of them.
+    pub files: BTreeMap<PathBuf, FileState>,
+    /// Every source was read once completely.
+    pub complete: bool,
+}
+
+/// What was last found in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileState {
+    /// Its text, as a hash.
+    pub fingerprint: u64,
+    /// What is wrong with it; its last good version is in force.
+    pub problem: Option<String>,
+    /// What its author may want to know.
+    pub warnings: Vec<String>,
+}
+
+/// The settings of the repository.
+pub(crate) fn settings(config: &Config, enforcement: Enforcement) -> Result<Settings, AgentError> {
+    let mut settings = Settings::new(&config.node.cluster_name)
+        .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
+    settings.mode = match enforcement {
+        Enforcement::Default => EnforcementMode::Default,
+        Enforcement::Always => EnforcementMode::Always,
+        Enforcement::Never => EnforcementMode::Never,
+    };
+    // Without Kubernetes nobody probes endpoints from the node.
+    settings.allow_localhost = config.policy.allow_localhost == AllowLocalhost::Always;
+    settings.cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
+        .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
+    Ok(settings)
+}

@@ -1,0 +1,143 @@
+//! Judging open flows again after a change of policy: who is silent must not stay admitted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use villus_abi::Flow;
+use villus_abi::flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED};
+use villus_abi::policy::Direction;
+use villus_datapath::{Entries, FlowKey, Flows, Maps, Pins, Shapes, is_expired, now, view_policy};
+use villus_identity::Ipcache;
+use villus_policy::{EndpointPolicy, Wanted, icmp_port, proto};
+
+use crate::node::Node;
+
+/// What is needed to judge flows without holding up the agent.
+pub(crate) struct Rejudge {
+    pins: Arc<Pins>,
+    maps: Arc<Maps>,
+    ipcache: Ipcache,
+    endpoints: BTreeSet<u16>,
+}
+
+impl Node {
+    /// Takes the work that has come together; `None` when there is none, or when audit lets everything pass.
+    pub fn take_rejudge(&mut self) -> Option<Rejudge> {
+        let mut endpoints = std::mem::take(&mut self.rejudge);
+        endpoints.retain(|id| {
+            self.endpoints.get(id).is_some_and(|e| e.is_live() && !e.file.audit.unwrap_or(self.runtime.audit))
+        });
+        if endpoints.is_empty() || self.runtime.audit {
+            return None;
+        }
+        Some(Rejudge {
+            pins: self.kernel.pins.clone(),
+            maps: self.kernel.maps.clone(),
+            ipcache: self.ipcache.clone(),
+            endpoints,
+        })
+    }
+}
+
+impl Rejudge {
+    /// Removes the flows that the maps do not allow any more; says how many. What an operator wrote by hand counts as
+    /// everything else does.
+    ///
+    /// # Errors
+    /// When the kernel's maps cannot be read.
+    pub fn run(self) -> villus_datapath::Result<usize> {
+        let mut policies = BTreeMap::new();
+        for id in &self.endpoints {
+            policies.insert(*id, policy_of(view_policy(&self.pins, &self.maps, *id)?.entries));
+        }
+        let identity =
+            |ip: IpAddr| self.ipcache.lookup(ip).map_or(0, |(_, winner)| winner.mapping.identity.0);
+        let time = now();
+        Flows::new(self.maps.clone()).remove_if(|key, flow| {
+            !is_expired(flow.expires, time) && is_denied(&policies, &identity, key, flow)
+        })
+    }
+}
+
+/// The entries of a map as a policy that can be asked.
+fn policy_of(entries: Entries) -> EndpointPolicy {
+    let shapes = Shapes::of(&entries);
+    let nobody: Arc<[villus_policy::Origin]> = Arc::from([]);
+    let wanted = |deny| Wanted { deny, origins: nobody.clone() };
+    EndpointPolicy {
+        revision: 0,
+        entries: entries.into_iter().map(|(key, entry)| (key, wanted(entry.is_deny()))).collect(),
+        enforced: [true; 2],
+        enforced_by: [Vec::new(), Vec::new()],
+        mask: shapes.mask,
+        deny_identity: shapes.deny_identity,
+    }
+}
+
+/// Whether an endpoint that admitted the flow would not do so now.
+fn is_denied(
+    policies: &BTreeMap<u16, EndpointPolicy>,
+    identity: &dyn Fn(IpAddr) -> u32,
+    key: &FlowKey,
+    flow: &Flow,
+) -> bool {
+    let (opener, other) = key.ends(flow);
+    let port = asked_port(key.proto(), other);
+    let denies = |id: u16, direction, peer: SocketAddr| {
+        policies.get(&id).is_some_and(|policy| {
+            !policy.verdict(direction, identity(peer.ip()), port, key.proto()).is_allowed()
+        })
+    };
+    (flow.flags & FLOW_EGRESS_ADMITTED != 0 && denies(flow.src_endpoint, Direction::Egress, other))
+        || (flow.flags & FLOW_INGRESS_ADMITTED != 0 && denies(flow.dst_endpoint, Direction::Ingress, opener))
+}
+
+/// What policy was asked about: the port, or of ICMP the type of an echo request.
+fn asked_port(protocol: u8, other: SocketAddr) -> u16 {
+    match protocol {
+        proto::ICMP => icmp_port(8),
+        proto::ICMPV6 => icmp_port(128),
+        _ => other.port(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use villus_abi::FlowKey4;
+    use villus_abi::policy::{PolicyEntry, PolicyKey};
+
+    use super::*;
+
+    fn flow(flags: u32) -> (FlowKey, Flow) {
+        let word = |text: &str| u32::from_ne_bytes(text.parse::<std::net::Ipv4Addr>().unwrap().octets());
+        let key = FlowKey4 {
+            lo: word("10.0.0.1"),
+            hi: word("10.0.0.2"),
+            lo_port: 40000_u16.to_be(),
+            hi_port: 80_u16.to_be(),
+            proto: 6,
+            ..FlowKey4::default()
+        };
+        (FlowKey::V4(key), Flow { flags, src_endpoint: 1, dst_endpoint: 2, ..Flow::default() })
+    }
+
+    fn policies(id: u16, key: PolicyKey) -> BTreeMap<u16, EndpointPolicy> {
+        BTreeMap::from([(id, policy_of(Entries::from([(key, PolicyEntry::ALLOW)])))])
+    }
+
+    #[test]
+    fn only_what_an_endpoint_admitted_is_asked_again() {
+        let identity = |ip: IpAddr| if ip.to_string() == "10.0.0.1" { 300 } else { 400 };
+        let (key, admitted) = flow(FLOW_INGRESS_ADMITTED | FLOW_EGRESS_ADMITTED);
+        let allows = policies(2, PolicyKey::new(300, 80, 6, Direction::Ingress));
+        assert!(!is_denied(&allows, &identity, &key, &admitted));
+        let other_port = policies(2, PolicyKey::new(300, 81, 6, Direction::Ingress));
+        assert!(is_denied(&other_port, &identity, &key, &admitted));
+        let egress = policies(1, PolicyKey::new(300, 80, 6, Direction::Egress));
+        assert!(is_denied(&egress, &identity, &key, &admitted), "the other side is 400");
+        let (key, by_reply) = flow(FLOW_EGRESS_ADMITTED);
+        assert!(!is_denied(&other_port, &identity, &key, &by_reply));
+    }
+}

@@ -1,0 +1,160 @@
+//! The kernel beside what is wanted: what differs is mended and counted.
+
+use std::time::Instant;
+
+use villus_datapath::{Differences, Entries, policy_pin};
+
+use crate::kernel::make_equal;
+use crate::node::Node;
+
+/// Totals since the start.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Counts {
+    /// Entries that reconciliation mended.
+    pub repaired: u64,
+    /// Comparisons of everything.
+    pub compared: u64,
+    /// Open flows that were cut after a change of policy.
+    pub cut_flows: u64,
+    /// Expired flows that were collected.
+    pub collected_flows: u64,
+    /// Flows that the last collection left.
+    pub alive_flows: u64,
+}
+
+impl Node {
+    /// Compares all maps with what is wanted and mends them, but for what operators did by hand.
+    pub fn reconcile(&mut self) {
+        if !self.sources.complete {
+            return;
+        }
+        self.counts.compared += 1;
+        let result = self.reconcile_maps();
+        self.conditions.note("comparison with the kernel", result.err().map(|error| error.to_string()));
+        let ids: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
+        for id in ids {
+            self.reconcile_policy(id);
+        }
+        self.note_hand_made();
+    }
+
+    fn reconcile_maps(&mut self) -> villus_datapath::Result<()> {
+        let maps = self.kernel.maps.clone();
+        let mut mended = make_equal(&maps.addrs4, &self.wanted_addrs4())?.total()
+            + make_equal(&maps.addrs6, &self.wanted_addrs6())?.total()
+            + make_equal(&maps.devices, &self.wanted_devices())?.total();
+        let wanted = self.wanted_records();
+        for (slot, found) in maps.endpoints.entries()? {
+            let want = wanted.get(&slot).copied().unwrap_or_default();
+            if want != found {
+                maps.endpoints.insert(&slot, &want)?;
+                mended += 1;
+            }
+        }
+        if maps.config.get(&0)? != Some(self.wanted_config()) {
+            maps.config.insert(&0, &self.wanted_config())?;
+            mended += 1;
+        }
+        if mended > 0 {
+            tracing::warn!(entries = mended, "maps of the kernel were not as they should be and were mended");
+            self.counts.repaired += mended as u64;
+        }
+        Ok(())
+    }
+
+    /// The entries that an endpoint's map should hold.
+    pub fn wanted_entries(&self, id: u16) -> Option<Entries> {
+        Some(self.endpoints.get(&id)?.wanted.as_ref()?.map_entries().collect())
+    }
+
+    fn reconcile_policy(&mut self, id: u16) {
+        let Some(wanted) = self.wanted_entries(id) else { return };
+        let differences = match self.kernel.policies.compare(id, &wanted) {
+            Ok(differences) => differences,
+            Err(error) => {
+                let text = format!("{} cannot be compared: {error}", policy_pin(id));
+                return self.conditions.note(&format!("policy map of endpoint {id}"), Some(text));
+            }
+        };
+        self.conditions.note(&format!("policy map of endpoint {id}"), None);
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.hand_made = differences.hand_made.len();
+        }
+        if differences.is_none() || self.holds.contains_key(&id) {
+            return;
+        }
+        let mended = count(&differences);
+        tracing::warn!(endpoint = id, entries = mended, "a policy map was not as it should be and is mended");
+        self.counts.repaired += mended as u64;
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.note("OK", format!("{mended} entries of its policy map were mended"));
+        }
+        self.regenerate([id]);
+    }
+
+    /// Says loudly what operators wrote by hand.
+    fn note_hand_made(&mut self) {
+        for (id, endpoint) in &self.endpoints {
+            let hand_made = endpoint.hand_made;
+            self.conditions.set_if(&format!("entries by hand of endpoint {id}"), hand_made > 0, || {
+                format!(
+                    "{hand_made} entries of {} were put in by hand and are kept; \
+                     `villus emergency list` shows them, `villus emergency undo` removes them",
+                    policy_pin(*id)
+                )
+            });
+        }
+    }
+
+    /// After a while prefixes that did not come back give up their numbers of before the start.
+    pub fn end_grace(&mut self, now: Instant) {
+        if !self.grace_over && now.duration_since(self.started) > self.config.identity.restore_grace {
+            self.grace_over = true;
+            self.identities.local.end_restore(now);
+            self.identities.save(&self.state);
+        }
+    }
+
+    /// Endpoints whose devices are not there any more. Returns the labels whose identities they give back.
+    pub fn find_gone(&mut self) -> Vec<villus_labels::Labels> {
+        let Ok(state) = villus_net::NodeState::read() else { return Vec::new() };
+        let gone: Vec<u16> = self
+            .endpoints
+            .values()
+            .filter(|e| {
+                e.is_live()
+                    && e.file.device.as_ref().is_some_and(|device| {
+                        !state.links.iter().any(|l| l.index == device.index() && l.name == device.name())
+                    })
+            })
+            .map(|e| e.id())
+            .collect();
+        gone.into_iter().filter_map(|id| self.mark_gone(id, "its device is gone")).collect()
+    }
+
+    /// Looks at the node's links and addresses again.
+    pub fn refresh_network(&mut self) {
+        match self.network.refresh() {
+            Ok(false) => self.conditions.note("node network", None),
+            Ok(true) => {
+                self.conditions.note("node network", None);
+                if self.sources.complete {
+                    self.attach_uplinks();
+                    self.claim_node();
+                    self.step_ipcache();
+                    let result = self.reconcile_maps();
+                    self.conditions.note("node addresses", result.err().map(|error| error.to_string()));
+                }
+            }
+            Err(error) => self.conditions.note("node network", Some(error.to_string())),
+        }
+    }
+}
+
+fn count(differences: &Differences) -> usize {
+    differences.missing.len()
+        + differences.extra.len()
+        + differences.altered.len()
+        + usize::from(differences.misplaced)
+        + usize::from(differences.cramped)
+}

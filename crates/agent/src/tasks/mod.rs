@@ -1,0 +1,55 @@
+//! What the agent does by itself, beside the operations that it is asked for.
+
+mod events;
+mod flows;
+mod network;
+mod policies;
+mod reconcile;
+
+use std::future::Future;
+
+use tokio::task::JoinHandle;
+use villus_net::MonitorStop;
+
+use crate::AgentError;
+use crate::agent::Agent;
+
+/// The tasks of an agent.
+pub(crate) struct Tasks {
+    tasks: Vec<JoinHandle<()>>,
+    monitor: Option<MonitorStop>,
+}
+
+/// Starts all of them.
+pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
+    let mut tasks = Tasks { tasks: Vec::new(), monitor: None };
+    tasks.monitor = network::spawn(agent)?;
+    tasks.add(events::run(agent.clone()));
+    tasks.add(policies::watch(agent.clone()));
+    tasks.add(policies::follow_identities(agent.clone()));
+    tasks.add(flows::rejudge(agent.clone()));
+    tasks.add(flows::collect(agent.clone()));
+    tasks.add(reconcile::prepare(agent.clone()));
+    tasks.add(reconcile::compare(agent.clone()));
+    tasks.add(reconcile::maintain(agent.clone()));
+    Ok(tasks)
+}
+
+impl Tasks {
+    fn add(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.push(tokio::spawn(task));
+    }
+
+    /// Ends all of them.
+    pub async fn end(self) {
+        if let Some(monitor) = self.monitor {
+            monitor.stop();
+        }
+        for task in &self.tasks {
+            task.abort();
+        }
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}

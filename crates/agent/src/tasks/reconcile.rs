@@ -1,0 +1,49 @@
+//! Comparing the kernel with what is wanted, always, and what is due from time to time.
+
+use std::time::{Duration, Instant};
+
+use crate::agent::Agent;
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Makes empty policy maps for endpoints to come.
+pub(super) async fn prepare(agent: Agent) {
+    loop {
+        agent.wake.prepare.notified().await;
+        if agent.with(|node| node.prepare_slots()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Compares everything at its interval, or when somebody asks.
+pub(super) async fn compare(agent: Agent) {
+    let Ok(interval) = agent.with(|node| node.config.policy.reconcile_interval).await else { return };
+    loop {
+        let _ = tokio::time::timeout(interval.max(TICK), agent.wake.reconcile.notified()).await;
+        if agent.with(|node| node.reconcile()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What is tried again, and what expires.
+pub(super) async fn maintain(agent: Agent) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let freed = agent
+            .with(|node| {
+                let now = Instant::now();
+                if node.sources.complete {
+                    node.retry_policies(now);
+                    node.step_ipcache();
+                }
+                node.end_grace(now);
+                node.expire_endpoints(now)
+            })
+            .await;
+        for labels in freed.unwrap_or_default() {
+            agent.identities.release(&labels).await;
+        }
+    }
+}

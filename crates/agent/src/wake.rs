@@ -1,0 +1,28 @@
+//! Who is to look again, and why.
+
+use tokio::sync::{Notify, watch};
+
+/// Bells between operations and the tasks behind them.
+#[derive(Debug)]
+pub(crate) struct Wake {
+    /// Flows are to be judged again.
+    pub rejudge: Notify,
+    /// Empty policy maps are to be made for endpoints to come.
+    pub prepare: Notify,
+    /// Compare everything soon.
+    pub reconcile: Notify,
+    /// Counts up whenever a policy was realised.
+    pub realized: watch::Sender<u64>,
+}
+
+impl Wake {
+    /// Nobody is called yet.
+    pub fn new() -> Self {
+        Self {
+            rejudge: Notify::new(),
+            prepare: Notify::new(),
+            reconcile: Notify::new(),
+            realized: watch::Sender::new(0),
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! A node of a test's own: namespaces, a bpffs, directories, and an agent as a process that can be killed.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use villus_api::model::{Endpoint, EndpointChangeRequest, PolicyImport};
+use villus_api::{Client, ClientError, EndpointRef};
+use villus_config::{Config, Sources};
+use villus_net::{Netns, NetnsRef};
+
+/// Says that the test runs inside its own namespaces already.
+const INSIDE: &str = "VILLUS_TEST_INSIDE";
+/// Tells a process that it is the agent, and its options.
+const AGENT: &str = "VILLUS_TEST_AGENT";
+
+/// Runs the rest of the calling test in a mount and a network namespace of its own: the test is started again
+/// there, and the outer one returns with its outcome. Nothing that it mounts, pins or makes can stay behind.
+#[macro_export]
+macro_rules! alone {
+    () => {
+        if !$crate::common::inside({
+            fn here() {}
+            std::any::type_name_of_val(&here)
+        }) {
+            return;
+        }
+    };
+}
+
+/// The agent itself; every test file has a test of this name that calls this.
+pub fn be_the_agent() {
+    let Some(options) = std::env::var_os(AGENT) else { return };
+    let options: Vec<(String, String)> = serde_json::from_str(options.to_str().unwrap()).unwrap();
+    let sources = options.iter().fold(Sources::new(), |sources, (name, text)| sources.flag(name, text));
+    let config = Config::load(sources).unwrap();
+    if let Err(error) = villus_agent::run(config, villus_agent::signals()) {
+        eprintln!("agent: {error}");
+        std::process::exit(3);
+    }
+    std::process::exit(0);
+}
+
+pub fn inside(path: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        run("mount", &["-t", "tmpfs", "villus-test", "/run"]);
+        run("mount", &["-t", "tmpfs", "villus-test", "/tmp"]);
+        run("ip", &["link", "set", "lo", "up"]);
+        return true;
+    }
+    let test = path.trim_end_matches("::here").split_once("::").unwrap().1;
+    let output = Command::new("unshare")
+        .args(["--mount", "--net", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{test} in its own namespaces:\n{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    false
+}
+
+/// Directories, options and the agent of one node.
+pub struct TestNode {
+    pub root: PathBuf,
+    pub options: Vec<(String, String)>,
+    pub agent: Option<Child>,
+}
+
+impl TestNode {
+    /// A node without an agent yet.
+    pub fn new(options: &[(&str, &str)]) -> Self {
+        let root = PathBuf::from("/tmp/node");
+        std::fs::create_dir_all(root.join("policies")).unwrap();
+        let place = |name: &str| root.join(name).display().to_string();
+        let mut all: Vec<(String, String)> = [
+            ("state-dir", place("run")),
+            ("lib-dir", place("lib")),
+            ("bpf-root", place("bpf")),
+            ("socket-path", place("villus.sock")),
+            ("static-cnp-path", place("policies")),
+            ("ipv4-range", "10.11.0.0/24".into()),
+            ("ipv6-range", "fd11::/112".into()),
+            ("bpf-ct-global-tcp-max", "4096".into()),
+            ("bpf-ct-global-any-max", "4096".into()),
+            ("endpoint-max", "512".into()),
+        ]
+        .map(|(name, text)| (name.to_owned(), text))
+        .into();
+        all.retain(|(name, _)| !options.iter().any(|(other, _)| other == name));
+        all.extend(options.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
+        Self { root, options: all, agent: None }
+    }
+
+    /// A node with an agent that serves.
+    pub fn started(options: &[(&str, &str)]) -> Self {
+        let mut node = Self::new(options);
+        node.start();
+        node
+    }
+
+    /// Starts the agent and waits until it serves; says how long that took.
+    pub fn start(&mut self) -> Duration {
+        let begin = Instant::now();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_agent", "--nocapture"])
+            .env(AGENT, serde_json::to_string(&self.options).unwrap())
+            .env_remove(INSIDE)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.agent = Some(child);
+        let limit = begin + Duration::from_secs(20);
+        loop {
+            if let Some(status) = self.agent.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the agent ended: {status}");
+            }
+            if self.client().endpoints(&[]).is_ok() {
+                return begin.elapsed();
+            }
+            assert!(Instant::now() < limit, "the agent does not serve");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(self.root.join("villus.sock")).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
+    }
+
+    /// Kills the agent as nothing can be caught.
+    pub fn kill(&mut self) {
+        let mut child = self.agent.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Tells the agent to end.
+    pub fn stop(&mut self) {
+        let mut child = self.agent.take().unwrap();
+        run("kill", &["-TERM", &child.id().to_string()]);
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// A workload: a namespace of that name and an endpoint with these labels in it.
+    pub fn workload(&self, name: &str, labels: &[&str]) -> Workload {
+        run("ip", &["netns", "add", name]);
+        let endpoint = self.endpoint(name, labels).unwrap();
+        Workload { netns: NetnsRef::Name(name.to_owned()).open().unwrap(), endpoint }
+    }
+
+    pub fn endpoint(&self, netns: &str, labels: &[&str]) -> Result<Endpoint, ClientError> {
+        let request = EndpointChangeRequest {
+            netns: Some(netns.to_owned()),
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            ..EndpointChangeRequest::default()
+        };
+        self.client().create_endpoint(&EndpointRef::Id(0), &request)
+    }
+
+    pub fn import(&self, text: &str) -> u64 {
+        let import =
+            PolicyImport { file: "test.yaml".into(), text: text.to_owned(), ..PolicyImport::default() };
+        self.client().import_policy(&import).unwrap().revision
+    }
+
+    /// Writes a file of the watched directory.
+    pub fn policy_file(&self, name: &str, text: &str) {
+        std::fs::write(self.root.join("policies").join(name), text).unwrap();
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+/// A namespace with its endpoint.
+pub struct Workload {
+    pub netns: Netns,
+    pub endpoint: Endpoint,
+}
+
+impl Workload {
+    pub fn id(&self) -> u16 {
+        self.endpoint.id
+    }
+
+    pub fn v4(&self) -> IpAddr {
+        IpAddr::V4(self.endpoint.status.networking.addressing[0].ipv4.unwrap())
+    }
+
+    pub fn v6(&self) -> IpAddr {
+        IpAddr::V6(self.endpoint.status.networking.addressing[0].ipv6.unwrap())
+    }
+
+    /// One echo request and a second at most for its answer.
+    pub fn pings(&self, to: IpAddr) -> bool {
+        let to = to.to_string();
+        self.netns.run(|| try_run("ping", &["-c1", "-W1", &to]).status.success()).unwrap()
+    }
+
+    /// Listens on a TCP port and echoes, for ever.
+    pub fn serves(&self, address: IpAddr, port: u16) {
+        let listener = self.netns.run(|| TcpListener::bind(SocketAddr::new(address, port))).unwrap().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 1024];
+                    while let Ok(length) = stream.read(&mut buffer) {
+                        if length == 0 || stream.write_all(&buffer[..length]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    pub fn connects(&self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
+        let stream = self
+            .netns
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_millis(700)))
+            .unwrap()?;
+        stream.set_read_timeout(Some(Duration::from_millis(700)))?;
+        Ok(stream)
+    }
+
+    /// One question and its answer over a new connection.
+    pub fn asks(&self, to: IpAddr, port: u16) -> bool {
+        self.connects(to, port).is_ok_and(|mut stream| echoes(&mut stream))
+    }
+
+    pub fn udp(&self, address: IpAddr, port: u16) -> UdpSocket {
+        let socket = self.netns.run(|| UdpSocket::bind(SocketAddr::new(address, port))).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket
+    }
+}
+
+/// One question and its answer over an open connection.
+pub fn echoes(stream: &mut TcpStream) -> bool {
+    let mut answer = [0; 5];
+    stream.write_all(b"hello").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"hello"
+}
+
+/// Waits until something is so.
+pub fn eventually(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a command that must succeed; what it printed.
+pub fn run(program: &str, args: &[&str]) -> String {
+    let output = try_run(program, args);
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a command.
+pub fn try_run(program: &str, args: &[&str]) -> Output {
+    Command::new(program).args(args).output().unwrap()
+}
+
+/// A policy: `subject` may be reached by `peer` on a TCP port.
+pub fn allow(name: &str, subject: &str, peer: &str, port: u16) -> String {
+    format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  endpointSelector: {{matchLabels: {{app: {subject}}}}}\n  ingress:\n  \
+         - fromEndpoints: [{{matchLabels: {{app: {peer}}}}}]\n    \
+         toPorts: [{{ports: [{{port: \"{port}\", protocol: TCP}}]}}]\n"
+    )
+}
