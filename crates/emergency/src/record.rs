@@ -46,6 +46,13 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         left: Vec<String>,
     },
+    /// Entries that somebody had put in by hand were taken out for good.
+    Deleted {
+        /// Who did it.
+        by: String,
+        /// Where and what.
+        changes: Vec<Change>,
+    },
     /// The agent's hands are off an endpoint's policy map from now on.
     Hold {
         /// The endpoint.
@@ -61,13 +68,16 @@ pub enum Event {
     },
 }
 
-/// A deed: what is put into policy maps and what is taken out of them.
+/// A deed: what is put into policy maps and what is taken out of them, until it is undone.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Allow {
     /// Number of the deed, given by the journal.
     pub id: u64,
     /// Who did it.
     pub by: String,
+    /// With which command: `emergency allow`, `bpf policy add`, …
+    #[serde(default)]
+    pub command: String,
     /// When it is to be undone, RFC 3339; empty for never.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub until: String,
@@ -80,10 +90,10 @@ pub struct Allow {
 pub struct Change {
     /// The endpoint.
     pub endpoint: u16,
-    /// Keys of entries that allow and were not there before.
-    #[serde(serialize_with = "write_keys", deserialize_with = "read_keys")]
+    /// Keys of entries that were not there before.
+    #[serde(default, serialize_with = "write_keys", deserialize_with = "read_keys")]
     pub insert: Vec<PolicyKey>,
-    /// Entries that deny and are taken out.
+    /// Entries that are taken out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub take: Vec<Taken>,
 }

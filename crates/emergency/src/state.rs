@@ -88,7 +88,7 @@ impl State {
                 Event::Release { endpoint } => {
                     state.holds.remove(endpoint);
                 }
-                Event::Allow(_) => {}
+                Event::Allow(_) | Event::Deleted { .. } => {}
             }
         }
         state
@@ -101,7 +101,7 @@ impl State {
         }
     }
 
-    /// Keys of an endpoint's entries that deny and that a deed has taken out: the agent does not put them in
+    /// Keys of an endpoint's entries that a deed has taken out: the agent does not put them in
     /// again, and does not report them missing.
     #[must_use]
     pub fn overridden(&self, endpoint: u16) -> BTreeSet<PolicyKey> {
@@ -109,7 +109,7 @@ impl State {
         deeds.flat_map(|change| change.take.iter().map(|taken| taken.key)).collect()
     }
 
-    /// Keys of an endpoint's entries that deny and that undoing put back. They are policy's, not an
+    /// Keys of an endpoint's entries that undoing put back. They are policy's, not an
     /// operator's: the agent takes them over (`PolicyMaps::adopt`), and so removes them if policy no longer
     /// asks for them.
     #[must_use]
@@ -145,7 +145,7 @@ mod tests {
         let take =
             vec![Taken { key: PolicyKey { identity: 7, ..PolicyKey::default() }, entry: PolicyEntry::DENY }];
         let changes = vec![Change { endpoint: 5, insert: vec![PolicyKey::default()], take }];
-        Event::Allow(Allow { id, by: "root".into(), until: until.into(), changes })
+        Event::Allow(Allow { id, by: "root".into(), until: until.into(), changes, ..Allow::default() })
     }
 
     fn undone(id: u64) -> Event {

@@ -1,0 +1,149 @@
+//! The command line as a whole.
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::{
+    bpf::BpfCommand, cleanup::CleanupArgs, config::ConfigArgs, emergency::EmergencyCommand,
+    endpoint::EndpointCommand, identity::IdentityCommand, ip::IpCommand, map::MapCommand,
+    monitor::MonitorArgs, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs, status::StatusArgs,
+    version::VersionArgs, why::WhyArgs,
+};
+
+/// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.
+#[derive(Parser, Debug)]
+#[command(name = "villus", version, disable_help_subcommand = true, subcommand_required = true)]
+pub struct Cli {
+    /// Socket of the agent [env: VILLUS_SOCK] [default: /var/run/villus/villus.sock].
+    #[arg(short = 'H', long = "host", value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
+    pub host: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands; [`GROUPS`] says how the help sorts them.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the agent of this node.
+    #[command(
+        after_help = "Example:\n  sudo villus agent --config-dir /etc/villus/config --enable-ipv6=false"
+    )]
+    Agent(AgentArgs),
+    /// Show how the agent is.
+    Status(StatusArgs),
+    /// Show and change the agent's configuration, check a directory of options.
+    Config(ConfigArgs),
+    /// Create, show, change and delete endpoints.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+    /// Show identities.
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Show which prefixes have which identity.
+    #[command(subcommand)]
+    Ip(IpCommand),
+    /// Import, show, check and verify policies.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Look into the kernel's maps of the packet path and write into them; needs no agent.
+    #[command(subcommand)]
+    Bpf(BpfCommand),
+    /// List any of the kernel's maps.
+    #[command(subcommand)]
+    Map(MapCommand),
+    /// Watch packets being dropped, judged and passed on.
+    Monitor(MonitorArgs),
+    /// Explain why a packet passes or does not.
+    Why(WhyArgs),
+    /// Open endpoints by hand and take that back; needs no agent.
+    #[command(subcommand)]
+    Emergency(EmergencyCommand),
+    /// Remove everything of Villus from this node, and nothing else.
+    Cleanup(CleanupArgs),
+    /// Show the versions of this program and of the agent.
+    Version(VersionArgs),
+    /// Write a completion script for a shell.
+    Completion(CompletionArgs),
+    /// Write manual pages.
+    Man(ManArgs),
+}
+
+/// The agent's options are those of `villus_config::args`.
+#[derive(Args, Debug)]
+pub struct AgentArgs {}
+
+/// Headings of the help and the commands below them.
+pub const GROUPS: [(&str, &[&str]); 5] = [
+    ("Run", &["agent", "status", "config", "version"]),
+    ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
+    ("See", &["monitor", "why", "bpf", "map"]),
+    ("By hand", &["emergency", "cleanup"]),
+    ("Shell", &["completion", "man"]),
+];
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; standard error says what, and what to do about it
+  2  the command line is wrong
+  3  what was compared differs (policy verify, why)";
+
+/// The whole command line, the agent's options included.
+pub fn command() -> clap::Command {
+    let command = Cli::command().mut_subcommand("agent", |agent| {
+        agent.args(villus_config::args::all()).next_line_help(true).term_width(110)
+    });
+    let list = groups(&command);
+    command
+        .help_template(format!(
+            "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}\n\n{EXIT_CODES}\n\n\
+             See `villus COMMAND --help` for a command.\n"
+        ))
+        .max_term_width(110)
+}
+
+fn groups(command: &clap::Command) -> String {
+    let mut list = String::new();
+    for (title, names) in GROUPS {
+        list.push_str(title);
+        list.push_str(":\n");
+        for name in names {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            list.push_str(&format!("  {name:11} {about}\n"));
+        }
+        list.push('\n');
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_stands_in_one_group() {
+        let grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+        let command = command();
+        let all: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(grouped.len(), all.len());
+        assert!(all.iter().all(|name| grouped.contains(name)), "{all:?} {grouped:?}");
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            let leaf = command.get_subcommands().next().is_none();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            if leaf && !command.is_hide_set() {
+                assert!(help.contains("Example"), "{} has no example", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&command());
+    }
+}

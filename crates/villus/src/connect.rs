@@ -1,0 +1,36 @@
+//! The agent on the other side of the socket.
+
+use std::time::Duration;
+
+use villus_api::{Client, EndpointRef};
+
+use crate::failure::Failure;
+
+/// How long a command that does not need the agent waits for it.
+const BRIEFLY: Duration = Duration::from_secs(2);
+
+/// Where the agent listens.
+pub struct Host {
+    named: Option<String>,
+}
+
+impl Host {
+    pub fn new(named: Option<String>) -> Self {
+        Self { named }
+    }
+
+    /// A client that waits as long as requests take.
+    pub fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::from_host(self.named.as_deref())?)
+    }
+
+    /// A client for what is good to know and not needed.
+    pub fn brief_client(&self) -> Option<Client> {
+        Client::from_host(self.named.as_deref()).ok().map(|client| client.with_timeout(BRIEFLY))
+    }
+}
+
+/// Reads the name of an endpoint.
+pub fn endpoint_ref(text: &str) -> Result<EndpointRef, String> {
+    text.parse::<EndpointRef>().map_err(|error| error.problem.to_owned())
+}

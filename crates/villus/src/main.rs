@@ -1,0 +1,83 @@
+//! `villus`: the agent of a node, and every command to look at it and to act on it.
+//!
+//! Each module is a command. Commands ask the agent over its socket; `bpf`, `map`, `emergency` and `cleanup`
+//! work on the kernel's pinned maps and need no agent. What a command finds is printed by `villus-print`; why
+//! it failed is one line, what to do about it another ([`failure`]).
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "agent")]
+mod agent;
+#[cfg(not(feature = "agent"))]
+#[path = "without_agent.rs"]
+mod agent;
+mod bpf;
+mod cleanup;
+mod cli;
+mod config;
+mod connect;
+mod emergency;
+mod endpoint;
+mod failure;
+mod identity;
+mod identity_names;
+mod ip;
+mod kernel;
+mod map;
+mod monitor;
+mod out;
+mod policy;
+mod ports;
+mod shell;
+mod status;
+mod version;
+mod why;
+
+use std::process::ExitCode;
+
+use clap::FromArgMatches;
+
+use crate::{
+    cli::{Cli, Command},
+    connect::Host,
+    failure::Failure,
+};
+
+fn main() -> ExitCode {
+    let matches = match cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => {
+            // A closed output is no reason to complain.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+        }
+    };
+    let outcome = Cli::from_arg_matches(&matches)
+        .map_err(|error| Failure::usage(error.to_string()))
+        .and_then(|cli| run(cli, &matches));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
+    let host = Host::new(cli.host);
+    match cli.command {
+        Command::Agent(_) => agent::run(matches.subcommand_matches("agent")),
+        Command::Status(args) => status::run(&host, &args),
+        Command::Config(args) => config::run(&host, args),
+        Command::Endpoint(command) => endpoint::run(&host, command),
+        Command::Identity(command) => identity::run(&host, command),
+        Command::Ip(command) => ip::run(&host, command),
+        Command::Policy(command) => policy::run(&host, command),
+        Command::Bpf(command) => bpf::run(&host, command),
+        Command::Map(command) => map::run(&host, command),
+        Command::Monitor(args) => monitor::run(&host, &args),
+        Command::Why(args) => why::run(&host, &args),
+        Command::Emergency(command) => emergency::run(&host, command),
+        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Version(args) => version::run(&host, &args),
+        Command::Completion(args) => shell::completion(&args),
+        Command::Man(args) => shell::man(&args),
+    }
+}

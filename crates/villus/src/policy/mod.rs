@@ -1,0 +1,207 @@
+//! `villus policy`.
+
+mod files;
+mod hold;
+mod validate;
+mod verify;
+
+use clap::{Args, Subcommand};
+use villus_api::model::{Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery};
+use villus_print::{SelectorRow, selector_list};
+
+use crate::{
+    connect::Host,
+    failure::Failure,
+    out::{self, OutputArgs},
+};
+
+#[derive(Subcommand, Debug)]
+pub enum PolicyCommand {
+    /// Import the policies of files, all or none.
+    Import(ImportArgs),
+    /// Delete imported policies.
+    Delete(DeleteArgs),
+    /// Show the rules in effect, as JSON.
+    Get(GetArgs),
+    /// Say what files hold and what is wrong with them; needs no agent.
+    Validate(validate::ValidateArgs),
+    /// Show selectors and the identities they select.
+    #[command(after_help = "Example:\n  villus policy selectors")]
+    Selectors {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Wait until every endpoint's policy is at a revision.
+    Wait(WaitArgs),
+    /// Compare the kernel's maps with what policy asks for.
+    Verify(verify::VerifyArgs),
+    /// Keep the agent's hands off an endpoint's policy map.
+    Hold(hold::HoldArgs),
+    /// End a hold: the agent makes the map what policy asks for.
+    Release(hold::ReleaseArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  villus policy import web.yaml db.yaml\n  villus policy import --wait policies/\n  \
+                  kubectl get cnp -o yaml | villus policy import -"
+)]
+pub struct ImportArgs {
+    /// Files of YAML or JSON, directories of them, - for standard input.
+    #[arg(required = true, value_hint = clap::ValueHint::AnyPath)]
+    files: Vec<String>,
+    /// Say what would change, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until every endpoint's policy is as the files say.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  villus policy delete web --namespace shop\n  villus policy delete --all --dry-run"
+)]
+pub struct DeleteArgs {
+    /// Name of the policy.
+    #[arg(required_unless_present_any = ["labels", "all"])]
+    name: Option<String>,
+    /// Its namespace.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// Rules with all these labels, separated by commas.
+    #[arg(short, long, conflicts_with_all = ["name", "all"])]
+    labels: Option<String>,
+    /// All that were imported.
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
+    /// Say what would be deleted, and delete nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  villus policy get\n  villus policy get web --namespace shop -o yaml")]
+pub struct GetArgs {
+    /// Only policies of this name.
+    #[arg(default_value = "", hide_default_value = true)]
+    name: String,
+    /// Only policies of this namespace.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// Only rules with all these labels, separated by commas.
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    labels: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  villus policy wait 12 --timeout 30")]
+pub struct WaitArgs {
+    /// The revision; the newest if not given.
+    #[arg(default_value_t = 0, hide_default_value = true)]
+    revision: u64,
+    /// Give up after so many seconds.
+    #[arg(long, default_value_t = 60)]
+    timeout: u32,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
+    match command {
+        PolicyCommand::Import(args) => import(host, &args),
+        PolicyCommand::Delete(args) => delete(host, args),
+        PolicyCommand::Get(args) => get(host, args),
+        PolicyCommand::Validate(args) => validate::run(&args),
+        PolicyCommand::Selectors { output } => {
+            let selectors = host.client()?.selectors()?;
+            let rows: Vec<SelectorRow> = selectors.iter().map(SelectorRow::from).collect();
+            output.print(&selectors, || selector_list(&rows))
+        }
+        PolicyCommand::Wait(args) => wait(host, args.revision, args.timeout, &args.output),
+        PolicyCommand::Verify(args) => verify::run(host, args),
+        PolicyCommand::Hold(args) => hold::hold(host, &args),
+        PolicyCommand::Release(args) => hold::release(host, &args),
+    }
+}
+
+fn import(host: &Host, args: &ImportArgs) -> Result<(), Failure> {
+    let files = files::read(&args.files)?;
+    // Nothing is imported when any file is wrong.
+    validate::refuse(&files)?;
+    let client = host.client()?;
+    let mut all = PolicyChange { dry_run: args.dry_run, ..PolicyChange::default() };
+    for file in files {
+        let import = PolicyImport { file: file.name, dry_run: args.dry_run, text: file.text };
+        let change = client.import_policy(&import)?;
+        all.revision = all.revision.max(change.revision);
+        all.added.extend(change.added);
+        all.replaced.extend(change.replaced);
+        all.deleted.extend(change.deleted);
+        all.warnings.extend(change.warnings);
+    }
+    args.output.print(&all, || changed(&all))?;
+    if args.wait && !args.dry_run {
+        return wait(host, all.revision, 60, &args.output);
+    }
+    Ok(())
+}
+
+fn delete(host: &Host, args: DeleteArgs) -> Result<(), Failure> {
+    let delete = PolicyDelete {
+        name: args.name.unwrap_or_default(),
+        namespace: args.namespace,
+        labels: args.labels.unwrap_or_default(),
+        all: args.all,
+        dry_run: args.dry_run,
+    };
+    let change = host.client()?.delete_policy(&delete)?;
+    args.output.print(&change, || changed(&change))
+}
+
+fn changed(change: &PolicyChange) -> String {
+    let would = if change.dry_run { "would be " } else { "" };
+    let mut text = String::new();
+    for (names, what) in
+        [(&change.added, "added"), (&change.replaced, "replaced"), (&change.deleted, "deleted")]
+    {
+        names.iter().for_each(|name| text.push_str(&format!("{name} {would}{what}\n")));
+    }
+    change.warnings.iter().for_each(|warning| text.push_str(&format!("Warning: {warning}\n")));
+    if text.is_empty() {
+        text.push_str("nothing changes\n");
+    }
+    if change.dry_run { text } else { format!("{text}Revision: {}\n", change.revision) }
+}
+
+fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
+    let query = PolicyQuery { name: args.name, namespace: args.namespace, labels: args.labels };
+    let Policy { policy, revision } = host.client()?.policy(&query)?;
+    let rules: serde_json::Value = serde_json::from_str(&policy)
+        .map_err(|error| Failure::new(format!("the agent's rules are no JSON: {error}")))?;
+    args.output.print(&rules, || {
+        format!("{}\nRevision: {revision}\n", serde_json::to_string_pretty(&rules).unwrap_or(policy))
+    })
+}
+
+fn wait(host: &Host, revision: u64, timeout: u32, output: &OutputArgs) -> Result<(), Failure> {
+    let answer = host.client()?.wait_policy(&PolicyWaitQuery { revision, timeout })?;
+    if !output.is_text() {
+        output.print(&answer, String::new)?;
+    } else if answer.realized {
+        out::line(&format!("every endpoint is at revision {}", answer.revision))?;
+    }
+    if answer.realized {
+        return Ok(());
+    }
+    let waiting: Vec<String> = answer.waiting.iter().map(ToString::to_string).collect();
+    let what =
+        format!("not yet at revision {} after {timeout} s: endpoint {}", answer.revision, waiting.join(", "));
+    Err(Failure::new(what).fix("see `villus endpoint log ID` and `villus status`"))
+}
