@@ -103,7 +103,10 @@ impl Node {
     fn new() -> Result<Self> {
         let pins = Arc::new(Pins::detached()?);
         let maps = Arc::new(Maps::open(&pins, &Sizes::default())?);
-        let object = Object::load(&pins, &maps)?;
+        let object = match std::env::var_os("VILLUS_BENCH_OBJECT") {
+            Some(file) => Object::load_from(&std::fs::read(file)?, &pins, &maps)?,
+            None => Object::load(&pins, &maps)?,
+        };
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), 16384)?;
         for gateway in [u32::from_ne_bytes(GATEWAY4.octets())] {
             maps.addrs4.insert(&gateway, &Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY })?;
