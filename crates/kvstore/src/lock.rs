@@ -12,7 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::{
     error::StoreError,
-    model::{Compare, Entry, LeaseId, LeasePurpose, Txn},
+    model::{Answer, Compare, Entry, LeaseId, LeasePurpose, Op, Txn},
     store::Store,
 };
 
@@ -31,17 +31,21 @@ pub struct Locks {
 struct Inner {
     store: Arc<dyn Store>,
     lease: AsyncMutex<Option<(LeaseId, Instant)>>,
-    names: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    names: Mutex<HashMap<String, Weak<Name>>>,
 }
+
+/// Who in this process has a lock; inside, our key of the lock if it is still to be deleted.
+type Name = AsyncMutex<Option<String>>;
 
 /// A lock that is held. Dropping it gives it back as soon as the store can be reached.
 pub struct Lock {
     inner: Arc<Inner>,
     name: String,
     key: String,
+    /// Revision at which our key was created; 0 while that is not known.
     created: u64,
     /// Taken when the lock is given back.
-    local: Option<OwnedMutexGuard<()>>,
+    local: Option<OwnedMutexGuard<Option<String>>>,
 }
 
 // === impl Locks ===
@@ -80,13 +84,13 @@ impl Locks {
 // === impl Inner ===
 
 impl Inner {
-    fn local(&self, name: &str) -> Arc<AsyncMutex<()>> {
+    fn local(&self, name: &str) -> Arc<Name> {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mutex) = names.get(name).and_then(Weak::upgrade) {
             return mutex;
         }
         names.retain(|_, mutex| mutex.strong_count() > 0);
-        let mutex = Arc::new(AsyncMutex::new(()));
+        let mutex = Arc::new(AsyncMutex::new(None));
         names.insert(name.to_owned(), Arc::downgrade(&mutex));
         mutex
     }
@@ -112,34 +116,75 @@ impl Inner {
         Ok(id)
     }
 
-    /// Writes this process's key for the lock.
-    async fn contend(self: &Arc<Self>, name: &str, local: OwnedMutexGuard<()>) -> Result<Lock, StoreError> {
-        let mut again = true;
+    /// Writes this process's key for the lock. From the first attempt on a [`Lock`] stands for the key, so that
+    /// it is taken away again whatever happens.
+    async fn contend(
+        self: &Arc<Self>,
+        name: &str,
+        local: OwnedMutexGuard<Option<String>>,
+    ) -> Result<Lock, StoreError> {
+        let mut local = Some(local);
         loop {
             let lease = self.lease().await?;
             let key = format!("{name}/{lease}");
-            let put = crate::Op::put(key.as_str(), Bytes::new(), Some(lease));
             let txn = Txn::new()
                 .when(Compare::Absent(key.clone()))
-                .then(put)
-                .otherwise(crate::Op::Get(key.clone()));
+                .then(Op::put(key.as_str(), Bytes::new(), Some(lease)))
+                .otherwise(Op::Get(key.clone()));
+            let (inner, name) = (Arc::clone(self), name.to_owned());
+            let mut lock = Lock { inner, name, key, created: 0, local: local.take() };
+            // A key that is left over from before is this lock's now.
+            if let Some(leftover) = lock.local.as_deref_mut() {
+                *leftover = None;
+            }
             match self.store.txn(txn).await {
                 Ok(outcome) => {
                     // A key that is there already is one of ours whose deletion did not arrive.
                     let old = outcome.answers.into_iter().find_map(|answer| match answer {
-                        crate::Answer::Got(Some(entry)) => Some(entry.create_revision),
+                        Answer::Got(Some(entry)) => Some(entry.create_revision),
                         _ => None,
                     });
-                    let created = old.unwrap_or(outcome.revision);
-                    let (inner, name) = (Arc::clone(self), name.to_owned());
-                    return Ok(Lock { inner, name, key, created, local: Some(local) });
+                    lock.created = old.unwrap_or(outcome.revision);
+                    return Ok(lock);
                 }
-                Err(StoreError::LeaseNotFound(_)) if again => {
-                    again = false;
-                    *self.lease.lock().await = None;
+                Err(StoreError::LeaseNotFound(lost)) => {
+                    // Nothing was written; the next round has a lease of its own.
+                    local = lock.local.take();
+                    self.forget_lease(lost).await;
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    async fn forget_lease(&self, lost: LeaseId) {
+        let mut lease = self.lease.lock().await;
+        if lease.is_some_and(|(id, _)| id == lost) {
+            *lease = None;
+        }
+    }
+
+    /// Deletes our key of a lock, again and again while the store does not answer, unless the lock is taken
+    /// again. When it takes too long, the lease is given up, and the key goes with it.
+    async fn clean_up(self: Arc<Self>, name: Arc<Name>) {
+        let begun = Instant::now();
+        let mut wait = Duration::from_millis(20);
+        loop {
+            {
+                let mut leftover = name.lock().await;
+                let Some(key) = leftover.as_deref() else { return };
+                let Err(error) = self.store.delete(key).await else {
+                    *leftover = None;
+                    return;
+                };
+                if begun.elapsed() > TTL {
+                    tracing::warn!(key, %error, "a lock could not be given back; it goes with its lease");
+                    *self.lease.lock().await = None;
+                    return;
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LOOK_AGAIN);
         }
     }
 }
@@ -157,16 +202,16 @@ impl Lock {
         &self.name
     }
 
-    /// Gives the lock back and waits until the store knows. When the store is not there the lock goes with
-    /// its lease.
+    /// Gives the lock back and waits until the store knows, or has failed once: then it is tried again in the
+    /// background.
     pub async fn release(mut self) {
         self.give_back().await;
     }
 
     async fn give_back(&mut self) {
-        if let Some(local) = self.local.take() {
-            delete(&self.inner.store, &self.key, self.held()).await;
-            drop(local);
+        // Only then is the lock not ours any more; cancelled or failed, `drop` takes over.
+        if self.inner.store.delete(&self.key).await.is_ok() {
+            self.local = None;
         }
     }
 
@@ -197,20 +242,13 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let Some(local) = self.local.take() else { return };
-        let (store, key, held) = (Arc::clone(&self.inner.store), self.key.clone(), self.held());
+        let Some(mut local) = self.local.take() else { return };
+        *local = Some(std::mem::take(&mut self.key));
+        let name = Arc::clone(OwnedMutexGuard::mutex(&local));
+        drop(local);
         // Without a runtime nothing can be said to the store; its lease ends the lock.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                delete(&store, &key, held).await;
-                drop(local);
-            });
+            runtime.spawn(Arc::clone(&self.inner).clean_up(name));
         }
-    }
-}
-
-async fn delete(store: &Arc<dyn Store>, key: &str, held: Compare) {
-    if let Err(error) = store.compare_and_delete(key, held).await {
-        tracing::warn!(key, %error, "a lock could not be given back; it goes with its lease");
     }
 }

@@ -155,9 +155,14 @@ impl Session {
                 Err(StoreError::LeaseNotFound(lost)) => self.replace(lost).await?,
                 Err(error) => return Err(error),
             }
-            // Released while the transaction was under way: it must not come back.
+            // Released while the transaction was under way: it must not come back. Unless it was taken again
+            // while that was mended.
             if !self.owns(&key) {
                 self.store.delete(&key).await?;
+                let again = self.inner().owned.get(&key).cloned();
+                if let Some((value, lease)) = again {
+                    self.store.update(&key, value, Some(lease)).await?;
+                }
             }
         }
         Ok(written)

@@ -91,12 +91,43 @@ async fn a_dead_holder_loses_the_lock_with_its_lease() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_does_not_lock_us_out() {
+async fn lost_answers_lock_nobody_out() {
     let memory = Memory::new().unwrap();
     let store: Arc<dyn Store> = Arc::new(memory.clone());
-    let locks = Locks::new(Arc::clone(&store));
-    locks.acquire("l", SEC).await.unwrap().release().await;
-    memory.inject(Verb::Txn, Fault::AnswerLost, 1);
-    assert!(locks.acquire("l", SEC).await.is_err());
-    locks.acquire("l", SEC).await.unwrap().release().await;
+    let (ours, theirs) = (Locks::new(Arc::clone(&store)), Locks::new(Arc::clone(&store)));
+    for fault in [Fault::AnswerLost, Fault::Refused] {
+        for locks in [&ours, &theirs] {
+            locks.acquire("l", SEC).await.unwrap().release().await;
+            memory.inject(Verb::Txn, fault, 1);
+            assert!(locks.acquire("l", SEC).await.is_err());
+            let lock = locks.acquire("l", SEC).await.unwrap();
+            memory.inject(Verb::Txn, fault, 1);
+            lock.release().await;
+            let dropped = theirs.acquire("l", SEC).await.unwrap();
+            memory.inject(Verb::Txn, fault, 1);
+            drop(dropped);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    ours.acquire("l", SEC).await.unwrap().release().await;
+    assert_eq!(keys(&store, "l/").await.len(), 0);
+}
+
+#[tokio::test]
+async fn who_stops_waiting_leaves_nothing_behind() {
+    let memory = Memory::new().unwrap();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let (ours, theirs) = (Locks::new(Arc::clone(&store)), Locks::new(Arc::clone(&store)));
+    let held = theirs.acquire("l", SEC).await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_millis(20), ours.acquire("l", 20 * SEC)).await;
+    assert!(waiting.is_err(), "cancelled");
+    held.release().await;
+    theirs.acquire("l", SEC).await.unwrap().release().await;
+    for _ in 0..100 {
+        if keys(&store, "l/").await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    unreachable!("a key is left");
 }

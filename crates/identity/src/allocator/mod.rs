@@ -1,0 +1,267 @@
+//! Global identities: one number for one label set in the whole cluster, agreed on through the store
+//! (reference `kvstore` 1.8).
+
+mod protocol;
+mod state;
+mod watcher;
+
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinHandle};
+use villus_kvstore::{Locks, Session, Store, StoreError, keys};
+use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
+use villus_table::{Backoff, Stop};
+
+use self::state::State;
+use crate::{error::AllocateError, identities::Identities, reserved::Reserved};
+
+/// How an allocator goes about it.
+#[derive(Clone, Debug)]
+pub struct AllocatorConfig {
+    /// This cluster's id; its numbers lie in the range of that id.
+    pub cluster_id: u32,
+    /// How many clusters may be joined.
+    pub clusters: MaxConnectedClusters,
+    /// What tells this node's slave keys from others': its address.
+    pub node: String,
+    /// How long slave keys outlive a dead agent (`kvstore-lease-ttl`).
+    pub lease_ttl: Duration,
+    /// How long one attempt waits for the lock of a label set.
+    pub lock_patience: Duration,
+    /// How long an allocation may take, all attempts together (`identity-allocation-timeout`).
+    pub timeout: Duration,
+    /// How often an allocation is tried.
+    pub attempts: u32,
+    /// How long it waits between two attempts, and how long the watch does.
+    pub backoff: Backoff,
+    /// How often what is owned is compared with the store (`kvstore-periodic-sync`).
+    pub sync_interval: Duration,
+    /// Identities that resolve without the store.
+    pub reserved: Reserved,
+}
+
+/// How full the cluster's range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Numbers that some label set has.
+    pub used: u64,
+    /// Numbers there are.
+    pub total: u64,
+}
+
+/// Allocates global identities and knows those of all nodes. Needs a tokio runtime.
+///
+/// What it knows goes on being true when the store is not there; only label sets that it does not know can
+/// not be allocated then.
+pub struct Allocator {
+    shared: Arc<Shared>,
+    stop: Stop,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    config: AllocatorConfig,
+    range: RangeInclusive<u32>,
+    locks: Locks,
+    session: Session,
+    table: Identities,
+    state: Mutex<State>,
+    synced: watch::Sender<bool>,
+}
+
+// === impl Allocator ===
+
+impl Allocator {
+    /// Begins to follow the store's identities into `table` and to keep alive what this node uses. Returns at
+    /// once; see [`Allocator::synced`].
+    ///
+    /// # Errors
+    /// When the cluster id does not fit the number of clusters.
+    pub fn start(
+        store: Arc<dyn Store>,
+        config: AllocatorConfig,
+        table: Identities,
+    ) -> Result<Self, IdentityError> {
+        let range = config.clusters.range(config.cluster_id)?;
+        let source = table.source("identities");
+        let shared = Arc::new(Shared {
+            locks: Locks::new(Arc::clone(&store)),
+            session: Session::new(Arc::clone(&store), config.lease_ttl),
+            state: Mutex::new(State::default()),
+            synced: watch::Sender::new(false),
+            store,
+            config,
+            range,
+            table,
+        });
+        let stop = Stop::new();
+        let tasks = vec![
+            tokio::spawn(watcher::run(Arc::clone(&shared), source)),
+            tokio::spawn(keep_alive(Arc::clone(&shared), stop.clone())),
+            tokio::spawn(sync(Arc::clone(&shared), stop.clone())),
+        ];
+        Ok(Self { shared, stop, tasks })
+    }
+
+    /// Waits until the store's identities were listed once.
+    pub async fn synced(&self) {
+        let mut synced = self.shared.synced.subscribe();
+        // An error means that the sender is gone, which `self` prevents.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Whether the store's identities were listed once.
+    pub fn is_synced(&self) -> bool {
+        *self.shared.synced.borrow()
+    }
+
+    /// The number of a label set, allocated if nobody has one yet. Each call takes a reference that
+    /// [`Allocator::release`] gives back. `wanted` is taken if the label set has no number and it is free: the
+    /// number from before a restart.
+    ///
+    /// # Errors
+    /// When there are no labels, no number is left, or the store does not answer in time.
+    pub async fn allocate(
+        &self,
+        labels: &Labels,
+        wanted: Option<NumericIdentity>,
+    ) -> Result<NumericIdentity, AllocateError> {
+        if let Some(number) = self.shared.config.reserved.number(labels) {
+            return Ok(number);
+        }
+        if labels.is_empty() {
+            return Err(AllocateError::NoLabels);
+        }
+        let text = labels.to_kvstore();
+        if let Some(number) = self.shared.state().reuse(&text) {
+            return Ok(number);
+        }
+        let limit = self.shared.config.timeout;
+        let allocation = protocol::allocate(&self.shared, labels, &text, wanted);
+        match tokio::time::timeout(limit, allocation).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(AllocateError::Timeout { labels: text, limit }),
+        }
+    }
+
+    /// Gives a reference back. With the last one this node's slave key goes; the number itself stays until
+    /// [`crate::Gc`] finds it unused. Returns whether it was the last one.
+    ///
+    /// # Errors
+    /// When the store is not there: the reference is given back all the same, and the key goes when it is.
+    pub async fn release(&self, labels: &Labels) -> Result<bool, StoreError> {
+        if self.shared.config.reserved.number(labels).is_some() {
+            return Ok(false);
+        }
+        protocol::release(&self.shared, &labels.to_kvstore()).await
+    }
+
+    /// References that this node holds to a label set.
+    pub fn references(&self, labels: &Labels) -> u32 {
+        self.shared.state().references(&labels.to_kvstore())
+    }
+
+    /// The number of a label set, if this node knows one. Takes no reference.
+    pub fn lookup(&self, labels: &Labels) -> Option<NumericIdentity> {
+        let reserved = self.shared.config.reserved.number(labels);
+        reserved.or_else(|| self.shared.state().known(&labels.to_kvstore()))
+    }
+
+    /// How full the cluster's range is.
+    pub fn usage(&self) -> Usage {
+        self.shared.usage()
+    }
+
+    /// Writes again what this node uses and the store lost, and deletes what could not be deleted when it was
+    /// released. Runs by itself every [`AllocatorConfig::sync_interval`].
+    ///
+    /// # Errors
+    /// When the store is not there.
+    pub async fn reassert(&self) -> Result<u64, StoreError> {
+        protocol::reassert(&self.shared).await
+    }
+
+    /// Keeps the leases alive at once. Runs by itself.
+    ///
+    /// # Errors
+    /// When the store is not there.
+    pub async fn keep_alive(&self) -> Result<(), StoreError> {
+        self.shared.session.keep_alive().await
+    }
+
+    /// Entries of the store that could not be read and were left out, by key.
+    pub fn refused(&self) -> Vec<(String, String)> {
+        self.shared.state().refused()
+    }
+}
+
+impl Drop for Allocator {
+    fn drop(&mut self) {
+        self.stop.stop();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usage(&self) -> Usage {
+        let (first, last) = (NumericIdentity(*self.range.start()), NumericIdentity(*self.range.end()));
+        let used = self.table.snapshot().range(first..=last).count() as u64;
+        Usage { used, total: u64::from(last.0 - first.0) + 1 }
+    }
+
+    fn slave_key(&self, labels: &str) -> String {
+        slave_prefix(labels) + &self.config.node
+    }
+}
+
+fn master_key(number: NumericIdentity) -> String {
+    format!("{}/{number}", keys::IDENTITY_IDS)
+}
+
+/// Not joined by [`keys::join_key`]: a label string is taken as it is, repeated slashes included.
+pub(crate) fn slave_prefix(labels: &str) -> String {
+    format!("{}/{labels}/", keys::IDENTITY_VALUES)
+}
+
+pub(crate) fn lock_name(labels: &str) -> String {
+    format!("{}/{labels}.lock", keys::IDENTITY_LOCKS)
+}
+
+async fn keep_alive(shared: Arc<Shared>, stop: Stop) {
+    shared.session.run(&stop).await;
+}
+
+async fn sync(shared: Arc<Shared>, stop: Stop) {
+    let mut failures = 0;
+    let mut chance = fastrand::Rng::new();
+    loop {
+        let wait = match failures {
+            0 => shared.config.sync_interval.mul_f64(0.9 + 0.1 * chance.f64()),
+            n => shared.config.backoff.delay(n, &mut chance),
+        };
+        tokio::select! {
+            () = stop.stopped() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        match protocol::reassert(&shared).await {
+            Ok(_) => failures = 0,
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(%error, "identities could not be compared with the store");
+            }
+        }
+    }
+}

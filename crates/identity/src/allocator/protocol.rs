@@ -1,0 +1,287 @@
+//! The allocation protocol: lock the label set, reuse a number that some node uses, else one that has a
+//! master key, else create one; write this node's slave key in the same transaction.
+
+use std::collections::BTreeSet;
+
+use villus_kvstore::{Answer, Compare, Lock, Op, StoreError, Txn, TxnOutcome};
+use villus_labels::{Labels, NumericIdentity, Scope};
+
+use super::{Shared, lock_name, master_key, slave_prefix};
+use crate::error::AllocateError;
+
+/// Random numbers that are tried before the range is searched in order.
+const DRAWS: u32 = 32;
+
+/// Why an attempt did not succeed.
+enum Failed {
+    /// Another attempt may.
+    Store(StoreError),
+    Exhausted,
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// One allocation, over all its attempts.
+struct Allocation<'a> {
+    shared: &'a Shared,
+    labels: &'a Labels,
+    text: &'a str,
+    wanted: Option<NumericIdentity>,
+    /// Numbers that turned out to be somebody else's.
+    taken: BTreeSet<NumericIdentity>,
+}
+
+pub(super) async fn allocate(
+    shared: &Shared,
+    labels: &Labels,
+    text: &str,
+    wanted: Option<NumericIdentity>,
+) -> Result<NumericIdentity, AllocateError> {
+    let wanted = wanted.filter(|number| shared.range.contains(&number.0));
+    let mut allocation = Allocation { shared, labels, text, wanted, taken: BTreeSet::new() };
+    let mut chance = fastrand::Rng::new();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let last = match allocation.attempt().await {
+            Ok(number) => return Ok(number),
+            Err(Failed::Exhausted) => {
+                let usage = shared.usage();
+                let cluster = shared.config.cluster_id;
+                return Err(AllocateError::Exhausted { cluster, used: usage.used, total: usage.total });
+            }
+            Err(Failed::Store(error)) => error,
+        };
+        if attempts >= shared.config.attempts {
+            return Err(AllocateError::Store { labels: text.to_owned(), attempts, last });
+        }
+        tracing::debug!(labels = text, attempts, error = %last, "an allocation is tried again");
+        if matches!(last, StoreError::LeaseNotFound(_)) {
+            // Finds the lost lease and replaces it; if it can't, the next attempt says so.
+            let _ = shared.session.keep_alive().await;
+        }
+        tokio::time::sleep(shared.config.backoff.delay(attempts, &mut chance)).await;
+    }
+}
+
+impl Allocation<'_> {
+    async fn attempt(&mut self) -> Result<NumericIdentity, Failed> {
+        let lock = self.shared.locks.acquire(&lock_name(self.text), self.shared.config.lock_patience).await?;
+        let outcome = self.under(&lock).await;
+        lock.release().await;
+        outcome
+    }
+
+    async fn under(&mut self, lock: &Lock) -> Result<NumericIdentity, Failed> {
+        // Somebody in this process may have been faster.
+        if let Some(number) = self.shared.state().reuse(self.text) {
+            return Ok(number);
+        }
+        for number in self.used_by_nodes().await? {
+            if self.take_used(lock, number).await? {
+                return Ok(number);
+            }
+        }
+        let known = self.shared.state().masters(self.text);
+        for number in known {
+            if self.take_known(lock, number).await? {
+                return Ok(number);
+            }
+        }
+        loop {
+            let number = self.pick().ok_or(Failed::Exhausted)?;
+            if self.create(lock, number).await? {
+                return Ok(number);
+            }
+            self.taken.insert(number);
+        }
+    }
+
+    /// Numbers in the slave keys of this label set, the most used first.
+    async fn used_by_nodes(&self) -> Result<Vec<NumericIdentity>, Failed> {
+        let prefix = slave_prefix(self.text);
+        let listing = self.shared.store.list_prefix(&prefix).await?;
+        let mut votes: Vec<(NumericIdentity, usize)> = Vec::new();
+        for entry in &listing.entries {
+            // A longer label string that begins like ours has another `/` behind the prefix.
+            if entry.key.get(prefix.len()..).is_none_or(|node| node.contains('/')) {
+                continue;
+            }
+            let number = entry.text().and_then(|text| text.parse().ok()).map(NumericIdentity);
+            let number = number.filter(|n| !n.is_reserved() && n.scope() == Scope::Global);
+            let Some(number) = number else {
+                let reason = "the value is not the number of a global identity".to_owned();
+                if self.shared.state().refuse(&entry.key, reason) {
+                    tracing::warn!(key = &*entry.key, "a slave key holds no identity and is left out");
+                }
+                continue;
+            };
+            match votes.iter_mut().find(|(known, _)| *known == number) {
+                Some((_, count)) => *count += 1,
+                None => votes.push((number, 1)),
+            }
+        }
+        votes.sort_by_key(|(number, count)| (usize::MAX - count, *number));
+        Ok(votes.into_iter().map(|(number, _)| number).collect())
+    }
+
+    /// Uses a number that some node uses; its master key is created again if it is missing.
+    async fn take_used(&self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
+        if self.take_known(lock, number).await? || self.create(lock, number).await? {
+            return Ok(true);
+        }
+        tracing::error!(%number, labels = self.text, "a slave key names a number whose master key has other labels");
+        Ok(false)
+    }
+
+    /// Uses a number whose master key has our labels.
+    async fn take_known(&self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
+        let key = master_key(number);
+        let same = Compare::Value(key.clone(), self.text.to_owned().into());
+        self.write(lock, number, Txn::new().when(same).otherwise(Op::Get(key))).await
+    }
+
+    /// Creates the master key of a number that nobody has.
+    async fn create(&self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
+        let key = master_key(number);
+        let free = Compare::Absent(key.clone());
+        let master = Op::put(key.as_str(), self.text.to_owned(), None);
+        self.write(lock, number, Txn::new().when(free).then(master).otherwise(Op::Get(key))).await
+    }
+
+    /// Adds our slave key to a transaction and carries it out while the lock is held. Returns whether its
+    /// condition held.
+    async fn write(&self, lock: &Lock, number: NumericIdentity, txn: Txn) -> Result<bool, Failed> {
+        let lease = self.shared.session.lease().await?;
+        let (key, value) = (self.shared.slave_key(self.text), bytes::Bytes::from(number.to_string()));
+        let txn = txn.when(lock.held()).then(Op::put(key.as_str(), value.clone(), Some(lease)));
+        let outcome = self.shared.store.txn(txn).await?;
+        if outcome.held {
+            self.shared.session.own(&key, value, lease);
+            self.done(number);
+            return Ok(true);
+        }
+        self.still_held(lock).await?;
+        self.learn(number, &outcome);
+        Ok(false)
+    }
+
+    async fn still_held(&self, lock: &Lock) -> Result<(), Failed> {
+        let held = self.shared.store.txn(Txn::new().when(lock.held())).await?.held;
+        if held { Ok(()) } else { Err(StoreError::LockLost(lock.name().to_owned()).into()) }
+    }
+
+    fn done(&self, number: NumericIdentity) {
+        let mut write = self.shared.table.write();
+        write.put_if_changed(number, self.labels.clone());
+        write.commit();
+        let mut state = self.shared.state();
+        state.doomed.remove(self.text);
+        state.add_master(self.text, number);
+        state.begin_use(self.text, number, self.labels);
+    }
+
+    /// Notes what the master key of a number really holds; the watch may be behind.
+    fn learn(&self, number: NumericIdentity, outcome: &TxnOutcome) {
+        let entry = outcome.answers.iter().find_map(|answer| match answer {
+            Answer::Got(entry) => Some(entry.as_ref()),
+            Answer::Put | Answer::Deleted(_) => None,
+        });
+        if entry.flatten().and_then(|entry| entry.text()) != Some(self.text) {
+            self.shared.state().remove_master(self.text, number);
+        }
+    }
+
+    /// A free number of the cluster's range: the wanted one, a random one, any.
+    fn pick(&mut self) -> Option<NumericIdentity> {
+        let rows = self.shared.table.snapshot();
+        let free = |number: &NumericIdentity| rows.get(number).is_none() && !self.taken.contains(number);
+        if let Some(wanted) = self.wanted.take().filter(&free) {
+            return Some(wanted);
+        }
+        let range = self.shared.range.clone();
+        let draw = |_| NumericIdentity(fastrand::u32(range.clone()));
+        if let Some(number) = (0..DRAWS).map(draw).find(&free) {
+            return Some(number);
+        }
+        let (first, last) = (*range.start(), *range.end());
+        let start = fastrand::u32(range.clone());
+        (start..=last).chain(first..start).map(NumericIdentity).find(&free)
+    }
+}
+
+pub(super) async fn release(shared: &Shared, text: &str) -> Result<bool, StoreError> {
+    if shared.state().give_back(text) != Some(0) {
+        return Ok(false);
+    }
+    let lock = match shared.locks.acquire(&lock_name(text), shared.config.lock_patience).await {
+        Ok(lock) => lock,
+        Err(error) => {
+            let mut state = shared.state();
+            if let Some(number) = state.end_use(text) {
+                shared.session.disown(&shared.slave_key(text));
+                state.doomed.insert(text.to_owned(), number);
+            }
+            return Err(error);
+        }
+    };
+    let outcome = end_use(shared, text).await;
+    lock.release().await;
+    outcome
+}
+
+/// Deletes the slave key of a label set that has no reference left, under its lock.
+async fn end_use(shared: &Shared, text: &str) -> Result<bool, StoreError> {
+    let Some(number) = shared.state().end_use(text) else { return Ok(false) };
+    let key = shared.slave_key(text);
+    shared.session.disown(&key);
+    let deleted = delete_slave(shared, &key, number).await;
+    if deleted.is_err() {
+        shared.state().doomed.insert(text.to_owned(), number);
+    }
+    deleted.map(|()| true)
+}
+
+async fn delete_slave(shared: &Shared, key: &str, number: NumericIdentity) -> Result<(), StoreError> {
+    let ours = Compare::Value(key.to_owned(), number.to_string().into());
+    shared.store.compare_and_delete(key, ours).await.map(|_| ())
+}
+
+pub(super) async fn reassert(shared: &Shared) -> Result<u64, StoreError> {
+    let mut written = 0;
+    let in_use = shared.state().in_use();
+    for (text, used) in in_use {
+        let key = master_key(used.number);
+        let txn = Txn::new()
+            .when(Compare::Absent(key.clone()))
+            .then(Op::put(key.as_str(), text.clone(), None))
+            .otherwise(Op::Get(key));
+        let outcome = shared.store.txn(txn).await?;
+        if outcome.held {
+            tracing::warn!(number = %used.number, labels = text, "Re-created missing master key");
+            written += 1;
+        } else if let Some(Answer::Got(Some(entry))) = outcome.answers.first()
+            && entry.text() != Some(&text)
+        {
+            tracing::error!(number = %used.number, labels = %used.labels, "the store gives a number of this node to other labels");
+        }
+    }
+    written += shared.session.reassert().await?;
+    let doomed = shared.state().doomed.clone();
+    for (text, number) in doomed {
+        let lock = shared.locks.acquire(&lock_name(&text), shared.config.lock_patience).await?;
+        let unused = shared.state().references(&text) == 0;
+        let deleted = match unused {
+            true => delete_slave(shared, &shared.slave_key(&text), number).await,
+            false => Ok(()),
+        };
+        lock.release().await;
+        deleted?;
+        shared.state().doomed.remove(&text);
+    }
+    Ok(written)
+}

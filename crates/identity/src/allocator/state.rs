@@ -1,0 +1,107 @@
+//! What an allocator remembers: master keys of all nodes, and the label sets that this node uses.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use villus_labels::{Labels, NumericIdentity};
+
+/// Refused entries that are remembered at most.
+const REFUSED: usize = 1000;
+
+#[derive(Default)]
+pub(super) struct State {
+    /// Label string to the numbers whose master keys say so. More than one is a leak that GC mends.
+    masters: HashMap<String, BTreeSet<NumericIdentity>>,
+    /// Label string to what this node uses.
+    used: HashMap<String, Used>,
+    /// Label strings whose slave key of ours is to go, with its value.
+    pub(super) doomed: BTreeMap<String, NumericIdentity>,
+    refused: BTreeMap<String, String>,
+}
+
+#[derive(Clone)]
+pub(super) struct Used {
+    pub(super) number: NumericIdentity,
+    pub(super) labels: Labels,
+    pub(super) references: u32,
+}
+
+impl State {
+    /// Takes another reference to a label set that is in use.
+    pub(super) fn reuse(&mut self, text: &str) -> Option<NumericIdentity> {
+        let used = self.used.get_mut(text)?;
+        used.references += 1;
+        Some(used.number)
+    }
+
+    /// Takes the first reference.
+    pub(super) fn begin_use(&mut self, text: &str, number: NumericIdentity, labels: &Labels) {
+        let used = Used { number, labels: labels.clone(), references: 1 };
+        self.used.insert(text.to_owned(), used);
+    }
+
+    /// Gives a reference back and returns how many are left; `None` without any.
+    pub(super) fn give_back(&mut self, text: &str) -> Option<u32> {
+        let used = self.used.get_mut(text)?;
+        used.references = used.references.saturating_sub(1);
+        Some(used.references)
+    }
+
+    /// Forgets a label set, unless somebody took a reference meanwhile.
+    pub(super) fn end_use(&mut self, text: &str) -> Option<NumericIdentity> {
+        let unused = self.used.get(text).is_some_and(|used| used.references == 0);
+        unused.then(|| self.used.remove(text)).flatten().map(|used| used.number)
+    }
+
+    pub(super) fn references(&self, text: &str) -> u32 {
+        self.used.get(text).map_or(0, |used| used.references)
+    }
+
+    pub(super) fn in_use(&self) -> Vec<(String, Used)> {
+        self.used.iter().map(|(text, used)| (text.clone(), used.clone())).collect()
+    }
+
+    /// Whether this node uses the number, and for which label string.
+    pub(super) fn user_of(&self, number: NumericIdentity) -> Option<String> {
+        self.used.iter().find(|(_, used)| used.number == number).map(|(text, _)| text.clone())
+    }
+
+    /// A number of the label set: the one in use here, or the lowest known.
+    pub(super) fn known(&self, text: &str) -> Option<NumericIdentity> {
+        let used = self.used.get(text).map(|used| used.number);
+        used.or_else(|| self.masters.get(text)?.first().copied())
+    }
+
+    /// All numbers whose master keys hold this label string.
+    pub(super) fn masters(&self, text: &str) -> Vec<NumericIdentity> {
+        self.masters.get(text).map(|numbers| numbers.iter().copied().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn add_master(&mut self, text: &str, number: NumericIdentity) {
+        self.masters.entry(text.to_owned()).or_default().insert(number);
+    }
+
+    pub(super) fn remove_master(&mut self, text: &str, number: NumericIdentity) {
+        if let Some(numbers) = self.masters.get_mut(text) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.masters.remove(text);
+            }
+        }
+    }
+
+    /// Remembers an entry that can't be read. Returns whether it is news.
+    pub(super) fn refuse(&mut self, key: &str, reason: String) -> bool {
+        if self.refused.len() >= REFUSED && !self.refused.contains_key(key) {
+            return false;
+        }
+        self.refused.insert(key.to_owned(), reason).is_none()
+    }
+
+    pub(super) fn accept(&mut self, key: &str) {
+        self.refused.remove(key);
+    }
+
+    pub(super) fn refused(&self) -> Vec<(String, String)> {
+        self.refused.iter().map(|(key, reason)| (key.clone(), reason.clone())).collect()
+    }
+}

@@ -1,0 +1,158 @@
+//! Follows the master keys of all nodes into the table of identities.
+
+use std::sync::Arc;
+
+use villus_kvstore::{Entry, Follow, Item, keys};
+use villus_labels::{Labels, NumericIdentity, Scope};
+use villus_table::{Source, Write};
+
+use super::{Shared, master_key};
+
+pub(super) async fn run(shared: Arc<Shared>, source: Source) {
+    let prefix = format!("{}/", keys::IDENTITY_IDS);
+    let mut follow = Follow::start(Arc::clone(&shared.store), &prefix, shared.config.backoff);
+    let mut source = Some(source);
+    while let Some(batch) = follow.next().await {
+        let lost = apply(&shared, &batch.items);
+        if let Some(source) = source.take() {
+            source.complete();
+            shared.synced.send_replace(true);
+        }
+        for (number, text) in lost {
+            restore(&shared, number, &text).await;
+        }
+    }
+}
+
+/// Brings a batch into the table and returns the numbers that this node uses and that lost their master key.
+fn apply(shared: &Shared, items: &[Item]) -> Vec<(NumericIdentity, String)> {
+    let mut lost = Vec::new();
+    let mut write = shared.table.write();
+    for item in items {
+        match item {
+            Item::Put(entry) => put(shared, &mut write, entry),
+            Item::Delete { key, .. } => {
+                let mut state = shared.state();
+                state.accept(key);
+                let Some(number) = number_of(key) else { continue };
+                if let Some(text) = state.user_of(number) {
+                    lost.push((number, text));
+                } else if let Some(labels) = write.delete(&number) {
+                    state.remove_master(&labels.to_kvstore(), number);
+                }
+            }
+        }
+    }
+    write.commit();
+    lost
+}
+
+fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &Entry) {
+    match read(entry).and_then(|(number, labels)| not_ours(shared, number, labels)) {
+        Ok((number, labels)) => {
+            let mut state = shared.state();
+            state.accept(&entry.key);
+            if let Some(old) = write.get(&number).filter(|old| **old != labels) {
+                state.remove_master(&old.to_kvstore(), number);
+            }
+            state.add_master(&labels.to_kvstore(), number);
+            write.put_if_changed(number, labels);
+        }
+        Err(reason) => {
+            if shared.state().refuse(&entry.key, reason.clone()) {
+                tracing::warn!(key = &*entry.key, reason, "an identity can't be read and is left out");
+            }
+        }
+    }
+}
+
+/// Refuses other labels for a number that this node uses: its endpoints are judged by theirs.
+fn not_ours(
+    shared: &Shared,
+    number: NumericIdentity,
+    labels: Labels,
+) -> Result<(NumericIdentity, Labels), String> {
+    let ours = shared.state().user_of(number).filter(|ours| *ours != labels.to_kvstore());
+    match ours {
+        Some(ours) => Err(format!("this node uses the number for `{ours}`")),
+        None => Ok((number, labels)),
+    }
+}
+
+/// Creates a master key again that this node uses. If that fails the next comparison does it.
+async fn restore(shared: &Shared, number: NumericIdentity, text: &str) {
+    match shared.store.create(&master_key(number), text.to_owned().into(), None).await {
+        Ok(true) => tracing::warn!(%number, labels = text, "Re-created missing master key"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%number, %error, "a missing master key could not be created again"),
+    }
+}
+
+fn number_of(key: &str) -> Option<NumericIdentity> {
+    let text = key.strip_prefix(keys::IDENTITY_IDS)?.strip_prefix('/')?;
+    // One number has one key: no sign, no leading zero.
+    let number: u32 = text.parse().ok()?;
+    let number = NumericIdentity(number);
+    let canonical = number.to_string() == text;
+    (canonical && !number.is_reserved() && number.scope() == Scope::Global).then_some(number)
+}
+
+fn read(entry: &Entry) -> Result<(NumericIdentity, Labels), String> {
+    let number = number_of(&entry.key)
+        .ok_or_else(|| "the key does not end in the number of a global identity".to_owned())?;
+    let text = entry.text().ok_or_else(|| "the value is not text".to_owned())?;
+    let labels = Labels::parse_kvstore(text).map_err(|error| error.to_string())?;
+    if labels.is_empty() {
+        return Err("the value holds no labels".to_owned());
+    }
+    if labels.to_kvstore() != text {
+        return Err("the labels are not sorted by key".to_owned());
+    }
+    Ok((number, labels))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_numbers_of_global_identities_are_keys() {
+        for (suffix, number) in [
+            ("/256", Some(256)),
+            ("/15614229", Some(15_614_229)),
+            ("/255", None),
+            ("/2", None),
+            ("/16777217", None),
+            ("/0256", None),
+            ("/+256", None),
+            ("/256/x", None),
+            ("/", None),
+            ("", None),
+            ("/4294967296", None),
+        ] {
+            let key = format!("{}{suffix}", keys::IDENTITY_IDS);
+            assert_eq!(number_of(&key), number.map(NumericIdentity), "{suffix}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+        #[test]
+        fn no_entry_panics(key in ".{0,40}", number in "[0-9]{0,12}", value in prop::collection::vec(any::<u8>(), 0..60), text in "[a-z0-9:=;/]{0,40}") {
+            let entry = |key: &str, value: Vec<u8>| Entry {
+                key: Arc::from(key), value: value.into(), create_revision: 1, mod_revision: 1, version: 1, lease: None,
+            };
+            let good = format!("{}/{number}", keys::IDENTITY_IDS);
+            let _ = read(&entry(&key, value.clone()));
+            let _ = read(&entry(&good, value));
+            if let Ok((number, labels)) = read(&entry(&good, text.clone().into_bytes())) {
+                prop_assert_eq!(labels.to_kvstore(), text);
+                let end = format!("/{number}");
+                prop_assert!(good.ends_with(&end));
+            }
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The ipcache: what the sources say about addresses, and who wins.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use villus_abi::{
+    IpcacheKey, IpcacheValue,
+    ipcache::{FAMILY_V4, FAMILY_V6, FLAG_PENDING, STATIC_BITS},
+};
+use villus_labels::NumericIdentity;
+use villus_table::{Snapshot, Table};
+
+/// Where a claim comes from; the first of these wins (reference `kvstore` 1.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rank {
+    /// The addresses of the API server.
+    KubeApiserver,
+    /// This node's endpoints and its own addresses.
+    Local,
+    /// The shared store.
+    Kvstore,
+    /// Kubernetes resources.
+    CustomResource,
+    /// Other clusters' stores.
+    #[serde(rename = "clustermesh")]
+    ClusterMesh,
+    /// Files in a directory.
+    Directory,
+    /// Callers of the API.
+    Api,
+    /// Prefixes that policies name.
+    Generated,
+    /// What was known before a restart.
+    Restored,
+}
+
+/// What an address maps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Mapping {
+    /// Its identity.
+    pub identity: NumericIdentity,
+    /// The node behind which it lives, for a tunnel to it.
+    pub tunnel: Option<Ipv4Addr>,
+    /// Index of the encryption key, 0 for none.
+    pub key: u8,
+    /// A cluster's range whose addresses have identities of their own that may not have arrived yet.
+    pub pending: bool,
+}
+
+/// What one owner says about a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Kind of its source.
+    pub rank: Rank,
+    /// Who says so: a key of the store, an endpoint, a policy. One owner has one claim on a prefix.
+    pub owner: Arc<str>,
+    /// Order of what this owner says; an older revision never replaces or deletes a newer one.
+    pub revision: u64,
+    /// What it says.
+    pub mapping: Mapping,
+}
+
+/// The claim that holds for a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Winner {
+    /// What the prefix maps to.
+    pub mapping: Mapping,
+    /// Kind of its source.
+    pub rank: Rank,
+    /// Who says so.
+    pub owner: Arc<str>,
+}
+
+/// All claims on all prefixes. Clones share them.
+#[derive(Clone)]
+pub struct Ipcache {
+    inner: Arc<Mutex<Inner>>,
+    winners: Table<IpNet, Winner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    claims: BTreeMap<IpNet, Vec<Claim>>,
+    /// How many prefixes of each length there are, IPv4 first.
+    lengths: [BTreeMap<u8, usize>; 2],
+}
+
+/// A change of many claims that shows at once.
+pub struct Edit<'a> {
+    inner: MutexGuard<'a, Inner>,
+    winners: &'a Table<IpNet, Winner>,
+    touched: BTreeSet<IpNet>,
+}
+
+// === impl Rank ===
+
+impl Rank {
+    /// The name, as other agents write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KubeApiserver => "kube-apiserver",
+            Self::Local => "local",
+            Self::Kvstore => "kvstore",
+            Self::CustomResource => "custom-resource",
+            Self::ClusterMesh => "clustermesh",
+            Self::Directory => "directory",
+            Self::Api => "api",
+            Self::Generated => "generated",
+            Self::Restored => "restored",
+        }
+    }
+}
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+// === impl Mapping ===
+
+impl Mapping {
+    /// An identity on this node or without a tunnel.
+    pub fn plain(identity: NumericIdentity) -> Self {
+        Self { identity, tunnel: None, key: 0, pending: false }
+    }
+
+    /// A cluster's range: its addresses are not the world, but who they are has to arrive first.
+    pub fn cluster_range() -> Self {
+        Self { pending: true, ..Self::plain(NumericIdentity::WORLD) }
+    }
+}
+
+// === impl Ipcache ===
+
+impl Default for Ipcache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ipcache {
+    /// Nothing is known.
+    pub fn new() -> Self {
+        Self { inner: Arc::default(), winners: Table::new("ipcache") }
+    }
+
+    /// The winners, as they are to be in the kernel.
+    pub fn winners(&self) -> &Table<IpNet, Winner> {
+        &self.winners
+    }
+
+    /// Begins a change; what it does shows when it is dropped, all at once. Others wait meanwhile.
+    pub fn edit(&self) -> Edit<'_> {
+        Edit { inner: self.inner(), winners: &self.winners, touched: BTreeSet::new() }
+    }
+
+    /// Makes one claim. Returns whether it was news.
+    pub fn upsert(&self, prefix: IpNet, claim: Claim) -> bool {
+        self.edit().upsert(prefix, claim)
+    }
+
+    /// Takes one claim back. See [`Edit::remove`].
+    pub fn remove(&self, prefix: IpNet, rank: Rank, owner: &str, revision: u64) -> bool {
+        self.edit().remove(prefix, rank, owner, revision)
+    }
+
+    /// The winner of the longest prefix that holds the address.
+    pub fn lookup(&self, address: IpAddr) -> Option<(IpNet, Winner)> {
+        let candidates: Vec<IpNet> = {
+            let inner = self.inner();
+            let lengths = &inner.lengths[family_index(address.is_ipv4())];
+            lengths
+                .keys()
+                .rev()
+                .filter_map(|len| IpNet::new(address, *len).ok())
+                .map(|net| net.trunc())
+                .collect()
+        };
+        let winners = self.winners.snapshot();
+        candidates.into_iter().find_map(|prefix| winners.get(&prefix).map(|winner| (prefix, winner.clone())))
+    }
+
+    /// All claims on a prefix, the winner first.
+    pub fn claims(&self, prefix: IpNet) -> Vec<Claim> {
+        self.inner().claims.get(&prefix.trunc()).cloned().unwrap_or_default()
+    }
+
+    /// All prefixes with all claims, the winner first: the rows of `ip list`.
+    pub fn list(&self) -> Vec<(IpNet, Vec<Claim>)> {
+        self.inner().claims.iter().map(|(prefix, claims)| (*prefix, claims.clone())).collect()
+    }
+
+    /// The winners of this moment.
+    pub fn snapshot(&self) -> Snapshot<IpNet, Winner> {
+        self.winners.snapshot()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Edit ===
+
+impl Edit<'_> {
+    /// Makes a claim, or replaces the same owner's claim. One that is older than what the owner already said
+    /// changes nothing. Returns whether it was news.
+    pub fn upsert(&mut self, prefix: IpNet, claim: Claim) -> bool {
+        let prefix = prefix.trunc();
+        let claims = self.inner.claims.entry(prefix).or_default();
+        let fresh = claims.is_empty();
+        if let Some(old) = claims.iter_mut().find(|old| old.rank == claim.rank && old.owner == claim.owner) {
+            if old.revision > claim.revision || *old == claim {
+                return false;
+            }
+            *old = claim;
+        } else {
+            claims.push(claim);
+        }
+        sort(claims);
+        if fresh {
+            self.inner.count(prefix, true);
+        }
+        self.touched.insert(prefix);
+        true
+    }
+
+    /// Takes back the claim of this owner, if it is not newer than `revision`: whoever deletes says what it
+    /// knew. Returns whether there was such a claim.
+    pub fn remove(&mut self, prefix: IpNet, rank: Rank, owner: &str, revision: u64) -> bool {
+        let prefix = prefix.trunc();
+        self.retain_of(prefix, |claim| {
+            claim.rank != rank || *claim.owner != *owner || claim.revision > revision
+        })
+    }
+
+    /// Takes back all claims for which `keep` says no: those of a source that ended, or those that a complete
+    /// list does not hold any more. Returns how many.
+    pub fn retain(&mut self, mut keep: impl FnMut(IpNet, &Claim) -> bool) -> usize {
+        let drop: Vec<(IpNet, usize)> = self
+            .inner
+            .claims
+            .iter()
+            .map(|(prefix, claims)| (*prefix, claims.iter().filter(|claim| !keep(*prefix, claim)).count()))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        for (prefix, _) in &drop {
+            self.retain_of(*prefix, |claim| keep(*prefix, claim));
+        }
+        drop.iter().map(|(_, count)| count).sum()
+    }
+
+    fn retain_of(&mut self, prefix: IpNet, keep: impl FnMut(&Claim) -> bool) -> bool {
+        let Some(claims) = self.inner.claims.get_mut(&prefix) else { return false };
+        let before = claims.len();
+        claims.retain(keep);
+        let (changed, empty) = (claims.len() < before, claims.is_empty());
+        if empty {
+            self.inner.claims.remove(&prefix);
+            self.inner.count(prefix, false);
+        }
+        if changed {
+            self.touched.insert(prefix);
+        }
+        changed
+    }
+}
+
+impl Drop for Edit<'_> {
+    fn drop(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let mut write = self.winners.write();
+        for prefix in &self.touched {
+            match self.inner.claims.get(prefix).and_then(|claims| claims.first()) {
+                Some(claim) => {
+                    let (mapping, rank, owner) = (claim.mapping, claim.rank, Arc::clone(&claim.owner));
+                    write.put_if_changed(*prefix, Winner { mapping, rank, owner });
+                }
+                None => {
+                    write.delete(prefix);
+                }
+            }
+        }
+        write.commit();
+    }
+}
+
+/// The winner first: rank, then what names an identity before what waits for one, then what was said last.
+fn sort(claims: &mut [Claim]) {
+    claims.sort_by(|a, b| {
+        let order = (a.rank, a.mapping.pending).cmp(&(b.rank, b.mapping.pending));
+        order.then(b.revision.cmp(&a.revision)).then_with(|| a.owner.cmp(&b.owner))
+    });
+}
+
+fn family_index(v4: bool) -> usize {
+    usize::from(!v4)
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn count(&mut self, prefix: IpNet, more: bool) {
+        let lengths = &mut self.lengths[family_index(matches!(prefix, IpNet::V4(_)))];
+        let count = lengths.entry(prefix.prefix_len()).or_default();
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            lengths.remove(&prefix.prefix_len());
+        }
+    }
+}
+
+/// Key and value of the kernel's map. What a prefix maps to is IPv4 only for the tunnel, as the layout is.
+pub fn to_kernel(prefix: IpNet, mapping: &Mapping) -> (IpcacheKey, IpcacheValue) {
+    let key = match prefix.trunc() {
+        IpNet::V4(net) => IpcacheKey::v4(net.network().octets(), net.prefix_len()),
+        IpNet::V6(net) => IpcacheKey::v6(net.network().octets(), net.prefix_len()),
+    };
+    let value = IpcacheValue {
+        identity: mapping.identity.0,
+        tunnel: mapping.tunnel.map_or(0, |address| u32::from_ne_bytes(address.octets())),
+        key: mapping.key,
+        flags: if mapping.pending { FLAG_PENDING } else { 0 },
+        pad: [0; 2],
+    };
+    (key, value)
+}
+
+/// What a key and value of the kernel's map mean; `None` for a key that no agent writes.
+pub fn from_kernel(key: &IpcacheKey, value: &IpcacheValue) -> Option<(IpNet, Mapping)> {
+    let len = u8::try_from(key.prefixlen.checked_sub(STATIC_BITS)?).ok()?;
+    let prefix = match key.family {
+        FAMILY_V4 => {
+            let [a, b, c, d, ..] = key.addr;
+            IpNet::V4(Ipv4Net::new(Ipv4Addr::new(a, b, c, d), len).ok()?)
+        }
+        FAMILY_V6 => IpNet::V6(Ipv6Net::new(key.addr.into(), len).ok()?),
+        _ => return None,
+    };
+    let tunnel = (value.tunnel != 0).then(|| Ipv4Addr::from(value.tunnel.to_ne_bytes()));
+    let pending = value.flags & FLAG_PENDING != 0;
+    Some((prefix, Mapping { identity: NumericIdentity(value.identity), tunnel, key: value.key, pending }))
+}

@@ -1,0 +1,28 @@
+//! Which number stands for a set of labels, which number an address has, and which address a workload gets.
+//!
+//! [`Allocator`] agrees with all nodes of the cluster on global identities through the store;
+//! [`LocalIdentities`] numbers prefixes for this node alone; both write what they know into one table
+//! ([`Identities`]) that policy reads. [`Ipcache`] collects what the sources say about addresses and keeps
+//! the table of winners that becomes the kernel's map. [`AddressPool`] hands out addresses of this node's
+//! prefixes. The crate refuses to know what a policy does with an identity, and how the kernel is told.
+#![forbid(unsafe_code)]
+
+mod allocator;
+mod error;
+mod file;
+mod gc;
+mod identities;
+mod ipcache;
+mod local;
+mod pool;
+mod reserved;
+
+pub use allocator::{Allocator, AllocatorConfig, Usage};
+pub use error::{AllocateError, FileError, LocalError, PoolError};
+pub use file::write_atomic;
+pub use gc::{Gc, GcReport};
+pub use identities::{Identities, new_identities};
+pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_kernel};
+pub use local::{Checkpoint, LocalIdentities};
+pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool};
+pub use reserved::{Reserved, ReservedError};

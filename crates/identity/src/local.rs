@@ -1,0 +1,385 @@
+//! Numbers for prefixes, known to this node alone.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use villus_labels::{NumericIdentity, cidr_labels};
+
+use crate::{
+    error::{FileError, LocalError},
+    file::{set_aside, write_atomic},
+    identities::Identities,
+};
+
+/// What [`Checkpoint::version`] says.
+const VERSION: u32 = 1;
+
+/// Identities of prefixes: `(1 << 24) | n`, reference counted, with the labels of every covering prefix. Kept
+/// across restarts; a number rests before another prefix gets it, so that no flow or map entry of the old one
+/// speaks for the new one.
+pub struct LocalIdentities {
+    table: Identities,
+    rest: Duration,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    used: BTreeMap<IpNet, Used>,
+    /// Prefixes that had a number: it is theirs again if they come back before then. `None`: from a
+    /// checkpoint, until [`LocalIdentities::end_restore`].
+    kept: BTreeMap<IpNet, (NumericIdentity, Option<Instant>)>,
+    /// Numbers of `used` and `kept`.
+    numbers: HashSet<NumericIdentity>,
+    /// Where the search for a free number goes on.
+    next: u32,
+    /// Counts changes that a checkpoint should hold.
+    changes: u64,
+    saved: u64,
+}
+
+struct Used {
+    number: NumericIdentity,
+    references: u32,
+}
+
+/// The numbers of all prefixes, as kept on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Version of this layout.
+    pub version: u32,
+    /// Prefix and number.
+    pub identities: Vec<(IpNet, NumericIdentity)>,
+}
+
+// === impl LocalIdentities ===
+
+impl LocalIdentities {
+    /// No prefix has a number yet. A number rests for `rest` after its prefix gave it back.
+    pub fn new(table: Identities, rest: Duration) -> Self {
+        Self { table, rest, inner: Mutex::default() }
+    }
+
+    /// The number of a prefix; each call takes a reference.
+    ///
+    /// # Errors
+    /// When all 16,777,215 numbers are taken.
+    pub fn acquire(&self, prefix: IpNet, now: Instant) -> Result<NumericIdentity, LocalError> {
+        let prefix = prefix.trunc();
+        let mut inner = self.inner();
+        if let Some(used) = inner.used.get_mut(&prefix) {
+            used.references += 1;
+            return Ok(used.number);
+        }
+        let number = inner.take_number(prefix, now)?;
+        inner.used.insert(prefix, Used { number, references: 1 });
+        inner.changes += 1;
+        self.table.put(number, cidr_labels(prefix));
+        Ok(number)
+    }
+
+    /// Gives a reference back. Returns whether it was the last one: the identity is then gone from the table,
+    /// and its number rests.
+    pub fn release(&self, prefix: IpNet, now: Instant) -> bool {
+        let prefix = prefix.trunc();
+        let mut inner = self.inner();
+        let Some(used) = inner.used.get_mut(&prefix) else { return false };
+        used.references -= 1;
+        if used.references > 0 {
+            return false;
+        }
+        if let Some(used) = inner.used.remove(&prefix) {
+            inner.kept.insert(prefix, (used.number, Some(now + self.rest)));
+            inner.changes += 1;
+            self.table.delete(&used.number);
+        }
+        true
+    }
+
+    /// The number of a prefix, if it has one.
+    pub fn lookup(&self, prefix: IpNet) -> Option<NumericIdentity> {
+        self.inner().used.get(&prefix.trunc()).map(|used| used.number)
+    }
+
+    /// How many prefixes have a number.
+    pub fn len(&self) -> usize {
+        self.inner().used.len()
+    }
+
+    /// Whether no prefix has a number.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What a restart should know: the numbers in use, and those still kept for their prefixes.
+    pub fn checkpoint(&self) -> Checkpoint {
+        let inner = self.inner();
+        let used = inner.used.iter().map(|(prefix, used)| (*prefix, used.number));
+        let kept = inner.kept.iter().map(|(prefix, (number, _))| (*prefix, *number));
+        let identities: BTreeMap<_, _> = kept.chain(used).collect();
+        Checkpoint { version: VERSION, identities: identities.into_iter().collect() }
+    }
+
+    /// Keeps the numbers of a checkpoint for their prefixes, until [`LocalIdentities::end_restore`]. Entries
+    /// that make no sense, and numbers or prefixes that are taken, are left out; returns how many.
+    pub fn restore(&self, checkpoint: &Checkpoint) -> usize {
+        let mut inner = self.inner();
+        let mut refused = 0;
+        for (prefix, number) in &checkpoint.identities {
+            let prefix = prefix.trunc();
+            let sound = NumericIdentity::LOCAL_RANGE.contains(&number.0);
+            let taken = inner.used.contains_key(&prefix) || inner.kept.contains_key(&prefix);
+            if !sound || taken || !inner.numbers.insert(*number) {
+                refused += 1;
+                continue;
+            }
+            inner.kept.insert(prefix, (*number, None));
+        }
+        refused
+    }
+
+    /// Gives up the numbers of the checkpoint whose prefixes did not come back: they rest, then they are free.
+    pub fn end_restore(&self, now: Instant) {
+        let rest = self.rest;
+        let mut inner = self.inner();
+        for (_, until) in inner.kept.values_mut() {
+            until.get_or_insert(now + rest);
+        }
+        inner.changes += 1;
+    }
+
+    /// Writes the checkpoint to `path` if something changed since it was last written. Returns whether.
+    ///
+    /// # Errors
+    /// When the file can't be written; the old one is then still there.
+    pub fn save(&self, path: &Path) -> Result<bool, FileError> {
+        let (changes, saved) = {
+            let inner = self.inner();
+            (inner.changes, inner.saved)
+        };
+        if changes == saved {
+            return Ok(false);
+        }
+        let failed = |source: serde_json::Error| FileError {
+            path: path.to_owned(),
+            what: "can't be written",
+            source: source.into(),
+        };
+        write_atomic(path, &serde_json::to_vec(&self.checkpoint()).map_err(failed)?)?;
+        self.inner().saved = changes;
+        Ok(true)
+    }
+
+    /// Restores the checkpoint at `path`. A missing file is an empty one; a damaged one is moved aside and
+    /// returned with the reason.
+    ///
+    /// # Errors
+    /// When the file can't be read or moved aside.
+    pub fn load(&self, path: &Path) -> Result<Option<(PathBuf, String)>, FileError> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(FileError { path: path.to_owned(), what: "can't be read", source }),
+        };
+        let reason = match serde_json::from_slice::<Checkpoint>(&bytes) {
+            Ok(checkpoint) if checkpoint.version == VERSION => {
+                let refused = self.restore(&checkpoint);
+                if refused > 0 {
+                    tracing::warn!(file = %path.display(), refused, "entries of local identities were left out");
+                }
+                return Ok(None);
+            }
+            Ok(checkpoint) => format!("version {} is not {VERSION}", checkpoint.version),
+            Err(error) => error.to_string(),
+        };
+        Ok(Some((set_aside(path)?, reason)))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn take_number(&mut self, prefix: IpNet, now: Instant) -> Result<NumericIdentity, LocalError> {
+        if let Some((number, _)) = self.kept.remove(&prefix) {
+            return Ok(number);
+        }
+        let (first, last) = (*NumericIdentity::LOCAL_RANGE.start(), *NumericIdentity::LOCAL_RANGE.end());
+        let count = last - first + 1;
+        if self.numbers.len() as u32 >= count {
+            self.wake(now);
+        }
+        if self.numbers.len() as u32 >= count {
+            return Err(LocalError::Exhausted { prefix, used: self.numbers.len() });
+        }
+        // Numbers that rested long enough are given free from time to time only: nobody waits for them.
+        if self.kept.len() > 64 && self.kept.len() > self.used.len() {
+            self.wake(now);
+        }
+        loop {
+            let number = NumericIdentity(first + self.next % count);
+            self.next = (self.next + 1) % count;
+            if self.numbers.insert(number) {
+                return Ok(number);
+            }
+        }
+    }
+
+    /// Frees numbers that have rested.
+    fn wake(&mut self, now: Instant) {
+        let numbers = &mut self.numbers;
+        self.kept.retain(|_, (number, until)| {
+            let resting = until.is_none_or(|until| now < until);
+            if !resting {
+                numbers.remove(number);
+            }
+            resting
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{identities::new_identities, reserved::Reserved};
+
+    const REST: Duration = Duration::from_secs(30);
+
+    fn setup() -> (LocalIdentities, Identities, Instant) {
+        let table = new_identities(&Reserved::new());
+        (LocalIdentities::new(table.clone(), REST), table, Instant::now())
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn prefixes_are_counted_and_carry_their_labels() {
+        let (local, table, now) = setup();
+        let number = local.acquire(net("10.1.2.3/8"), now).unwrap();
+        assert_eq!(number.0, 1 << 24 | 1);
+        assert_eq!(
+            local.acquire(net("10.0.0.0/8"), now).unwrap(),
+            number,
+            "bits behind the prefix do not count"
+        );
+        assert_eq!(table.get(&number).unwrap(), cidr_labels(net("10.0.0.0/8")));
+        assert!(table.get(&number).unwrap().has_reserved("world"));
+        assert!(!local.release(net("10.0.0.0/8"), now));
+        assert!(local.release(net("10.0.0.0/8"), now));
+        assert!(!local.release(net("10.0.0.0/8"), now));
+        assert_eq!((table.get(&number), local.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_number_rests_and_is_kept_for_its_prefix() {
+        let (local, _, now) = setup();
+        let a = local.acquire(net("10.0.0.0/8"), now).unwrap();
+        local.release(net("10.0.0.0/8"), now);
+        let b = local.acquire(net("11.0.0.0/8"), now).unwrap();
+        assert_ne!(a, b);
+        assert_eq!(local.acquire(net("10.0.0.0/8"), now + REST * 2).unwrap(), a);
+    }
+
+    #[test]
+    fn numbers_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("local.json");
+        let (before, _, now) = setup();
+        let a = before.acquire(net("10.0.0.0/8"), now).unwrap();
+        let b = before.acquire(net("fd00::/64"), now).unwrap();
+        before.release(net("10.0.0.0/8"), now);
+        assert!(before.save(&path).unwrap());
+        assert!(!before.save(&path).unwrap(), "nothing changed");
+
+        let (after, table, now) = setup();
+        assert_eq!(after.load(&path).unwrap(), None);
+        assert_eq!(after.checkpoint(), before.checkpoint());
+        let other = after.acquire(net("12.0.0.0/8"), now).unwrap();
+        assert!(other != a && other != b);
+        assert_eq!(after.acquire(net("fd00::/64"), now).unwrap(), b);
+        assert_eq!(after.acquire(net("10.0.0.0/8"), now).unwrap(), a);
+        assert_eq!(table.get(&a).unwrap(), cidr_labels(net("10.0.0.0/8")));
+    }
+
+    #[test]
+    fn a_missing_checkpoint_is_empty_and_a_damaged_one_is_kept_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("local.json");
+        let (local, _, _) = setup();
+        assert_eq!(local.load(&path).unwrap(), None);
+        for text in ["{", "", r#"{"version":1,"identities":[["x",1]]}"#, r#"{"version":9,"identities":[]}"#] {
+            fs::write(&path, text).unwrap();
+            let (aside, reason) = local.load(&path).unwrap().unwrap();
+            assert_eq!(fs::read_to_string(&aside).unwrap(), text, "{reason}");
+            assert!(!path.exists());
+            fs::remove_file(aside).unwrap();
+        }
+        let odd = Checkpoint {
+            version: VERSION,
+            identities: vec![
+                (net("10.0.0.0/8"), NumericIdentity(1 << 24 | 7)),
+                (net("11.0.0.0/8"), NumericIdentity(1 << 24 | 7)),
+                (net("10.0.0.0/8"), NumericIdentity(1 << 24 | 8)),
+                (net("12.0.0.0/8"), NumericIdentity(300)),
+                (net("13.0.0.0/8"), NumericIdentity(1 << 24)),
+            ],
+        };
+        assert_eq!(local.restore(&odd), 4);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+        #[test]
+        fn no_two_prefixes_ever_share_a_number(
+            actions in prop::collection::vec((0u8..12, 0u8..4, 0u64..40), 0..150),
+        ) {
+            let (local, table, mut now) = setup();
+            let mut counts: BTreeMap<IpNet, u32> = BTreeMap::new();
+            let mut last: BTreeMap<NumericIdentity, (IpNet, Instant)> = BTreeMap::new();
+            for (n, action, secs) in actions {
+                now += Duration::from_secs(secs);
+                let prefix = net(&format!("10.{n}.0.0/16"));
+                match action {
+                    0 | 1 => {
+                        let number = local.acquire(prefix, now).unwrap();
+                        if let Some((old, freed)) = last.insert(number, (prefix, now)) {
+                            prop_assert!(old == prefix || now >= freed + REST);
+                        }
+                        *counts.entry(prefix).or_default() += 1;
+                    }
+                    2 => {
+                        let count = counts.entry(prefix).or_default();
+                        let number = local.lookup(prefix);
+                        prop_assert_eq!(local.release(prefix, now), *count == 1);
+                        *count = count.saturating_sub(1);
+                        if let Some(number) = number {
+                            last.insert(number, (prefix, now));
+                        }
+                    }
+                    _ => local.end_restore(now),
+                }
+                for (prefix, count) in &counts {
+                    prop_assert_eq!(local.lookup(*prefix).is_some(), *count > 0);
+                }
+                let rows = table.snapshot().iter().filter(|(number, _)| number.is_local()).count();
+                prop_assert_eq!(rows, local.len());
+            }
+        }
+    }
+}
