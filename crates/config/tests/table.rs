@@ -59,7 +59,7 @@ fn any_option() -> impl Strategy<Value = &'static OptionSpec> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 300 / 256))]
 
     #[test]
     fn no_value_of_any_option_panics(spec in any_option(), text in ".{0,40}") {

@@ -57,7 +57,7 @@ fn a_loss_is_told_apart_from_an_event_in_json() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 2000 / 256))]
 
     #[test]
     fn no_record_panics_and_json_keeps_every_event(

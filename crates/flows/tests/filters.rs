@@ -73,7 +73,7 @@ fn errors_name_the_field_the_value_and_the_fix() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 300 / 256))]
 
     #[test]
     fn no_text_panics(field in "(type|from|to|related-to|identity|ip|port|protocol|reason)", value in ".{0,30}") {

@@ -183,7 +183,7 @@ fn any_net() -> impl Strategy<Value = IpNet> {
 const RANKS: [Rank; 4] = [Rank::Local, Rank::Kvstore, Rank::Generated, Rank::Restored];
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases * 200 / 256) })]
 
     #[test]
     fn kernel_rows_read_as_they_were_written(prefix in any_net(), id: u32, tunnel: u32, key: u8, pending: bool) {

@@ -194,7 +194,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases * 300 / 256) })]
 
     #[test]
     fn no_address_has_two_owners_or_comes_back_too_soon(actions in prop::collection::vec(action(), 0..120)) {

@@ -274,7 +274,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases * 500 / 256) })]
 
         #[test]
         fn no_bytes_panic(key in ".{0,60}", value in prop::collection::vec(any::<u8>(), 0..200)) {

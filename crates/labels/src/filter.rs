@@ -260,7 +260,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 64 / 256))]
         #[test]
         fn no_text_panics(text in "\\PC{0,40}") {
             let _ = LabelFilter::parse(&text);

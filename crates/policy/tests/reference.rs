@@ -443,7 +443,7 @@ fn parse_all(policies: &[Value]) -> Option<Vec<Policy>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(160))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 160 / 256))]
 
     #[test]
     fn compiled_entries_say_what_the_rules_say(

@@ -91,7 +91,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 300 / 256))]
 
         #[test]
         fn no_cell_breaks_the_table(cells in proptest::collection::vec(proptest::collection::vec(".{0,12}", 0..5), 0..8)) {

@@ -63,7 +63,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases * 300 / 256) })]
 
     #[test]
     fn every_consumer_ends_equal_to_the_table(actions in prop::collection::vec(action(), 0..120)) {

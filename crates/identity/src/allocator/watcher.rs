@@ -138,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases * 300 / 256) })]
 
         #[test]
         fn no_entry_panics(key in ".{0,40}", number in "[0-9]{0,12}", value in prop::collection::vec(any::<u8>(), 0..60), text in "[a-z0-9:=;/]{0,40}") {
