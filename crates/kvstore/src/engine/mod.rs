@@ -442,3 +442,43 @@ fn new_lease(state: &State) -> LeaseId {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::model::Op;
+
+    /// A disk that is full when the test says so.
+    struct Flaky(Arc<AtomicBool>);
+
+    impl Disk for Flaky {
+        fn commit(&mut self, _: &State, _: &State, _: &[Event]) -> Result<(), String> {
+            if self.0.load(Ordering::SeqCst) { Err("no space left".to_owned()) } else { Ok(()) }
+        }
+    }
+
+    fn put(key: &str) -> Txn {
+        Txn::new().then(Op::put(key, "x", None))
+    }
+
+    #[tokio::test]
+    async fn what_is_not_durable_is_not_there() {
+        let full = Arc::new(AtomicBool::new(false));
+        let disk = Box::new(Flaky(Arc::clone(&full)));
+        let engine = Engine::start("test", State::default(), 1, disk).unwrap();
+        let before = engine.txn(put("a")).await.unwrap().revision;
+        full.store(true, Ordering::SeqCst);
+        let error = engine.txn(put("b")).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("no space left"), "{error}");
+        assert_eq!(engine.header().revision, before);
+        assert_eq!(engine.list("").entries.len(), 1, "what was there can be read");
+        assert_eq!(engine.shared().read(|p| p.failing.clone()).as_deref(), Some("no space left"));
+        full.store(false, Ordering::SeqCst);
+        assert_eq!(engine.txn(put("c")).await.unwrap().revision, before + 1);
+        assert_eq!(engine.shared().read(|p| p.failing.clone()), None);
+        let keys: Vec<_> = engine.list("").entries.iter().map(|entry| entry.key.to_string()).collect();
+        assert_eq!(keys, ["a", "c"]);
+    }
+}
