@@ -28,10 +28,9 @@ impl Host {
         for device in ["all", "default"] {
             host.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0");
             host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
+            // Groups are reported at once, so that nothing is sent later that nobody asked for.
             host.sysctl(&format!("net/ipv6/conf/{device}/mldv2_unsolicited_report_interval"), "1");
         }
-        // Groups are reported once and at once, so that nothing is sent later that nobody asked for.
-        host.sysctl("net/ipv6/mld_qrv", "1");
         host
     }
 
