@@ -53,6 +53,11 @@ pub enum Event {
         /// Where and what.
         changes: Vec<Change>,
     },
+    /// An endpoint is deleted: deeds and holds no longer concern its id, which another may get.
+    Gone {
+        /// The endpoint.
+        endpoint: u16,
+    },
     /// The agent's hands are off an endpoint's policy map from now on.
     Hold {
         /// The endpoint.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use villus_abi::PolicyKey;
+use villus_abi::{PolicyEntry, PolicyKey};
 
 use crate::{Allow, Change, Event, Log};
 
@@ -88,10 +88,20 @@ impl State {
                 Event::Release { endpoint } => {
                     state.holds.remove(endpoint);
                 }
+                Event::Gone { endpoint } => state.forget(*endpoint),
                 Event::Allow(_) | Event::Deleted { .. } => {}
             }
         }
         state
+    }
+
+    fn forget(&mut self, endpoint: u16) {
+        self.holds.remove(&endpoint);
+        self.put_back.remove(&endpoint);
+        for deed in self.deeds.values_mut() {
+            deed.allow.changes.retain(|change| change.endpoint != endpoint);
+        }
+        self.deeds.retain(|_, deed| !deed.allow.changes.is_empty());
     }
 
     fn remember_put_back(&mut self, deed: &Deed) {
@@ -107,6 +117,27 @@ impl State {
     pub fn overridden(&self, endpoint: u16) -> BTreeSet<PolicyKey> {
         let deeds = self.deeds.values().flat_map(|deed| deed.at(endpoint));
         deeds.flat_map(|change| change.take.iter().map(|taken| taken.key)).collect()
+    }
+
+    /// Makes what policy asks for what an endpoint's map should hold while deeds are in effect: without what they
+    /// have taken out, and allowing where a deed put its own entry in the place of one that denied.
+    pub fn honour(&self, endpoint: u16, wanted: &mut BTreeMap<PolicyKey, PolicyEntry>) {
+        for change in self.deeds.values().flat_map(|deed| deed.at(endpoint)) {
+            for key in change.take.iter().map(|taken| taken.key) {
+                if change.insert.contains(&key) {
+                    wanted.insert(key, PolicyEntry::ALLOW);
+                } else {
+                    wanted.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Whether a deed or a hold is about this endpoint; then its deletion is to be written down ([`Event::Gone`]).
+    #[must_use]
+    pub fn concerns(&self, endpoint: u16) -> bool {
+        let deeds = self.deeds.values().any(|deed| deed.at(endpoint).next().is_some());
+        deeds || self.holds.contains_key(&endpoint) || self.put_back.contains_key(&endpoint)
     }
 
     /// Keys of an endpoint's entries that undoing put back. They are policy's, not an
@@ -132,8 +163,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use villus_abi::PolicyEntry;
-
     use super::*;
     use crate::{Record, Taken};
 
@@ -170,6 +199,35 @@ mod tests {
         assert_eq!(state.overridden(6).len(), 0);
         assert_eq!(state.put_back(5).len(), 1);
         assert_eq!(state.deed_of(5, &PolicyKey::default()).unwrap().allow.id, 2);
+    }
+
+    #[test]
+    fn a_deed_does_not_pass_to_the_next_owner_of_an_id() {
+        let mut log =
+            Log { records: vec![line("a", allow(1, "")), line("a", undone(1))], damaged: Vec::new() };
+        log.records.push(line("a", allow(2, "")));
+        assert!(State::of(&log, "a").concerns(5));
+        log.records.push(line("a", Event::Gone { endpoint: 5 }));
+        let state = State::of(&log, "a");
+        assert!(!state.concerns(5));
+        assert_eq!(state, State::default());
+    }
+
+    #[test]
+    fn what_is_wanted_honours_deeds() {
+        let everything = PolicyKey::default();
+        let deny = PolicyKey { identity: 7, ..everything };
+        let take = [everything, deny].map(|key| Taken { key, entry: PolicyEntry::DENY }).to_vec();
+        let changes = vec![Change { endpoint: 5, insert: vec![everything], take }];
+        let deed = Event::Allow(Allow { id: 1, changes, ..Allow::default() });
+        let state = State::of(&Log { records: vec![line("a", deed)], damaged: Vec::new() }, "a");
+        let policy = BTreeMap::from([(everything, PolicyEntry::DENY), (deny, PolicyEntry::DENY)]);
+        let mut wanted = policy.clone();
+        state.honour(5, &mut wanted);
+        assert_eq!(wanted, BTreeMap::from([(everything, PolicyEntry::ALLOW)]));
+        wanted.clone_from(&policy);
+        state.honour(6, &mut wanted);
+        assert_eq!(wanted, policy);
     }
 
     #[test]
