@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use villus_config::Config;
 use villus_identity::{
-    AllocateError, Allocator, AllocatorConfig, Identities, LocalIdentities, Reserved, new_identities,
+    AllocateError, Allocator, AllocatorConfig, Gc, Identities, LocalIdentities, Reserved, new_identities,
 };
 use villus_kvstore::{Embedded, Store};
-use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
+use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Backoff;
 
 use crate::AgentError;
@@ -26,7 +26,8 @@ pub(crate) struct IdentityRoom {
     pub table: Identities,
     pub local: LocalIdentities,
     pub allocator: Allocator,
-    pub store: Arc<dyn Store>,
+    /// Numbers that no node uses any more.
+    pub garbage: tokio::sync::Mutex<Gc>,
     /// What was wrong with files.
     pub problems: Vec<String>,
 }
@@ -57,10 +58,13 @@ impl IdentityRoom {
             }
             Err(error) => problems.push(error.to_string()),
         }
-        let allocator =
-            Allocator::start(store.clone(), allocator_config(config, node, reserved)?, table.clone())
-                .map_err(|error| AgentError::Option { option: "cluster-id", reason: error.to_string() })?;
-        Ok(Self { table, local, allocator, store, problems })
+        let settings = allocator_config(config, node, reserved)?;
+        let wrong =
+            |error: IdentityError| AgentError::Option { option: "cluster-id", reason: error.to_string() };
+        let range = settings.clusters.range(settings.cluster_id).map_err(wrong)?;
+        let garbage = tokio::sync::Mutex::new(Gc::new(store.clone(), range, settings.lock_patience));
+        let allocator = Allocator::start(store, settings, table.clone()).map_err(wrong)?;
+        Ok(Self { table, local, allocator, garbage, problems })
     }
 
     /// The number of a workload's identity-relevant labels; `init` where there are none.

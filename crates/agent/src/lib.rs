@@ -9,7 +9,9 @@
 
 mod agent;
 mod api;
+mod cleanup;
 mod conditions;
+mod emergency;
 mod endpoint;
 mod error;
 mod identities;
@@ -25,27 +27,7 @@ mod state;
 mod tasks;
 mod wake;
 
+pub use cleanup::{CleanupReport, cleanup};
 pub use error::AgentError;
 pub use run::run;
 pub use shutdown::signals;
-
-use villus_config::Config;
-
-/// What [`cleanup`] removed, or would remove, and what went wrong on the way.
-#[derive(Debug, Default)]
-pub struct CleanupReport {
-    /// What was removed, one line each.
-    pub removed: Vec<String>,
-    /// What could not be removed; the rest was removed all the same.
-    pub errors: Vec<String>,
-}
-
-/// Removes everything of Villus from this node: programs, pins, devices it made, routes, its nftables table and its
-/// state, and puts kernel parameters back. Goes on past errors. With `dry_run` it only says what would go.
-///
-/// # Errors
-/// Only when nothing can be done at all: not root, or an agent is running.
-pub fn cleanup(config: &Config, dry_run: bool) -> Result<CleanupReport, AgentError> {
-    let _ = (config, dry_run);
-    Ok(CleanupReport::default())
-}

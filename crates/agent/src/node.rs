@@ -54,8 +54,8 @@ pub(crate) struct Node {
     pub conditions: Conditions,
     /// Endpoints whose flows are to be judged again.
     pub rejudge: BTreeSet<u16>,
-    /// Endpoints whose policy map the agent does not touch, with the reason.
-    pub holds: BTreeMap<u16, villus_api::model::Hold>,
+    /// What the journal of deeds by hand says.
+    pub emergency: villus_emergency::State,
     /// First packets may pass.
     pub open: bool,
     pub wake: Arc<Wake>,
@@ -201,9 +201,10 @@ impl Node {
         );
     }
 
-    /// The lowest id that is free.
-    pub fn free_id(&self) -> Option<u16> {
+    /// The ids that are free, lowest first. One that an operator has opened by hand is not: the deed was not meant for
+    /// the next endpoint of that number.
+    pub fn free_ids(&self) -> impl Iterator<Item = u16> {
         let most = u16::try_from(self.config.datapath.endpoint_max.saturating_sub(1)).unwrap_or(u16::MAX);
-        (1..=most).find(|id| !self.endpoints.contains_key(id))
+        (1..=most).filter(|id| !self.endpoints.contains_key(id) && !self.has_deeds(*id))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use villus_datapath::{Differences, Entries, policy_pin};
+use villus_datapath::{Differences, policy_pin};
 
 use crate::kernel::make_equal;
 use crate::node::Node;
@@ -29,6 +29,7 @@ impl Node {
             return;
         }
         self.counts.compared += 1;
+        self.read_journal();
         let result = self.reconcile_maps();
         self.conditions.note("comparison with the kernel", result.err().map(|error| error.to_string()));
         let ids: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
@@ -62,12 +63,8 @@ impl Node {
         Ok(())
     }
 
-    /// The entries that an endpoint's map should hold.
-    pub fn wanted_entries(&self, id: u16) -> Option<Entries> {
-        Some(self.endpoints.get(&id)?.wanted.as_ref()?.map_entries().collect())
-    }
-
     fn reconcile_policy(&mut self, id: u16) {
+        self.adopt_put_back(id);
         let Some(wanted) = self.wanted_entries(id) else { return };
         let differences = match self.kernel.policies.compare(id, &wanted) {
             Ok(differences) => differences,
@@ -80,7 +77,7 @@ impl Node {
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.hand_made = differences.hand_made.len();
         }
-        if differences.is_none() || self.holds.contains_key(&id) {
+        if differences.is_none() || self.is_held(id) {
             return;
         }
         let mended = count(&differences);

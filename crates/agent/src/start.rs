@@ -77,7 +77,7 @@ impl Node {
             pool,
             conditions,
             rejudge: Default::default(),
-            holds: BTreeMap::new(),
+            emergency: Default::default(),
             open: false,
             wake: Arc::new(Wake::new()),
             started,
@@ -85,6 +85,7 @@ impl Node {
             grace_over: false,
             config,
         };
+        node.read_journal();
         node.remember_old_flows();
         Ok((node, lock))
     }
@@ -226,8 +227,7 @@ impl Node {
 
     /// Makes empty policy maps for endpoints to come, in one go.
     pub fn prepare_slots(&mut self) {
-        let most = u16::try_from(self.config.datapath.endpoint_max.saturating_sub(1)).unwrap_or(u16::MAX);
-        let next: Vec<u16> = (1..=most).filter(|id| !self.endpoints.contains_key(id)).take(READY).collect();
+        let next: Vec<u16> = self.free_ids().take(READY).collect();
         let result = self.kernel.policies.prepare(&next);
         self.conditions.note("prepared policy maps", result.err().map(|error| error.to_string()));
     }

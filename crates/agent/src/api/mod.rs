@@ -1,12 +1,23 @@
 //! The operations of the REST API.
 
+mod config;
 mod endpoints;
+mod identities;
+mod maps;
+mod metrics;
 mod model;
+mod policies;
+mod status;
+mod verify;
+mod why;
 
 use async_trait::async_trait;
 use villus_api::model::{
-    Endpoint, EndpointChangeRequest, EndpointDeleted, EndpointPatch, PolicyChange, PolicyDelete,
-    PolicyImport, PolicyValidation,
+    BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
+    EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest, Identity,
+    IdentityEndpoints, IpListEntry, IpQuery, MetricValue, Policy, PolicyChange, PolicyDelete, PolicyImport,
+    PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, Selector, StatusDetails, StatusResponse,
+    VerifyReport, VerifyRequest, WhyReply, WhyRequest,
 };
 use villus_api::{ApiResult, Backend, EndpointRef};
 use villus_flows::{Filter, Observer};
@@ -21,6 +32,26 @@ pub(crate) struct Api(pub Agent);
 
 #[async_trait]
 impl Backend for Api {
+    async fn status(&self, brief: bool) -> ApiResult<StatusResponse> {
+        let history = self.0.history.clone();
+        self.0.with(move |node| node.status(brief, &history)).await
+    }
+
+    async fn status_details(&self) -> ApiResult<StatusDetails> {
+        let history = self.0.history.clone();
+        // Asks other programs, which may take a while.
+        let foreign = tokio::task::spawn_blocking(status::foreign).await.unwrap_or_default();
+        self.0.with(move |node| node.status_details(&history, foreign)).await
+    }
+
+    async fn config(&self) -> ApiResult<DaemonConfiguration> {
+        self.0.with(|node| node.configuration()).await
+    }
+
+    async fn patch_config(&self, spec: DaemonConfigurationSpec) -> ApiResult<()> {
+        self.0.with(move |node| node.configure(&spec)).await?
+    }
+
     async fn endpoints(&self, labels: Vec<String>) -> ApiResult<Vec<Endpoint>> {
         self.list_endpoints(labels).await
     }
@@ -37,8 +68,32 @@ impl Backend for Api {
         self.relabel(id, patch).await
     }
 
+    async fn configure_endpoint(&self, id: EndpointRef, patch: EndpointConfigPatch) -> ApiResult<Endpoint> {
+        self.0.with(move |node| node.configure_endpoint(&id, &patch)).await?
+    }
+
     async fn delete_endpoint(&self, id: EndpointRef) -> ApiResult<EndpointDeleted> {
         self.delete(id).await
+    }
+
+    async fn identities(&self, labels: Vec<String>) -> ApiResult<Vec<Identity>> {
+        identities::list(&self.0.identities, &labels)
+    }
+
+    async fn identity(&self, id: u32) -> ApiResult<Identity> {
+        identities::get(&self.0.identities, id)
+    }
+
+    async fn identity_endpoints(&self) -> ApiResult<Vec<IdentityEndpoints>> {
+        self.0.with(|node| node.identity_endpoints()).await
+    }
+
+    async fn ips(&self, query: IpQuery) -> ApiResult<Vec<IpListEntry>> {
+        self.0.with(move |node| node.ips(&query)).await?
+    }
+
+    async fn policy(&self, query: PolicyQuery) -> ApiResult<Policy> {
+        self.0.with(move |node| node.policies(&query)).await?
     }
 
     async fn import_policy(&self, import: PolicyImport) -> ApiResult<PolicyChange> {
@@ -53,7 +108,52 @@ impl Backend for Api {
         self.0.with(move |node| node.validate(&import)).await
     }
 
+    async fn wait_policy(&self, query: PolicyWaitQuery) -> ApiResult<PolicyWait> {
+        policies::wait(&self.0, query).await
+    }
+
+    async fn selectors(&self) -> ApiResult<Vec<Selector>> {
+        self.0.with(|node| node.selectors()).await
+    }
+
+    async fn maps(&self) -> ApiResult<BpfMapList> {
+        self.0.with(|node| node.maps()).await?
+    }
+
+    async fn map(&self, name: String) -> ApiResult<BpfMap> {
+        self.0.with(move |node| node.map(&name)).await?
+    }
+
+    async fn metrics(&self) -> ApiResult<Vec<MetricValue>> {
+        let history = self.0.history.clone();
+        self.0.with(move |node| node.metrics(&history)).await?
+    }
+
     async fn monitor(&self, filter: Filter, past: usize) -> ApiResult<Observer> {
         Ok(self.0.history.observe(filter, past, QUEUE))
+    }
+
+    async fn verify(&self, request: VerifyRequest) -> ApiResult<VerifyReport> {
+        self.0.with(move |node| node.verify(&request)).await?
+    }
+
+    async fn why(&self, request: WhyRequest) -> ApiResult<WhyReply> {
+        self.0.with(move |node| node.why(&request)).await?
+    }
+
+    async fn emergencies(&self) -> ApiResult<EmergencyList> {
+        self.0.with(|node| node.emergency_list()).await?
+    }
+
+    async fn undo_emergency(&self, id: String) -> ApiResult<EmergencyList> {
+        self.0.with(move |node| node.undo_emergency(&id)).await?
+    }
+
+    async fn hold(&self, id: EndpointRef, request: HoldRequest) -> ApiResult<Hold> {
+        self.0.with(move |node| node.hold(node.find(&id)?, &request)).await?
+    }
+
+    async fn release(&self, id: EndpointRef) -> ApiResult<()> {
+        self.0.with(move |node| node.release_hold(node.find(&id)?)).await?
     }
 }

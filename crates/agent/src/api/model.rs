@@ -116,7 +116,7 @@ impl Node {
             policy_map: if endpoint.is_live() { policy_pin(file.id) } else { String::new() },
             policy_entries: endpoint.size,
             hand_made_entries: u32::try_from(endpoint.hand_made).unwrap_or(u32::MAX),
-            held: self.holds.contains_key(&file.id),
+            held: self.is_held(file.id),
             warnings: self.warnings(endpoint),
         }
     }

@@ -88,12 +88,19 @@ impl Node {
         let most = self.config.datapath.endpoint_max.saturating_sub(1);
         match (request.id, before) {
             (None, Some(id)) => Ok(id),
-            (None, None) => self.free_id().ok_or_else(|| {
+            (None, None) => self.free_ids().next().ok_or_else(|| {
                 ApiError::too_many(format!("all {most} endpoint ids are taken")).hint("raise endpoint-max")
             }),
             (Some(id), before) if before == Some(id) => Ok(id),
             (Some(id), _) if u32::from(id) > most => {
                 Err(ApiError::bad_field("id", format!("{id} is beyond endpoint-max - 1, which is {most}")))
+            }
+            (Some(id), _) if self.has_deeds(id) => {
+                Err(ApiError::conflict(format!("endpoint {id} of before was opened by hand"))
+                    .field("id")
+                    .hint(
+                        "`villus emergency list` shows by which deed, `villus emergency undo` takes it back",
+                    ))
             }
             (Some(id), _) if self.endpoints.contains_key(&id) => {
                 Err(ApiError::conflict(format!("endpoint {id} exists already")).field("id"))

@@ -24,7 +24,7 @@ impl Node {
             errors.push(format!("its file cannot be removed: {error}"));
         }
         self.save_pool();
-        self.holds.remove(&id);
+        self.end_deeds(id);
         for name in [format!("policy of endpoint {id}"), format!("state of endpoint {id}")] {
             self.conditions.note(&name, None);
         }

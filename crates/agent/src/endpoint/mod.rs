@@ -119,16 +119,6 @@ impl Endpoint {
         self.log.push_front(entry);
         self.log.truncate(LOG);
     }
-
-    /// The text by which its device, addresses and mappings are known to be its own.
-    pub fn owner_key(&self) -> String {
-        owner_key(self.file.id)
-    }
-
-    /// The name that its addresses belong to in the pool.
-    pub fn pool_owner(&self) -> String {
-        pool_owner(&self.file)
-    }
 }
 
 /// Owner of an endpoint's claims in the ipcache.

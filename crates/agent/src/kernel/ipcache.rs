@@ -7,7 +7,7 @@ use villus_datapath::Maps;
 use villus_identity::{Winner, to_kernel};
 use villus_table::{Op, Pruned, Snapshot, Target};
 
-use super::{Drift, Wanted, make_equal};
+use super::{Wanted, make_equal};
 
 /// The map `cilium_ipcache`.
 #[derive(Debug)]
@@ -19,14 +19,6 @@ impl IpcacheMap {
         rows: &Snapshot<IpNet, Winner>,
     ) -> Wanted<villus_abi::IpcacheKey, villus_abi::IpcacheValue> {
         rows.iter().map(|(prefix, winner)| to_kernel(*prefix, &winner.mapping)).collect()
-    }
-
-    /// How the map differs from the rows.
-    pub fn compare(
-        &self,
-        rows: &Snapshot<IpNet, Winner>,
-    ) -> villus_datapath::Result<Drift<villus_abi::IpcacheKey, villus_abi::IpcacheValue>> {
-        Ok(Drift::between(&Self::wanted(rows), &self.0.ipcache.entries()?))
     }
 }
 

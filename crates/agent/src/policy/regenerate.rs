@@ -26,6 +26,10 @@ impl Node {
     /// does not fit or fails leaves the map as it was, and is tried again.
     pub fn regenerate(&mut self, ids: impl IntoIterator<Item = u16>) {
         let mut batch: Vec<(u16, Entries)> = Vec::new();
+        let ids: Vec<u16> = ids.into_iter().collect();
+        if !ids.is_empty() {
+            self.read_journal();
+        }
         for id in ids {
             let Some(endpoint) = self.endpoints.get(&id) else { continue };
             let compiled = self.compile(endpoint);
@@ -33,10 +37,11 @@ impl Node {
             endpoint.builds += 1;
             match compiled {
                 Ok(policy) => {
-                    let entries = policy.map_entries().collect();
                     endpoint.wanted = Some(Arc::new(policy));
-                    if endpoint.is_live() && !self.holds.contains_key(&id) {
-                        batch.push((id, entries));
+                    let live = endpoint.is_live();
+                    if live && !self.is_held(id) {
+                        self.adopt_put_back(id);
+                        batch.extend(self.wanted_entries(id).map(|entries| (id, entries)));
                     }
                 }
                 Err(overflow) => endpoint.fail_policy(overflow.to_string(), None),

@@ -86,6 +86,13 @@ impl StateDir {
         Ok((good, bad))
     }
 
+    /// Reads the endpoints' files that can be read, and moves nothing.
+    pub fn peek_endpoints(&self) -> io::Result<Vec<EndpointFile>> {
+        let entries = fs::read_dir(self.endpoints())?.flatten().map(|entry| entry.path());
+        let texts = entries.filter_map(|path| fs::read(path).ok());
+        Ok(texts.filter_map(|text| serde_json::from_slice(&text).ok()).collect())
+    }
+
     /// Reads a JSON file; `None` if it is not there. What cannot be read is kept aside.
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> io::Result<Result<Option<T>, Damaged>> {
         let path = self.path(name);

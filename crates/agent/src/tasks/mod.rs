@@ -27,6 +27,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.add(events::run(agent.clone()));
     tasks.add(policies::watch(agent.clone()));
     tasks.add(policies::follow_identities(agent.clone()));
+    tasks.add(policies::collect_identities(agent.clone()));
     tasks.add(flows::rejudge(agent.clone()));
     tasks.add(flows::collect(agent.clone()));
     tasks.add(reconcile::prepare(agent.clone()));

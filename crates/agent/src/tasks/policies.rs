@@ -9,6 +9,9 @@ use crate::policy::Watcher;
 const GATHER: Duration = Duration::from_millis(50);
 /// Without any sign the directory is read again after this, for file systems that give none.
 const ANYWAY: Duration = Duration::from_secs(30);
+/// How often numbers that no node uses are looked for, and how many go at once.
+const COLLECT: Duration = Duration::from_secs(900);
+const COLLECT_MOST: u64 = 1000;
 /// Between two tries to read a source that is not there.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,19 @@ pub(super) async fn follow_identities(agent: Agent) {
         feed.changed().await;
         feed.take();
         if agent.with(|node| node.follow_identities()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Forgets numbers that no node uses any more.
+pub(super) async fn collect_identities(agent: Agent) {
+    loop {
+        tokio::time::sleep(COLLECT).await;
+        let result = agent.identities.garbage.lock().await.pass(COLLECT_MOST).await;
+        let problem = result.err().map(|error| error.to_string());
+        let noted = agent.with(move |node| node.conditions.note("collection of identities", problem)).await;
+        if noted.is_err() {
             return;
         }
     }

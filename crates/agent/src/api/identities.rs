@@ -1,0 +1,99 @@
+//! Identities and addresses as the API shows them.
+
+use std::collections::BTreeMap;
+
+use villus_api::model::{Identity, IdentityEndpoints, IpListEntry, IpMetadata, IpQuery};
+use villus_api::{ApiError, ApiResult};
+use villus_labels::{Label, Labels, NumericIdentity, parse_prefix, source};
+
+use super::model::identity_model;
+use crate::identities::IdentityRoom;
+use crate::node::Node;
+
+/// Identities that have all these labels.
+pub(super) fn list(room: &IdentityRoom, labels: &[String]) -> ApiResult<Vec<Identity>> {
+    let wanted = read(labels)?;
+    let rows = room.table.snapshot();
+    Ok(rows
+        .iter()
+        .filter(|(_, has)| has_all(has, &wanted))
+        .map(|(id, labels)| identity_model(*id, labels))
+        .collect())
+}
+
+/// One identity.
+pub(super) fn get(room: &IdentityRoom, id: u32) -> ApiResult<Identity> {
+    let labels = room.labels_of(NumericIdentity(id));
+    labels.map(|labels| identity_model(NumericIdentity(id), &labels)).ok_or_else(|| {
+        ApiError::not_found(format!("there is no identity {id}")).hint("`villus identity list` shows all")
+    })
+}
+
+impl Node {
+    /// Identities that endpoints of this node have.
+    pub(super) fn identity_endpoints(&mut self) -> Vec<IdentityEndpoints> {
+        let mut all: BTreeMap<NumericIdentity, (Labels, u64)> = BTreeMap::new();
+        for endpoint in self.endpoints.values().filter(|e| e.file.identity != 0 && e.gone_since.is_none()) {
+            all.entry(endpoint.identity()).or_insert_with(|| (endpoint.identity_labels.clone(), 0)).1 += 1;
+        }
+        all.into_iter()
+            .map(|(id, (labels, ref_count))| IdentityEndpoints {
+                identity: identity_model(id, &labels),
+                ref_count,
+            })
+            .collect()
+    }
+
+    /// The ipcache's winners.
+    pub(super) fn ips(&mut self, query: &IpQuery) -> ApiResult<Vec<IpListEntry>> {
+        let within = match query.cidr.as_str() {
+            "" => None,
+            text => Some(parse_prefix(text).map_err(|error| ApiError::bad_field("cidr", error.to_string()))?),
+        };
+        let labels: Vec<String> =
+            query.labels.split(',').filter(|l| !l.is_empty()).map(str::to_owned).collect();
+        let wanted = read(&labels)?;
+        let rows = self.ipcache.snapshot();
+        let mut entries = Vec::new();
+        for (prefix, winner) in rows.iter() {
+            let identity = winner.mapping.identity;
+            if within.is_some_and(|within| !within.contains(prefix)) {
+                continue;
+            }
+            if !wanted.is_empty()
+                && !self.identities.labels_of(identity).is_some_and(|labels| has_all(&labels, &wanted))
+            {
+                continue;
+            }
+            entries.push(IpListEntry {
+                cidr: prefix.to_string(),
+                encrypt_key: winner.mapping.key,
+                host_ip: winner.mapping.tunnel.map(|ip| ip.to_string()).unwrap_or_default(),
+                identity: identity.0,
+                metadata: IpMetadata {
+                    name: winner.owner.to_string(),
+                    namespace: String::new(),
+                    source: winner.rank.name().to_owned(),
+                    pending: winner.mapping.pending,
+                },
+            });
+        }
+        Ok(entries)
+    }
+}
+
+fn read(labels: &[String]) -> ApiResult<Vec<Label>> {
+    labels
+        .iter()
+        .map(|text| Label::parse_with_source(text, source::ANY))
+        .collect::<Result<_, _>>()
+        .map_err(|error| ApiError::bad_field("labels", error.to_string()))
+}
+
+fn has_all(labels: &Labels, wanted: &[Label]) -> bool {
+    wanted.iter().all(|want| {
+        labels.get(want.key()).is_some_and(|have| {
+            have.value() == want.value() && [source::ANY, have.source()].contains(&want.source())
+        })
+    })
+}

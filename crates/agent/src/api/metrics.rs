@@ -1,0 +1,81 @@
+//! Counters and gauges.
+
+use std::collections::BTreeMap;
+
+use villus_abi::Reason;
+use villus_api::model::MetricValue;
+use villus_api::{ApiError, ApiResult};
+use villus_datapath::metrics as kernel_metrics;
+use villus_flows::{History, LossSource};
+
+use crate::node::Node;
+
+impl Node {
+    /// All metrics.
+    pub(super) fn metrics(&mut self, history: &History) -> ApiResult<Vec<MetricValue>> {
+        let mut all = Vec::new();
+        let mut add = |name: &str, labels: &[(&str, String)], value: f64| {
+            let labels: BTreeMap<String, String> =
+                labels.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+            all.push(MetricValue { name: name.to_owned(), labels, value });
+        };
+        for (index, metric) in kernel_metrics(&self.kernel.maps).map_err(ApiError::internal)? {
+            let reason = Reason(u8::try_from(index >> 1).unwrap_or(u8::MAX));
+            let direction = if index & 1 == 0 { "INGRESS" } else { "EGRESS" };
+            let labels = [("direction", direction.to_owned()), ("reason", reason.text().to_owned())];
+            if reason == Reason::FORWARDED {
+                add("cilium_forward_count_total", &labels[..1], metric.packets as f64);
+                add("cilium_forward_bytes_total", &labels[..1], metric.bytes as f64);
+            } else {
+                add("cilium_drop_count_total", &labels, metric.packets as f64);
+                add("cilium_drop_bytes_total", &labels, metric.bytes as f64);
+            }
+        }
+        let mut states: BTreeMap<&str, u32> = BTreeMap::new();
+        for endpoint in self.endpoints.values() {
+            *states.entry(endpoint.state.name()).or_default() += 1;
+            let id = [("endpoint", endpoint.id().to_string())];
+            if endpoint.hand_made > 0 {
+                add("villus_policy_hand_made_entries", &id, endpoint.hand_made as f64);
+            }
+            if endpoint.size.1 > 0 {
+                let most = f64::from(self.config.datapath.policy_map_max);
+                add(
+                    "cilium_bpf_map_pressure",
+                    &[("map_name", villus_datapath::policy_pin(endpoint.id()))],
+                    f64::from(endpoint.size.0) / most,
+                );
+            }
+        }
+        for (state, count) in states {
+            add("cilium_endpoint_state", &[("endpoint_state", state.to_owned())], f64::from(count));
+        }
+        add("cilium_policy", &[], self.repository.policies().count() as f64);
+        add("cilium_policy_max_revision", &[], self.repository.revision() as f64);
+        add(
+            "cilium_identity",
+            &[("type", "cluster_local".into())],
+            self.identities.allocator.usage().used as f64,
+        );
+        add("cilium_identity", &[("type", "node_local".into())], self.identities.local.len() as f64);
+        add("cilium_controllers_failing", &[], self.conditions.iter().count() as f64);
+        add("villus_reconcile_repaired_total", &[], self.counts.repaired as f64);
+        add("villus_reconcile_runs_total", &[], self.counts.compared as f64);
+        add("villus_flows_cut_total", &[], self.counts.cut_flows as f64);
+        add("villus_flows_alive", &[], self.counts.alive_flows as f64);
+        add("villus_flows_collected_total", &[], self.counts.collected_flows as f64);
+        add("villus_emergency_deeds", &[], self.emergency.deeds.len() as f64);
+        add("villus_events_total", &[], history.seen() as f64);
+        add(
+            "villus_events_lost_total",
+            &[("at", "kernel".into())],
+            history.lost(LossSource::KernelRing) as f64,
+        );
+        add(
+            "villus_events_lost_total",
+            &[("at", "observer".into())],
+            history.lost(LossSource::ObserverQueue) as f64,
+        );
+        Ok(all)
+    }
+}

@@ -1,0 +1,99 @@
+//! Policies in force, who is at which revision, and selectors.
+
+use std::time::Duration;
+
+use villus_api::model::{Policy, PolicyQuery, PolicyWait, PolicyWaitQuery, Selector};
+use villus_api::{ApiError, ApiResult};
+use villus_labels::Selector as LabelSelector;
+
+use crate::agent::Agent;
+use crate::node::Node;
+
+impl Node {
+    /// The policies in force that a query picks.
+    pub(super) fn policies(&mut self, query: &PolicyQuery) -> ApiResult<Policy> {
+        let selector = match query.labels.as_str() {
+            "" => LabelSelector::everything(),
+            text => LabelSelector::parse(text)
+                .map_err(|error| ApiError::bad_field("labels", error.to_string()))?,
+        };
+        let objects: Vec<&serde_json::Value> = self
+            .repository
+            .policies_with_labels(&selector)
+            .filter(|policy| query.name.is_empty() || *policy.key.name == *query.name)
+            .filter(|policy| {
+                query.namespace.is_empty()
+                    || policy.key.namespace.as_deref() == Some(query.namespace.as_str())
+            })
+            .map(|policy| &policy.object)
+            .collect();
+        if objects.is_empty()
+            && !(query.name.is_empty() && query.labels.is_empty() && query.namespace.is_empty())
+        {
+            return Err(ApiError::not_found("no policy is meant")
+                .hint("`villus policy get` without a name shows all"));
+        }
+        let policy = serde_json::to_string(&objects).map_err(ApiError::internal)?;
+        Ok(Policy { policy, revision: self.repository.revision() })
+    }
+
+    /// Selectors in use.
+    pub(super) fn selectors(&mut self) -> Vec<Selector> {
+        let rows = self.repository.selectors().rows();
+        rows.into_iter()
+            .map(|row| Selector {
+                users: row.users as u64,
+                identities: row.identities.iter().map(|identity| identity.0).collect(),
+                labels: self.users_of(&row.selector),
+                selector: row.selector.to_string(),
+            })
+            .collect()
+    }
+
+    /// Policies that use a selector.
+    fn users_of(&self, selector: &LabelSelector) -> Vec<String> {
+        let uses = |policy: &&villus_policy::Policy| {
+            self.repository.rules(&policy.key).iter().flat_map(|rule| &rule.clauses).any(|clause| {
+                matches!(&clause.peers, villus_policy::Peers::Selected(all) if all.contains(selector))
+            })
+        };
+        let mut names: Vec<String> = self
+            .repository
+            .policies()
+            .filter(uses)
+            .map(|policy| match &policy.key.namespace {
+                Some(namespace) => format!("{namespace}/{}", policy.key.name),
+                None => policy.key.name.to_string(),
+            })
+            .collect();
+        names.dedup();
+        names
+    }
+
+    /// Endpoints that do not hold a revision yet.
+    fn behind(&self, revision: u64) -> Vec<u16> {
+        let behind =
+            |e: &&crate::endpoint::Endpoint| e.is_live() && (e.realized < revision || e.problem.is_some());
+        self.endpoints.values().filter(behind).map(|e| e.id()).collect()
+    }
+}
+
+/// Waits until every endpoint holds a revision, or the time is up.
+pub(super) async fn wait(agent: &Agent, query: PolicyWaitQuery) -> ApiResult<PolicyWait> {
+    let mut realized = agent.wake.realized.subscribe();
+    let revision = match query.revision {
+        0 => agent.with(|node| node.repository.revision()).await?,
+        revision => revision,
+    };
+    let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(query.timeout));
+    loop {
+        realized.mark_unchanged();
+        let (waiting, newest) =
+            agent.with(move |node| (node.behind(revision), node.repository.revision())).await?;
+        let done = waiting.is_empty() && newest >= revision;
+        if done || tokio::time::Instant::now() >= end {
+            return Ok(PolicyWait { revision, realized: done, waiting });
+        }
+        let _ = tokio::time::timeout_at(end, realized.changed()).await;
+    }
+}

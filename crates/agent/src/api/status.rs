@@ -1,0 +1,280 @@
+//! How the agent is.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use villus_api::model::{
+    Feature, IpamStatus, MonitorStatus, ServiceState, State, StatusDetails, StatusResponse, Warning,
+};
+use villus_datapath::AttachMode;
+use villus_flows::{History, LossSource};
+use villus_identity::{AddressPool, Family};
+use villus_net::{ForeignDrop, HOST_PREFIX, ROUTER_DEVICE, ROUTER_PEER, foreign_drops};
+use villus_print::StatusLine;
+
+use crate::node::Node;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Share of a map from which it is called nearly full.
+const PRESSURE: f64 = 0.9;
+
+/// Rules of others that drop what endpoints send, asked of other programs.
+pub(super) fn foreign() -> Vec<ForeignDrop> {
+    let ours = format!("{HOST_PREFIX}*");
+    foreign_drops(&[&ours, ROUTER_DEVICE, ROUTER_PEER]).unwrap_or_default()
+}
+
+impl Node {
+    /// The answer for probes and tools.
+    pub(super) fn status(&mut self, brief: bool, history: &History) -> StatusResponse {
+        let cilium = self.own_state();
+        if brief {
+            return StatusResponse { cilium, ..StatusResponse::default() };
+        }
+        StatusResponse {
+            cilium,
+            kvstore: Some(State { state: ServiceState::Ok, msg: "embedded store".into() }),
+            kubernetes: Some(State::default()),
+            container_runtime: None,
+            ipam: Some(self.ipam()),
+            node_monitor: Some(self.monitor_status(history)),
+            attach_mode: self.mode_name().into(),
+            stale: BTreeMap::new(),
+        }
+    }
+
+    fn own_state(&self) -> State {
+        let problems = self.conditions.iter().count();
+        let (state, msg) = if !self.open {
+            (
+                ServiceState::Failure,
+                "not every configured source of policies was read yet; no first packet passes".into(),
+            )
+        } else if problems > 0 {
+            let (name, condition) = self
+                .conditions
+                .iter()
+                .next()
+                .map(|(n, c)| (n.as_str(), c.message.as_str()))
+                .unwrap_or_default();
+            (ServiceState::Warning, format!("{problems} conditions, the first: {name}: {condition}"))
+        } else {
+            (ServiceState::Ok, VERSION.to_owned())
+        };
+        State { state, msg }
+    }
+
+    fn mode_name(&self) -> &'static str {
+        match self.kernel.mode {
+            AttachMode::Tcx => "tcx",
+            AttachMode::Tc => "tc",
+        }
+    }
+
+    fn monitor_status(&self, history: &History) -> MonitorStatus {
+        let pagesize = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+        MonitorStatus {
+            cpus: std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            npages: self.kernel.maps.events.info().entries / pagesize.max(1),
+            pagesize,
+            lost: history.lost(LossSource::KernelRing),
+            unknown: 0,
+        }
+    }
+
+    fn ipam(&self) -> IpamStatus {
+        let of = |v4: bool| -> Vec<String> {
+            self.pool.in_use().filter(|(ip, _)| ip.is_ipv4() == v4).map(|(ip, _)| ip.to_string()).collect()
+        };
+        IpamStatus {
+            allocations: self.pool.in_use().map(|(ip, owner)| (ip.to_string(), owner.to_owned())).collect(),
+            ipv4: of(true),
+            ipv6: of(false),
+            status: pool_text(&self.pool),
+        }
+    }
+
+    /// All that `villus status --verbose` prints.
+    pub(super) fn status_details(&mut self, history: &History, foreign: Vec<ForeignDrop>) -> StatusDetails {
+        self.read_journal();
+        StatusDetails {
+            version: VERSION.to_owned(),
+            uptime: self.started.elapsed().as_secs(),
+            lines: self.lines(history),
+            warnings: self.status_warnings(foreign),
+            features: self.features(),
+        }
+    }
+
+    fn lines(&self, history: &History) -> Vec<StatusLine> {
+        let own = self.own_state();
+        let state = match own.state {
+            ServiceState::Ok => "Ok",
+            ServiceState::Warning => "Warning",
+            ServiceState::Failure => "Failure",
+            ServiceState::Disabled => "Disabled",
+        };
+        let monitor = self.monitor_status(history);
+        let live = self.endpoints.values().filter(|e| e.is_live()).count();
+        let waiting = self.endpoints.values().filter(|e| e.pending_until.is_some()).count();
+        let failing = self.conditions.iter().count();
+        let controllers = CONTROLLERS + self.endpoints.len();
+        let usage = self.identities.allocator.usage();
+        let line = |label: &str, state: String, message: String| StatusLine::new(label, state, message);
+        vec![
+            line(
+                "KVStore",
+                "Ok".into(),
+                format!("embedded, {} of {} identities used", usage.used, usage.total),
+            ),
+            line("Kubernetes", "Disabled".into(), String::new()),
+            line("Cilium", state.into(), own.msg),
+            line(
+                "NodeMonitor",
+                format!(
+                    "Listening for events on {} CPUs with {}x{} of shared memory",
+                    monitor.cpus, monitor.npages, monitor.pagesize
+                ),
+                if monitor.lost > 0 { format!("{} events lost", monitor.lost) } else { String::new() },
+            ),
+            line("IPAM", pool_text(&self.pool), String::new()),
+            line(
+                "Endpoints",
+                format!("{live} ready"),
+                if waiting > 0 { format!("{waiting} wait to be created again") } else { String::new() },
+            ),
+            line(
+                "Policies",
+                format!("revision {}", self.repository.revision()),
+                format!("{} objects", self.repository.policies().count()),
+            ),
+            line("Routing", "Network: Native".into(), format!("Host: {}", self.uplinks_text())),
+            line("Attach Mode", self.mode_name().to_uppercase(), String::new()),
+            line("Masquerading", self.masquerading(), String::new()),
+            line(
+                "Controller Status",
+                format!("{}/{controllers} healthy", controllers.saturating_sub(failing)),
+                self.condition_lines(),
+            ),
+            line(
+                "Reconciliation",
+                format!("{} entries repaired", self.counts.repaired),
+                format!(
+                    "{} comparisons, {} flows cut after changes of policy",
+                    self.counts.compared, self.counts.cut_flows
+                ),
+            ),
+            line(
+                "BPF Maps",
+                format!(
+                    "dynamic sizing: {}",
+                    if self.config.datapath.map_size_ratio > 0.0 { "on" } else { "off" }
+                ),
+                self.pressure_lines(),
+            ),
+        ]
+    }
+
+    fn uplinks_text(&self) -> String {
+        let names: Vec<&str> = self.network.uplinks.used.iter().map(|uplink| uplink.name.as_str()).collect();
+        if names.is_empty() { "no uplink".into() } else { format!("uplinks {}", names.join(", ")) }
+    }
+
+    fn masquerading(&self) -> String {
+        let family = |on: bool, enabled: bool| match (enabled, on) {
+            (false, _) => "Disabled",
+            (true, true) => "nftables",
+            (true, false) => "off",
+        };
+        let (v4, v6) = (&self.config.ipv4, &self.config.ipv6);
+        format!("IPv4: {}, IPv6: {}", family(v4.masquerade, v4.enabled), family(v6.masquerade, v6.enabled))
+    }
+
+    fn condition_lines(&self) -> String {
+        let lines: Vec<String> = self
+            .conditions
+            .iter()
+            .map(|(name, c)| format!("{name}: {} (since {}, seen {} times)", c.message, c.since, c.failures))
+            .collect();
+        lines.join("\n")
+    }
+
+    /// Endpoints' policy maps that are nearly full.
+    fn pressure_lines(&self) -> String {
+        let full = self.endpoints.values().filter(|e| {
+            let most = f64::from(self.config.datapath.policy_map_max);
+            f64::from(e.size.0) >= most * PRESSURE
+        });
+        let lines: Vec<String> = full
+            .map(|e| {
+                format!(
+                    "policy of endpoint {}: {} of at most {} entries",
+                    e.id(),
+                    e.size.0,
+                    self.config.datapath.policy_map_max
+                )
+            })
+            .collect();
+        lines.join("\n")
+    }
+
+    fn status_warnings(&self, foreign: Vec<ForeignDrop>) -> Vec<Warning> {
+        let plain = |message: String| Warning { message, mend: String::new() };
+        let mut warnings: Vec<Warning> =
+            self.conditions.iter().map(|(name, c)| plain(format!("{name}: {}", c.message))).collect();
+        warnings.extend(foreign.into_iter().map(|drop| Warning {
+            message: format!("{} drops what endpoints send: {}", drop.place, drop.what),
+            mend: drop.mend.join("\n  "),
+        }));
+        warnings.extend(self.state.damaged().into_iter().map(|path| {
+            plain(format!("a file of state could not be read and was kept aside: {}", path.display()))
+        }));
+        warnings.extend(self.config.warnings.iter().map(|finding| plain(finding.to_string())));
+        for (path, file) in &self.sources.files {
+            warnings.extend(file.warnings.iter().map(|w| plain(format!("{}: {w}", path.display()))));
+        }
+        for (device, reason) in
+            self.network.uplinks.unmatched.iter().map(|name| (name, "no usable device has this name"))
+        {
+            warnings.push(plain(format!("devices: {device}: {reason}")));
+        }
+        warnings
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        let tc = self.kernel.mode == AttachMode::Tc;
+        let list = self.kernel.features.list.iter();
+        list.map(|feature| {
+            let unwanted = (feature.name == "tcx" && tc).then(|| "attach-mode is tc".to_owned());
+            let missing = feature.missing.clone().or(unwanted);
+            Feature {
+                name: feature.name.to_owned(),
+                used: missing.is_none(),
+                reason: missing.unwrap_or_else(|| feature.purpose.to_owned()),
+            }
+        })
+        .collect()
+    }
+}
+
+/// Tasks that the agent has beside one for each endpoint.
+const CONTROLLERS: usize = 8;
+
+fn pool_text(pool: &AddressPool) -> String {
+    let texts: Vec<String> = pool
+        .families()
+        .filter_map(|family: Family| {
+            let of = pool.family(family).ok()?;
+            let usage = of.usage(Instant::now());
+            Some(format!(
+                "{}: {}/{} allocated from {}",
+                family.name(),
+                usage.in_use,
+                usage.total,
+                of.prefix()
+            ))
+        })
+        .collect();
+    texts.join(", ")
+}
