@@ -1,6 +1,6 @@
 //! The command line as a whole.
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     bpf::BpfCommand, cleanup::CleanupArgs, config::ConfigArgs, emergency::EmergencyCommand,
@@ -90,7 +90,9 @@ Exit codes:
 /// The whole command line, the agent's options included.
 pub fn command() -> clap::Command {
     let command = Cli::command().mut_subcommand("agent", |agent| {
-        agent.args(villus_config::args::all()).next_line_help(true).term_width(110)
+        // The agent makes the socket (--socket-path); it does not look for one.
+        let host = Arg::new("host").short('H').long("host").hide(true).num_args(1);
+        agent.arg(host).args(villus_config::args::all()).next_line_help(true).term_width(110)
     });
     let list = groups(&command);
     command

@@ -84,8 +84,13 @@ pub fn run(host: &Host, args: &AllowArgs) -> Result<(), Failure> {
     let plan = Plan::new(&views, &identities, &order);
     if plan.is_empty() && plan.already.is_empty() {
         plan.warnings.iter().for_each(|warning| out::complain(&format!("villus: {warning}")));
-        return Err(Failure::new("nothing was opened")
-            .fix("see `villus bpf endpoint list` for the endpoints of this node"));
+        let missing = order.endpoints.iter().any(|id| !views.contains_key(id));
+        let fix = if missing {
+            "see `villus bpf endpoint list` for the endpoints of this node"
+        } else {
+            "repeat it with --override-deny: everything is denied by one entry, which must give way"
+        };
+        return Err(Failure::new("nothing was opened").fix(fix));
     }
     for (endpoint, direction) in &plan.already {
         out::line(&format!("endpoint {endpoint}: {} is open already", direction_text(*direction)))?;
