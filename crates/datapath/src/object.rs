@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{EbpfLoader, VerifierLogLevel, programs::SchedClassifier};
+use aya::{
+    EbpfLoader, VerifierLogLevel,
+    programs::{ProgramError, SchedClassifier},
+};
 
 use crate::{
     error::{Context, Error, Result},
@@ -124,30 +127,18 @@ impl Object {
             return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
         }
         raise_memlock();
-        let mut loader = EbpfLoader::new();
-        loader.btf(None).verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
-        for known in &KNOWN {
-            loader.map_pin_path(known.symbol, pins.path(known.pin));
+        // The verifier gives up when a signal is pending for this thread; and it writes down what it does only when
+        // it is asked again, for that takes three times as long.
+        let mut quiet = attempt(object, pins, VerifierLogLevel::STATS);
+        for _ in 0..INTERRUPTIONS {
+            if !matches!(&quiet, Err(failed) if failed.interrupted) {
+                break;
+            }
+            quiet = attempt(object, pins, VerifierLogLevel::STATS);
         }
-        let mut loaded = loader.load(object).map_err(|e| refused(&e))?;
-        let mut program = |name: &'static str| {
-            let program = loaded
-                .program_mut(name)
-                .ok_or_else(|| Error::Object { what: format!("no program `{name}` in it") })?;
-            let program: &mut SchedClassifier = program.try_into().map_err(|e| refused(&e))?;
-            let start = Instant::now();
-            program.load().map_err(|e| refused(&e))?;
-            let load_time = start.elapsed();
-            let fd = program.fd().map_err(|e| refused(&e))?.as_fd().try_clone_to_owned();
-            let fd = fd.on("hold program", name)?;
-            let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
-            Ok::<_, Error>(Program { name, fd, info, load_time })
-        };
-        Ok(Self {
-            from_endpoint: program("from_endpoint")?,
-            to_endpoint: program("to_endpoint")?,
-            from_network: program("from_network")?,
-        })
+        quiet
+            .or_else(|_| attempt(object, pins, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
+            .map_err(|failed| failed.error)
     }
 
     /// All programs.
@@ -155,6 +146,55 @@ impl Object {
     pub const fn programs(&self) -> [&Program; 3] {
         [&self.from_endpoint, &self.to_endpoint, &self.from_network]
     }
+}
+
+/// How often a load that a signal interrupted is tried again, as libbpf does.
+const INTERRUPTIONS: u32 = 5;
+
+/// A load that failed.
+struct Failed {
+    error: Error,
+    /// A signal was pending (EAGAIN): the same again may succeed.
+    interrupted: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, interrupted: false }
+    }
+}
+
+/// Loads an object once.
+fn attempt(object: &[u8], pins: &Pins, level: VerifierLogLevel) -> std::result::Result<Object, Failed> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).verifier_log_level(level);
+    for known in &KNOWN {
+        loader.map_pin_path(known.symbol, pins.path(known.pin));
+    }
+    let mut loaded = loader.load(object).map_err(|e| refused(&e))?;
+    let mut program = |name: &'static str| {
+        let program = loaded
+            .program_mut(name)
+            .ok_or_else(|| Error::Object { what: format!("no program `{name}` in it") })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(|e| refused(&e))?;
+        let start = Instant::now();
+        program.load().map_err(|e| Failed { interrupted: is_interruption(&e), error: refused(&e) })?;
+        let load_time = start.elapsed();
+        let fd = program.fd().map_err(|e| refused(&e))?.as_fd().try_clone_to_owned();
+        let fd = fd.on("hold program", name)?;
+        let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
+        Ok::<_, Failed>(Program { name, fd, info, load_time })
+    };
+    Ok(Object {
+        from_endpoint: program("from_endpoint")?,
+        to_endpoint: program("to_endpoint")?,
+        from_network: program("from_network")?,
+    })
+}
+
+fn is_interruption(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. }
+        if io_error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 /// The loader's error with its causes; of a verifier's log the end, where it says what is wrong.
