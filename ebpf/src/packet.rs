@@ -5,17 +5,43 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_fib_lookup},
     helpers::generated::{
-        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_store_bytes,
     },
 };
-use villus_abi::Reason;
-use villus_path::{Neighbour, Net, Packet, Parse, Pick, Room, V4, V6, World};
+use villus_abi::{Config, Reason};
+use villus_path::{Neighbour, Packet, Parse, Pick, Room, V4, V6, World};
 
 use crate::world::{self, Kernel};
 
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// Offsets up to which the linear part is looked at; the verifier wants a bound.
+const LINEAR_MOST: u32 = 512;
+
+/// Reads four bytes of the packet, aligned or not: what Rust's own unaligned read would do byte by byte.
+#[inline(always)]
+fn read32(at: usize) -> u32 {
+    let value: u64;
+    // SAFETY: the caller compared `at` with the end of the packet; the verifier proves it again.
+    unsafe {
+        core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) value, in(reg) at, options(pure, readonly, nostack));
+    }
+    value as u32
+}
+
+/// As [`read32`], two bytes.
+#[inline(always)]
+fn read16(at: usize) -> u16 {
+    let value: u64;
+    // SAFETY: see `read32`.
+    unsafe {
+        core::arch::asm!("{0} = *(u16 *)({1} + 0)", out(reg) value, in(reg) at, options(pure, readonly, nostack));
+    }
+    value as u16
+}
 
 /// A packet of the kernel.
 pub struct Skb(*mut __sk_buff);
@@ -38,6 +64,18 @@ impl Skb {
     pub fn mark_bits(&self) -> u32 {
         // SAFETY: the context of the running program.
         unsafe { (*self.0).mark }
+    }
+
+    /// Where `size` bytes from `offset` lie, if they are in the linear part: then they are read without a call.
+    #[inline(always)]
+    fn linear(&self, offset: u32, size: usize) -> Option<usize> {
+        if offset > LINEAR_MOST {
+            return None;
+        }
+        // SAFETY: the context of the running program.
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let at = data + offset as usize;
+        if at + size > end { None } else { Some(at) }
     }
 
     /// Copies a plain value out of the packet.
@@ -116,12 +154,26 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        self.copy(offset)
+        let Some(at) = self.linear(offset, N * 4) else { return self.copy(offset) };
+        let mut words = [0; N];
+        let mut i = 0;
+        while i < N {
+            words[i] = read32(at + i * 4);
+            i += 1;
+        }
+        Some(words)
     }
 
     #[inline(always)]
     fn halves<const N: usize>(&self, offset: u32) -> Option<[u16; N]> {
-        self.copy(offset)
+        let Some(at) = self.linear(offset, N * 2) else { return self.copy(offset) };
+        let mut halves = [0; N];
+        let mut i = 0;
+        while i < N {
+            halves[i] = read16(at + i * 2);
+            i += 1;
+        }
+        Some(halves)
     }
 
     #[inline(always)]
@@ -137,7 +189,13 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn parse<F: Pick, W: World + Net<F>>(&self, _: &W, _: &mut Room<F>, l3_only: bool) -> Reason {
+    fn resize(&mut self, len: u32) -> bool {
+        // SAFETY: no pointers into the packet are held.
+        unsafe { bpf_skb_change_tail(self.0, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn parse<F: Pick>(&self, _: &mut Room<F>, l3_only: bool) -> Reason {
         Reason(if F::V6 {
             villus_parse6(self.0, l3_only as u32)
         } else {
@@ -151,6 +209,15 @@ impl Packet for Skb {
             villus_emit6(self.0)
         } else {
             villus_emit4(self.0)
+        };
+    }
+
+    #[inline(always)]
+    fn end<F: Pick, W: World>(&self, _: &W, _: &Config, _: &mut Room<F>, reason: Reason) {
+        if F::V6 {
+            villus_end6(self.0, reason.0 as u32)
+        } else {
+            villus_end4(self.0, reason.0 as u32)
         };
     }
 
@@ -180,13 +247,13 @@ impl Packet for Skb {
 /// Stages of the path that are global functions: the verifier looks at each once, not at every way to it.
 /// They find the packet's room where the program that called them found it.
 macro_rules! stages {
-    ($family:ty, $parse:ident, $emit:ident) => {
+    ($family:ty, $parse:ident, $emit:ident, $end:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $parse(skb: *mut __sk_buff, l3_only: u32) -> u32 {
             let Some(work) = world::work() else { return Reason::NOT_READY.0 as u32 };
             let room = <$family>::room(work);
-            <$family>::parse(&Kernel, &Skb(skb), room.facts_mut(), l3_only != 0).0 as u32
+            <$family>::parse(&Skb(skb), room.facts_mut(), l3_only != 0).0 as u32
         }
 
         #[unsafe(no_mangle)]
@@ -197,8 +264,17 @@ macro_rules! stages {
             }
             0
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $end(skb: *mut __sk_buff, reason: u32) -> u32 {
+            if let (Some(work), Some(config)) = (world::work(), Kernel.config()) {
+                villus_path::end(&Kernel, &Skb(skb), config, <$family>::room(work), Reason(reason as u8));
+            }
+            0
+        }
     };
 }
 
-stages!(V4, villus_parse4, villus_emit4);
-stages!(V6, villus_parse6, villus_emit6);
+stages!(V4, villus_parse4, villus_emit4, villus_end4);
+stages!(V6, villus_parse6, villus_emit6, villus_end6);

@@ -2,7 +2,7 @@
 
 use villus_abi::{
     Config, Endpoint, Reason,
-    endpoint::{FLAG_ACTIVE, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP},
+    endpoint::{FLAG_ACTIVE, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP, SLOT_HOST},
     event::{HOOK_TO_ENDPOINT, POINT_TO_ENDPOINT},
     flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED, FLOW_VIA_STACK},
     time,
@@ -27,15 +27,17 @@ pub(crate) const ETHERTYPE_QINQ: u16 = 0x88a8;
 /// Whether a packet, or each segment of a train, is larger than a device takes.
 #[inline(always)]
 pub(crate) fn too_big<F: Family, P: Packet>(p: &P, facts: &Facts<F>, mtu: u32) -> bool {
-    if mtu == 0 {
-        return false;
-    }
+    mtu != 0 && largest(p, facts) > mtu
+}
+
+/// The layer-3 length of a packet, or of the segments that a train is cut into.
+#[inline(always)]
+pub(crate) fn largest<F: Family, P: Packet>(p: &P, facts: &Facts<F>) -> u32 {
     let segment = p.gso_size();
     if segment == 0 {
-        return facts.l3_len > mtu;
+        return facts.l3_len;
     }
-    // Payload of a segment plus the headers in front of it (a TCP header of at least 20 bytes).
-    facts.l4 - ETH_HLEN + 20 + segment > mtu
+    facts.l4 - ETH_HLEN + facts.l4_len as u32 + segment
 }
 
 /// How an endpoint can be handed a packet without the stack.
@@ -53,18 +55,47 @@ pub(crate) fn way_to(endpoint: &Endpoint) -> Option<Action> {
 /// Sets both MACs and takes one from the TTL, as a router does.
 #[inline(always)]
 pub(crate) fn route<F: Family, P: Packet>(p: &mut P, facts: &Facts<F>, to: &[u8; 6], from: &[u8; 6]) -> bool {
-    let macs =
-        [to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]];
     let ttl = facts.ttl.wrapping_sub(1);
     if F::V6 {
+        let macs =
+            [to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]];
         return p.store::<1>(ETH_HLEN + F::TTL_OFFSET, &[ttl], true) && p.store::<12>(0, &macs, false);
     }
     // RFC 1624: one less in the high byte of a word is 0x0100 more in the checksum.
     let sum = facts.check as u32 + 0x0100;
-    let check = (sum + (sum >= 0xffff) as u32) as u16;
-    let bytes = check.to_be_bytes();
-    p.store::<4>(ETH_HLEN + F::TTL_OFFSET, &[ttl, facts.proto, bytes[0], bytes[1]], false)
-        && p.store::<12>(0, &macs, false)
+    let check = ((sum + (sum >= 0xffff) as u32) as u16).to_be_bytes();
+    // One call for both headers: what lies between them is written as it is.
+    let Some(h) = p.halves::<4>(ETH_HLEN) else { return false };
+    let (a, b, c, d) = (h[0].to_ne_bytes(), h[1].to_ne_bytes(), h[2].to_ne_bytes(), h[3].to_ne_bytes());
+    let bytes = [
+        to[0],
+        to[1],
+        to[2],
+        to[3],
+        to[4],
+        to[5],
+        from[0],
+        from[1],
+        from[2],
+        from[3],
+        from[4],
+        from[5],
+        0x08,
+        0,
+        a[0],
+        a[1],
+        b[0],
+        b[1],
+        c[0],
+        c[1],
+        d[0],
+        d[1],
+        ttl,
+        facts.proto,
+        check[0],
+        check[1],
+    ];
+    p.store::<26>(0, &bytes, false)
 }
 
 /// Everything the host's stack delivers to an endpoint: the endpoint's ingress policy is asked.
@@ -86,7 +117,10 @@ pub fn to_endpoint<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Ou
     match u16::from_be(eth[6]) {
         ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => ip(w, p, V4::room(work), endpoint, config),
         ETHERTYPE_IPV6 if config.flags & V6::ENABLED != 0 => ip(w, p, V6::room(work), endpoint, config),
-        ETHERTYPE_ARP => Outcome::PASS,
+        ETHERTYPE_ARP => {
+            w.count(Reason::FORWARDED, 0, p.len());
+            Outcome::PASS
+        }
         _ => dropped_frame(w, p, config, work, Reason::UNSUPPORTED_L3, (HOOK_TO_ENDPOINT, 0), endpoint.id),
     }
 }
@@ -107,7 +141,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     config: &Config,
 ) -> Outcome {
     room.note = Note { hook: HOOK_TO_ENDPOINT, endpoint: endpoint.id, ..Note::default() };
-    let reason = p.parse(w, room, false);
+    let reason = p.parse(room, false);
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
@@ -119,10 +153,14 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
         Side::host()
     } else if let Some(source) = endpoint_of(w, ingress) {
         Side::endpoint(source, false)
-    } else if <W as Net<F>>::local(w, &room.facts.src).is_some() {
-        return dropped(w, p, config, room, Reason::SOURCE_IP);
     } else {
-        Side::remote::<F, W>(w, &room.facts.src)
+        match <W as Net<F>>::local(w, &room.facts.src) {
+            None => Side::remote::<F, W>(w, &room.facts.src),
+            // The host's own SNAT has hidden who it was; `host` is only what was made here. Such a source from
+            // outside was dropped on the uplink.
+            Some(local) if local.slot == SLOT_HOST => Side::world(),
+            Some(_) => return dropped(w, p, config, room, Reason::SOURCE_IP),
+        }
     };
     room.note.src_identity = src.identity;
     room.note.dst_identity = endpoint.identity;

@@ -14,7 +14,7 @@ use villus_abi::{
 use crate::{
     deliver::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, endpoint_of, finish,
-        route, too_big, way_to,
+        largest, route, too_big, way_to,
     },
     family::{Family, V4, V6},
     judge::{Case, Side, judge, known},
@@ -92,7 +92,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
 ) -> Outcome {
     room.note = Note { hook: HOOK_FROM_ENDPOINT, endpoint: endpoint.id, direction: 1, ..Note::default() };
     room.note.src_identity = endpoint.identity;
-    let reason = p.parse(w, room, false);
+    let reason = p.parse(room, false);
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
@@ -173,7 +173,6 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
         Ok(wanted) => wanted,
         Err(reason) => return dropped(w, p, config, room, reason),
     };
-    w.count(Reason::FORWARDED, 1, p.len());
     room.note.point = way.point;
     room.note.direction = 1;
     room.note.endpoint = endpoint.id;
@@ -193,6 +192,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
             room.note.peer = endpoint.id;
         }
     }
+    w.count(Reason::FORWARDED, 1, p.len());
     report::trace(w, p, config, room, wanted);
     outcome
 }
@@ -219,7 +219,7 @@ struct Way {
 #[inline(always)]
 fn neighbour_of<F: Family, P: Packet>(p: &mut P, facts: &Facts<F>, next: &mut Neighbour) -> bool {
     let (src, dst) = (F::words(&facts.src), F::words(&facts.dst));
-    let len = if p.gso_size() == 0 { facts.l3_len } else { 0 };
+    let len = largest(p, facts);
     if F::V6 { p.neighbour6(&src, &dst, len, next) } else { p.neighbour4(src[0], dst[0], len, next) }
 }
 
@@ -242,7 +242,9 @@ fn special<F: Family>(facts: &Facts<F>, endpoint: &Endpoint, own: bool) -> Reaso
         if !F::V6 && facts.proto == IGMP {
             return Reason::IGMP;
         }
-        if facts.proto == UDP && facts.sport == client.to_be() && facts.dport == server.to_be() {
+        // What a client sends to one server goes the way of all packets.
+        let to_all = F::is_multicast(&facts.dst);
+        if to_all && facts.proto == UDP && facts.sport == client.to_be() && facts.dport == server.to_be() {
             return if dhcp { Reason::FORWARDED } else { Reason::DHCP };
         }
     }

@@ -23,11 +23,13 @@ pub(crate) struct Known<'a> {
     pub state: u8,
     /// Whether the packet travels in the opener's direction.
     pub forward: bool,
+    /// Whether the packet's source is an end of the flow. Errors may come from routers in between.
+    pub from_end: bool,
 }
 
 impl Known<'_> {
     /// No valid flow.
-    pub(crate) const NEW: Self = Self { flow: None, state: STATE_NEW, forward: true };
+    pub(crate) const NEW: Self = Self { flow: None, state: STATE_NEW, forward: true, from_end: true };
 
     /// Whether the flow is one that came through the host's stack.
     #[inline(always)]
@@ -80,7 +82,12 @@ pub(crate) fn find<'a, F: Family, W: Net<F>>(
     if opens && (!forward || flags & (FLOW_FWD_CLOSING | FLOW_REV_CLOSING) != 0) {
         return Known::NEW;
     }
-    Known { flow: Some(flow), state: if forward { STATE_ESTABLISHED } else { STATE_REPLY }, forward }
+    // A question is no reply, whoever has sent answers nobody asked for.
+    if !forward && !facts.later && facts.kind as u8 == Kind::Question as u8 {
+        return Known::NEW;
+    }
+    let state = if forward { STATE_ESTABLISHED } else { STATE_REPLY };
+    Known { flow: Some(flow), state, forward, from_end: true }
 }
 
 /// Finds the flow that an ICMP error is about. It must travel to the sender of the packet it quotes.
@@ -101,7 +108,8 @@ pub(crate) fn related<'a, F: Family, W: Net<F>>(
     }
     // The quoted packet's direction, turned round.
     let quoted_forward = (flow.flags.get() & FLOW_HI_OPENED != 0) == key.from_hi;
-    Known { flow: Some(flow), state: STATE_RELATED, forward: !quoted_forward }
+    let from_end = quoted.dst == facts.src;
+    Known { flow: Some(flow), state: STATE_RELATED, forward: !quoted_forward, from_end }
 }
 
 /// The state bits that a packet's TCP flags bring about.

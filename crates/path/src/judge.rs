@@ -3,9 +3,9 @@
 
 use villus_abi::{
     Config, Direction, Endpoint, Reason,
-    config::FLAG_AUDIT as CONFIG_AUDIT,
+    config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT as CONFIG_AUDIT},
     endpoint::FLAG_AUDIT,
-    event::{STATE_ESTABLISHED, STATE_NEW, STATE_RELATED},
+    event::{STATE_ESTABLISHED, STATE_RELATED},
     flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED},
     ipcache::FLAG_PENDING,
     time::Tick,
@@ -14,6 +14,7 @@ use villus_abi::{
 use crate::{
     family::Family,
     flow::{self, Known},
+    fragment,
     parse::{Facts, Kind},
     policy::{Ask, Question},
     report,
@@ -57,6 +58,12 @@ impl<'a> Side<'a> {
         Self { judged: None, id: 0, identity: HOST, pending: false }
     }
 
+    /// Somebody without an identity of their own.
+    #[inline(always)]
+    pub(crate) const fn world() -> Self {
+        Self { judged: None, id: 0, identity: WORLD, pending: false }
+    }
+
     /// An address elsewhere.
     #[inline(always)]
     pub(crate) fn remote<F: Family, W: Net<F>>(w: &W, addr: &F::Addr) -> Self {
@@ -67,7 +74,7 @@ impl<'a> Side<'a> {
                 identity: if row.identity == 0 { WORLD } else { row.identity },
                 pending: row.flags & FLAG_PENDING != 0,
             },
-            None => Self { judged: None, id: 0, identity: WORLD, pending: false },
+            None => Self::world(),
         }
     }
 }
@@ -85,14 +92,20 @@ pub(crate) struct Case<'a> {
     pub account: bool,
 }
 
-/// What a packet is to the flow table. `Err` for what flows cannot be made of.
+/// What a packet, its source checked, is to the flow table. `Err` for what flows cannot be made of.
 #[inline(always)]
-pub(crate) fn known<'a, F: Pick, W: Net<F>, P: Packet>(
+pub(crate) fn known<'a, F: Pick, W: World + Net<F>, P: Packet>(
     w: &'a W,
     p: &P,
     room: &mut Room<F>,
     now: Tick,
 ) -> Result<Known<'a>, Reason> {
+    if room.facts.fragment {
+        let reason = fragment::track(w, p, room, now);
+        if reason.0 != 0 {
+            return Err(reason);
+        }
+    }
     flow::key_of(&room.facts, &mut room.key);
     match room.facts.kind {
         Kind::Unknown => Err(Reason::CT_UNKNOWN_L4),
@@ -130,12 +143,13 @@ pub(crate) fn judge<F: Pick, W: World + Net<F>, P: Packet>(
 /// Whose policies are to be asked: a reply or an error about a flow passes where the flow was admitted.
 #[inline(always)]
 fn questions<F: Family>(facts: &Facts<F>, case: &Case<'_>) -> (bool, bool) {
-    let Some(flow) = case.known.flow else {
-        let always = case.config.flags & villus_abi::config::FLAG_ALLOW_FRAG_NEEDED != 0
-            && facts.kind as u8 == Kind::Error as u8
-            && if F::V6 { facts.icmp_type == 2 } else { facts.icmp_type == 3 && facts.icmp_code == 4 };
-        return (!always, !always);
-    };
+    let always = case.config.flags & FLAG_ALLOW_FRAG_NEEDED != 0
+        && facts.kind as u8 == Kind::Error as u8
+        && if F::V6 { facts.icmp_type == 2 } else { facts.icmp_type == 3 && facts.icmp_code == 4 };
+    if always {
+        return (false, false);
+    }
+    let Some(flow) = case.known.flow else { return (true, true) };
     if case.known.state == STATE_ESTABLISHED {
         return (true, true);
     }
@@ -145,7 +159,8 @@ fn questions<F: Family>(facts: &Facts<F>, case: &Case<'_>) -> (bool, bool) {
         (FLOW_INGRESS_ADMITTED, FLOW_EGRESS_ADMITTED)
     };
     let flags = flow.flags.get();
-    (flags & src_bit == 0, flags & dst_bit == 0)
+    // An admission is that of an end: a router's policy is asked about the errors it sends.
+    (flags & src_bit == 0 || !case.known.from_end, flags & dst_bit == 0)
 }
 
 /// Asks one endpoint. `Ok` carries `FLOW_AUDITED` when only audit mode let the packet pass.
@@ -174,7 +189,8 @@ fn ask<F: Pick, W: World + Net<F>, P: Packet>(
     room.note.direction = direction as u8;
     room.note.endpoint = own.id;
     room.note.peer = peer.id;
-    if answer.allowed() && case.known.state != STATE_NEW {
+    let first = is_first(case, direction);
+    if answer.allowed() && !first {
         return Ok(0);
     }
     let audited = !answer.allowed()
@@ -183,8 +199,7 @@ fn ask<F: Pick, W: World + Net<F>, P: Packet>(
     room.note.matched = answer.matched;
     room.note.reason = answer.reason.0;
     room.note.audited = audited;
-    // A flow that only audit lets live is reported when it is opened, not with each packet.
-    if !(audited && case.known.flow.is_some()) {
+    if first || !(audited && is_audited(case)) {
         report::verdict(w, p, case.config, room);
     }
     room.note.audited = false;
@@ -200,6 +215,26 @@ fn ask<F: Pick, W: World + Net<F>, P: Packet>(
         <W as Net<F>>::remove(w, &room.key.key, room.key.tcp);
     }
     Err(answer.reason)
+}
+
+/// Whether this is the first time that the flow's policy in this direction is asked.
+#[inline(always)]
+fn is_first(case: &Case<'_>, direction: Direction) -> bool {
+    let Some(flow) = case.known.flow else { return true };
+    let bit = match direction {
+        Direction::Egress => FLOW_EGRESS_ADMITTED,
+        Direction::Ingress => FLOW_INGRESS_ADMITTED,
+    };
+    case.known.state == STATE_ESTABLISHED && flow.flags.get() & bit == 0
+}
+
+/// Whether it has been reported that only audit lets the flow live: with its first packet, not with each.
+#[inline(always)]
+fn is_audited(case: &Case<'_>) -> bool {
+    match case.known.flow {
+        None => false,
+        Some(flow) => !case.known.forward || flow.flags.get() & FLOW_AUDITED != 0,
+    }
 }
 
 /// Opens the flow of an admitted packet or brings it up to date.
@@ -231,8 +266,11 @@ fn record<F: Pick, W: World + Net<F>, P: Packet>(
         return Ok(true);
     }
     let flags = flow.flags.get();
-    if case.known.forward && admitted & !flags != 0 {
+    // The second endpoint's first packet, after the first endpoint opened the flow and the stack forwarded it.
+    let first = case.known.forward && admitted & !flags != 0;
+    if first {
         flow.flags.set(flags | admitted);
     }
-    Ok(flow::touch(w, flow, &room.facts, case.config, case.now, case.known.forward, account))
+    let due = flow::touch(w, flow, &room.facts, case.config, case.now, case.known.forward, account);
+    Ok(first || due)
 }

@@ -17,6 +17,7 @@ mod deliver;
 mod endpoint;
 mod family;
 mod flow;
+mod fragment;
 mod judge;
 #[cfg(feature = "memory")]
 pub mod memory;
@@ -36,6 +37,6 @@ pub use network::from_network;
 pub use outcome::{Action, MARK_JUDGED, MARK_MASK, Outcome};
 pub use parse::{ETH_HLEN, Facts, Kind, Parse};
 pub use policy::{Ask, Question, Verdict, verdict};
-pub use report::emit;
+pub use report::{emit, end};
 pub use work::{Pick, Room, Work};
 pub use world::{Neighbour, Net, Packet, PolicyMap, World};

@@ -1,13 +1,17 @@
 //! ARP and neighbour discovery of endpoints: the gateway is answered for, claims are checked.
 
-use villus_abi::{Config, Endpoint, Reason, endpoint::ADDR_GATEWAY, event::HOOK_FROM_ENDPOINT};
+use villus_abi::{
+    Config, Endpoint, Reason,
+    endpoint::{ADDR_GATEWAY, SLOT_HOST},
+    event::HOOK_FROM_ENDPOINT,
+};
 
 use crate::{
     deliver::finish,
     endpoint::owns,
     family::{Family, V4, V6},
     outcome::{Action, Outcome},
-    parse::ETH_HLEN,
+    parse::{ETH_HLEN, Facts},
     report::{Note, dropped_frame},
     work::{Pick, Room, Work},
     world::{Net, Packet, World},
@@ -104,7 +108,11 @@ pub(crate) fn discovery<F: Pick, W: World + Net<F>, P: Packet>(
             if !target_own && !target_link_local {
                 break 'ended Reason::ARP_SPOOF;
             }
-            break 'ended if F::is_multicast(&facts.dst) { Reason::ANNOUNCED } else { Reason::FORWARDED };
+            break 'ended if F::is_multicast(&facts.dst) {
+                Reason::ANNOUNCED
+            } else {
+                on_link::<F, W>(w, facts)
+            };
         }
         if unspecified {
             // Duplicate address detection.
@@ -115,9 +123,9 @@ pub(crate) fn discovery<F: Pick, W: World + Net<F>, P: Packet>(
         }
         let gateway = matches!(Net::<V6>::local(w, &target), Some(local) if local.flags & ADDR_GATEWAY != 0);
         if !gateway {
-            break 'ended if target_link_local { Reason::FORWARDED } else { Reason::UNKNOWN_TARGET };
+            break 'ended if target_link_local { on_link::<F, W>(w, facts) } else { Reason::UNKNOWN_TARGET };
         }
-        return match answer(w, p, endpoint, facts.l4, &src, &target) {
+        return match answer(p, endpoint, &src, &target) {
             true => {
                 w.count(Reason::ANSWERED, 1, p.len());
                 Outcome::leave(Action::Device, endpoint.ifindex)
@@ -128,33 +136,38 @@ pub(crate) fn discovery<F: Pick, W: World + Net<F>, P: Packet>(
     finish(w, p, config, room, reason)
 }
 
-/// Turns a solicitation into its advertisement. The solicitation carries its sender's link address (32 bytes
-/// of ICMPv6 right behind a plain header) or the packet is left to the sender's next try.
+/// Lets neighbour discovery pass to the host's own stack, and nowhere further: policy has no say in it.
 #[inline(always)]
-fn answer<W: World, P: Packet>(
-    _w: &W,
-    p: &mut P,
-    endpoint: &Endpoint,
-    l4: u32,
-    to: &[u32; 4],
-    target: &[u32; 4],
-) -> bool {
-    if l4 != ETH_HLEN + 40 || p.len() != l4 + 32 {
+fn on_link<F: Family, W: Net<F>>(w: &W, facts: &Facts<F>) -> Reason {
+    let dst = &facts.dst;
+    let near = F::is_multicast(dst)
+        || F::is_link_local(dst)
+        || matches!(w.local(dst), Some(local) if local.slot == SLOT_HOST);
+    if near { Reason::FORWARDED } else { Reason::UNKNOWN_TARGET }
+}
+
+/// Turns a solicitation, whatever options it has, into its advertisement.
+#[inline(always)]
+fn answer<P: Packet>(p: &mut P, endpoint: &Endpoint, to: &[u32; 4], target: &[u32; 4]) -> bool {
+    const L4: u32 = ETH_HLEN + 40;
+    let Some(asker) = p.load::<6>(6) else { return false };
+    if p.len() != L4 + 32 && !p.resize(L4 + 32) {
         return false;
     }
-    let Some(asker) = p.load::<6>(6) else { return false };
     let m = endpoint.node_mac;
     let c = advertisement_sum(to, target, &m).to_ne_bytes();
-    // Ethernet addresses; version, payload length and hop limit stay; source, destination; type and flags
-    // (router, solicited, override); the target stays; one option: the target's link address.
+    // Ethernet addresses; IPv6 header with 32 bytes of ICMPv6 and hop limit 255; type and flags (router, solicited,
+    // override), the target; one option: the target's link address.
     p.store::<12>(
         0,
         &[asker[0], asker[1], asker[2], asker[3], asker[4], asker[5], m[0], m[1], m[2], m[3], m[4], m[5]],
         false,
-    ) && p.store::<16>(ETH_HLEN + 8, &words(target), false)
+    ) && p.store::<8>(ETH_HLEN, &[0x60, 0, 0, 0, 0, 32, V6::ICMP, 255], false)
+        && p.store::<16>(ETH_HLEN + 8, &words(target), false)
         && p.store::<16>(ETH_HLEN + 24, &words(to), false)
-        && p.store::<8>(l4, &[136, 0, c[0], c[1], 0xe0, 0, 0, 0], false)
-        && p.store::<8>(l4 + 24, &[2, 1, m[0], m[1], m[2], m[3], m[4], m[5]], false)
+        && p.store::<8>(L4, &[136, 0, c[0], c[1], 0xe0, 0, 0, 0], false)
+        && p.store::<16>(L4 + 8, &words(target), false)
+        && p.store::<8>(L4 + 24, &[2, 1, m[0], m[1], m[2], m[3], m[4], m[5]], false)
 }
 
 /// The bytes of an address.

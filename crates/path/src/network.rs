@@ -43,7 +43,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     config: &Config,
 ) -> Outcome {
     room.note = Note { hook: HOOK_FROM_NETWORK, ..Note::default() };
-    let reason = p.parse(w, room, true);
+    let reason = p.parse(room, true);
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
@@ -75,7 +75,7 @@ fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
 ) -> Outcome {
     room.note = Note { hook: HOOK_FROM_NETWORK, endpoint: endpoint.id, ..Note::default() };
     room.note.dst_identity = endpoint.identity;
-    let reason = p.parse(w, room, false);
+    let reason = p.parse(room, false);
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }

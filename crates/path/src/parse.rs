@@ -3,24 +3,21 @@
 //!
 //! Every length is checked against the packet's own; what is cut short is malformed and says so.
 
-use villus_abi::{FragPorts, Reason, policy::ICMP_TYPE_ZERO_PORT, time};
+use villus_abi::{Reason, policy::ICMP_TYPE_ZERO_PORT, time};
 
 use crate::{
     family::{Family, V4, V6},
-    world::{Net, Packet, World},
+    world::Packet,
 };
 
 /// Length of an Ethernet header.
 pub const ETH_HLEN: u32 = 14;
 /// How many IPv6 extension headers are followed.
 const MAX_EXTENSIONS: u32 = 6;
-/// How long the ports of a fragmented datagram are remembered, seconds (the kernel's reassembly time).
-const FRAGMENT_SECS: u32 = 30;
-
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const IGMP: u8 = 2;
-const SCTP: u8 = 132;
+pub(crate) const SCTP: u8 = 132;
 
 /// TCP flags as they lie in the header.
 pub(crate) mod tcp {
@@ -78,8 +75,14 @@ pub struct Facts<F: Family> {
     pub icmp_code: u8,
     /// What it is to the flow table.
     pub kind: Kind,
+    /// A fragment; of one that is not the first, ports and kind are found after its source was checked.
+    pub fragment: bool,
     /// A fragment that is not the first.
     pub later: bool,
+    /// Identification of the datagram that a fragment belongs to, network order.
+    pub id: u32,
+    /// Length of the transport header.
+    pub l4_len: u8,
     /// Offset of the transport header from the Ethernet header.
     pub l4: u32,
     /// Length of the packet without its Ethernet header.
@@ -90,7 +93,7 @@ pub struct Facts<F: Family> {
 pub trait Parse: Family {
     /// Fills in the facts of a packet whose EtherType says this family. `l3_only` leaves out the transport.
     /// Returns the reason it is refused for, or [`Reason::FORWARDED`].
-    fn parse<W: World, P: Packet>(w: &W, p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason;
+    fn parse<P: Packet>(p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason;
 
     /// Fills in the facts of the packet that an ICMP error quotes: addresses, protocol and flow ports.
     /// False when they are not all there.
@@ -123,14 +126,16 @@ fn transport<F: Family, P: Packet>(p: &P, facts: &mut Facts<F>, len: u32) -> Rea
             facts.dport = h[1];
             facts.asked = h[1];
             facts.tcp_flags = state as u8;
+            facts.l4_len = header as u8;
             facts.kind = Kind::Tcp;
         }
         UDP | SCTP => {
-            let least = if facts.proto == UDP { 8 } else { 12 };
+            let least: u8 = if facts.proto == UDP { 8 } else { 12 };
             let Some(h) = p.halves::<4>(at) else { return Reason::CT_INVALID };
-            if len < least {
+            if len < least as u32 {
                 return Reason::CT_INVALID;
             }
+            facts.l4_len = least;
             facts.sport = h[0];
             facts.dport = h[1];
             facts.asked = h[1];
@@ -151,7 +156,7 @@ fn transport<F: Family, P: Packet>(p: &P, facts: &mut Facts<F>, len: u32) -> Rea
 
 /// What an ICMP type means to flows and policy.
 #[inline(always)]
-fn message<F: Family>(facts: &mut Facts<F>, kind: u8, code: u8, id: u16) {
+pub(crate) fn message<F: Family>(facts: &mut Facts<F>, kind: u8, code: u8, id: u16) {
     facts.icmp_type = kind;
     facts.icmp_code = code;
     facts.asked = if kind == 0 { ICMP_TYPE_ZERO_PORT.to_be() } else { (kind as u16).to_be() };
@@ -177,56 +182,6 @@ fn message<F: Family>(facts: &mut Facts<F>, kind: u8, code: u8, id: u16) {
     }
 }
 
-/// The transport of a fragment: the first one remembers its ports, later ones find them.
-#[inline(always)]
-fn fragment<F: Family, W: World + Net<F>, P: Packet>(
-    w: &W,
-    p: &P,
-    facts: &mut Facts<F>,
-    id: u32,
-    len: u32,
-) -> Reason {
-    let key = F::frag_key(&facts.src, &facts.dst, id, facts.proto);
-    let now = time::from_ns(w.now_ns());
-    w.count(Reason::FRAGMENTED, 0, p.len());
-    if !facts.later {
-        let reason = transport(p, facts, len);
-        if reason.0 != 0 {
-            return reason;
-        }
-        let ports = FragPorts {
-            sport: facts.sport,
-            dport: facts.dport,
-            expires: now.wrapping_add(time::from_secs(FRAGMENT_SECS)),
-        };
-        if !<W as Net<F>>::remember(w, &key, &ports) {
-            w.count(Reason::FRAGMENT_UPDATE, 0, p.len());
-        }
-        return Reason::FORWARDED;
-    }
-    let Some(ports) = <W as Net<F>>::ports(w, &key) else { return Reason::FRAGMENT_NOT_FOUND };
-    if expired(ports.expires, now) {
-        return Reason::FRAGMENT_NOT_FOUND;
-    }
-    facts.sport = ports.sport;
-    facts.dport = ports.dport;
-    facts.asked = ports.dport;
-    match facts.proto {
-        TCP => facts.kind = Kind::Tcp,
-        UDP | SCTP => facts.kind = Kind::Datagram,
-        proto if proto == F::ICMP => {
-            let (question, answer) = if F::V6 { (128, 129) } else { (8, 0) };
-            if ports.sport == 0 && ports.dport != 0 {
-                message(facts, answer, 0, ports.dport);
-            } else {
-                message(facts, question, 0, ports.sport);
-            }
-        }
-        _ => {}
-    }
-    Reason::FORWARDED
-}
-
 /// Whether a tick has come. Ticks wrap after nine years, so the difference decides.
 #[inline(always)]
 pub(crate) fn expired(expires: time::Tick, now: time::Tick) -> bool {
@@ -235,7 +190,7 @@ pub(crate) fn expired(expires: time::Tick, now: time::Tick) -> bool {
 
 impl Parse for V4 {
     #[inline(always)]
-    fn parse<W: World, P: Packet>(w: &W, p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason {
+    fn parse<P: Packet>(p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason {
         *facts = Facts::default();
         let Some(h) = p.words::<5>(ETH_HLEN) else { return Reason::INVALID };
         let available = p.len().wrapping_sub(ETH_HLEN);
@@ -260,11 +215,15 @@ impl Parse for V4 {
             return Reason::FORWARDED;
         }
         let second = u32::from_be(h[1]);
-        if second & 0x3fff == 0 {
-            return transport(p, facts, total - header);
+        if second & 0x3fff != 0 {
+            facts.fragment = true;
+            facts.id = ((second >> 16) as u16).to_be() as u32;
+            facts.later = second & 0x1fff != 0;
+            if facts.later {
+                return Reason::FORWARDED;
+            }
         }
-        facts.later = second & 0x1fff != 0;
-        fragment(w, p, facts, second >> 16, total - header)
+        transport(p, facts, total - header)
     }
 
     #[inline(never)]
@@ -282,13 +241,14 @@ impl Parse for V4 {
         quoted.dst = h[4];
         quoted.proto = (u32::from_be(h[2]) >> 16) as u8;
         quoted.l4 = at + header;
-        quoted_transport(p, quoted)
+        // What lies behind the packet's end is not part of it.
+        quoted.l4 + 8 <= ETH_HLEN + facts.l3_len && quoted_transport(p, quoted)
     }
 }
 
 impl Parse for V6 {
     #[inline(always)]
-    fn parse<W: World, P: Packet>(w: &W, p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason {
+    fn parse<P: Packet>(p: &P, facts: &mut Facts<Self>, l3_only: bool) -> Reason {
         *facts = Facts::default();
         let Some(h) = p.words::<10>(ETH_HLEN) else { return Reason::INVALID };
         let available = p.len().wrapping_sub(ETH_HLEN);
@@ -310,21 +270,20 @@ impl Parse for V6 {
         if l3_only {
             return Reason::FORWARDED;
         }
-        let mut id = 0;
-        let fragmented = if is_extension(next) {
-            match extensions(p, facts, &mut id) {
-                Ok(fragmented) => fragmented,
-                Err(reason) => return reason,
+        if is_extension(next) {
+            let reason = extensions(p, facts);
+            if reason.0 != 0 {
+                return reason;
             }
-        } else {
-            false
-        };
+        }
         let end = ETH_HLEN + total;
         if facts.l4 > end {
             return Reason::EXTENSION_HEADER;
         }
-        let len = end - facts.l4;
-        if fragmented { fragment(w, p, facts, id, len) } else { transport(p, facts, len) }
+        if facts.later {
+            return Reason::FORWARDED;
+        }
+        transport(p, facts, end - facts.l4)
     }
 
     #[inline(never)]
@@ -339,13 +298,11 @@ impl Parse for V6 {
         quoted.dst = [h[6], h[7], h[8], h[9]];
         quoted.proto = (u32::from_be(h[1]) >> 8) as u8;
         quoted.l4 = at + 40;
-        if is_extension(quoted.proto) {
-            let mut id = 0;
-            if extensions(p, quoted, &mut id).is_err() || quoted.later {
-                return false;
-            }
+        if is_extension(quoted.proto) && (extensions(p, quoted).0 != 0 || quoted.later) {
+            return false;
         }
-        quoted_transport(p, quoted)
+        // What lies behind the packet's end is not part of it.
+        quoted.l4 + 8 <= ETH_HLEN + facts.l3_len && quoted_transport(p, quoted)
     }
 }
 
@@ -354,46 +311,47 @@ fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | 44 | 51 | 59 | 60)
 }
 
-/// Follows extension headers from `facts.l4`; says whether the packet is a fragment, and leaves the
-/// transport's protocol and offset in the facts and the fragment's identification in `id`.
+/// Follows extension headers from `facts.l4`; leaves the transport's protocol and offset in the facts, and what
+/// a fragment header says.
 #[inline(never)]
-fn extensions<P: Packet>(p: &P, facts: &mut Facts<V6>, id: &mut u32) -> Result<bool, Reason> {
-    let mut fragmented = false;
+fn extensions<P: Packet>(p: &P, facts: &mut Facts<V6>) -> Reason {
     let mut at = facts.l4;
     let mut next = facts.proto;
-    let mut left = MAX_EXTENSIONS;
+    // One more look, at what follows the last of them.
+    let mut left = MAX_EXTENSIONS + 1;
     while left > 0 {
         left -= 1;
         if !is_extension(next) {
             facts.proto = next;
             facts.l4 = at;
-            return Ok(fragmented);
+            return Reason::FORWARDED;
         }
-        let Some(h) = p.load::<8>(at) else { return Err(Reason::EXTENSION_HEADER) };
+        let Some(h) = p.load::<8>(at) else { return Reason::EXTENSION_HEADER };
         match next {
             44 => {
                 let offset = be16(h[2], h[3]) & 0xfff8;
                 let more = h[3] & 1 != 0;
-                *id = word(h[4], h[5], h[6], h[7]);
+                facts.id = word(h[4], h[5], h[6], h[7]);
                 at += 8;
                 if offset != 0 {
+                    facts.fragment = true;
                     facts.later = true;
                     facts.proto = h[0];
                     facts.l4 = at;
-                    return Ok(true);
+                    return Reason::FORWARDED;
                 }
-                fragmented |= more;
+                facts.fragment |= more;
             }
             // Source routing with segments left would judge one destination and reach another.
-            43 if h[3] != 0 => return Err(Reason::EXTENSION_HEADER),
+            43 if h[3] != 0 => return Reason::EXTENSION_HEADER,
             // Authentication header, in words of four bytes.
             51 => at += (h[1] as u32 + 2) * 4,
-            59 => return Err(Reason::CT_UNKNOWN_L4),
+            59 => return Reason::CT_UNKNOWN_L4,
             _ => at += (h[1] as u32 + 1) * 8,
         }
         next = h[0];
     }
-    Err(Reason::EXTENSION_HEADER)
+    Reason::EXTENSION_HEADER
 }
 
 /// Ports of a quoted packet: its first eight transport bytes.

@@ -7,6 +7,7 @@ use villus_abi::{
 };
 
 use crate::{
+    deliver::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
     family::V4,
     outcome::Outcome,
     parse::{Facts, Kind, Parse},
@@ -70,7 +71,12 @@ pub fn emit<F: Parse, W: World, P: Packet>(w: &W, p: &P, room: &mut Room<F>) {
     event.tcp_flags = facts.tcp_flags;
     event.icmp_type = facts.icmp_type;
     event.icmp_code = facts.icmp_code;
-    event.ethertype = if F::V6 { 0x86dd_u16.to_be() } else { 0x0800_u16.to_be() };
+    // A frame that was not parsed may be anything.
+    event.ethertype = match (facts.l4, F::V6) {
+        (0, _) => p.halves::<1>(12).unwrap_or_default()[0],
+        (_, true) => ETHERTYPE_IPV6.to_be(),
+        (_, false) => ETHERTYPE_IPV4.to_be(),
+    };
     event.verdict = -(note.reason as i32);
     w.emit(event);
 }
@@ -84,14 +90,20 @@ pub(crate) fn dropped<F: Pick, W: World, P: Packet>(
     room: &mut Room<F>,
     reason: Reason,
 ) -> Outcome {
+    p.end(w, config, room, reason);
+    Outcome::drop(reason)
+}
+
+/// Counts and reports the end of a packet.
+#[inline(always)]
+pub fn end<F: Pick, W: World, P: Packet>(w: &W, p: &P, config: &Config, room: &mut Room<F>, reason: Reason) {
     w.count(reason, room.note.direction, p.len());
     if config.flags & FLAG_DROP_EVENTS != 0 && reason.is_drop() {
         room.note.kind = KIND_DROP;
         room.note.reason = reason.0;
         room.note.ifindex = p.ifindex();
-        p.emit(w, room);
+        emit(w, p, room);
     }
-    Outcome::drop(reason)
 }
 
 /// As [`dropped`] for a frame whose addresses are not known.

@@ -12,13 +12,15 @@ use crate::{
 
 /// Room for one packet of one family.
 #[derive(Clone, Copy, Default)]
+#[repr(C)]
 pub struct Room<F: Parse> {
+    // What every packet touches comes first, side by side.
     pub(crate) facts: Facts<F>,
-    pub(crate) quoted: Facts<F>,
     pub(crate) key: Key<F>,
-    pub(crate) note: Note,
-    pub(crate) flow: Flow,
     pub(crate) next: Neighbour,
+    pub(crate) note: Note,
+    pub(crate) quoted: Facts<F>,
+    pub(crate) flow: Flow,
     pub(crate) event: Event,
 }
 

@@ -9,7 +9,7 @@ use villus_abi::{
 use crate::{
     family::{Family, V4, V6},
     policy::{Ask, Verdict, verdict},
-    report::emit,
+    report::{emit, end},
     work::{Pick, Room},
 };
 
@@ -122,13 +122,15 @@ pub trait Packet {
     /// Writes `N` bytes at `offset`; false if that failed. `sum` says that the bytes count towards a
     /// checksum the device has made over the packet.
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], sum: bool) -> bool;
+    /// Cuts the packet to a length or adds bytes at its end; false if that failed.
+    fn resize(&mut self, len: u32) -> bool;
     /// Fills in the facts of a packet. The kernel does so in a function that the verifier looks at once.
     #[inline(always)]
-    fn parse<F: Pick, W: World + Net<F>>(&self, w: &W, room: &mut Room<F>, l3_only: bool) -> Reason
+    fn parse<F: Pick>(&self, room: &mut Room<F>, l3_only: bool) -> Reason
     where
         Self: Sized,
     {
-        F::parse(w, self, &mut room.facts, l3_only)
+        F::parse(self, &mut room.facts, l3_only)
     }
     /// Reports the packet with the facts and the note in its room. As [`Packet::parse`] in the kernel.
     #[inline(always)]
@@ -137,6 +139,14 @@ pub trait Packet {
         Self: Sized,
     {
         emit(w, self, room);
+    }
+    /// Counts and reports a packet's end. As [`Packet::parse`] in the kernel.
+    #[inline(always)]
+    fn end<F: Pick, W: World>(&self, w: &W, config: &Config, room: &mut Room<F>, reason: Reason)
+    where
+        Self: Sized,
+    {
+        end(w, self, config, room, reason);
     }
     /// Asks the routing table for the neighbour of an IPv4 packet and fills it in; false when the stack must
     /// see the packet.

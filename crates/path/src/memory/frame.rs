@@ -120,6 +120,11 @@ impl Packet for Frame {
         }
     }
 
+    fn resize(&mut self, len: u32) -> bool {
+        self.bytes.resize(len as usize, 0);
+        true
+    }
+
     fn neighbour4(&mut self, _src: u32, _dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {
         self.route(l3_len, next)
     }
