@@ -42,6 +42,12 @@ impl Conditions {
         self.note(name, wrong.then(message));
     }
 
+    /// What is said about an endpoint that is gone.
+    pub fn forget_endpoint(&mut self, id: u16) {
+        let end = format!("endpoint {id}");
+        self.0.retain(|name, _| !name.ends_with(&end));
+    }
+
     /// All of it, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Condition)> {
         self.0.iter()

@@ -20,6 +20,12 @@ impl Node {
 
     /// Reads the journal again: commands write there without asking.
     pub fn read_journal(&mut self) {
+        let seen =
+            std::fs::metadata(self.journal().path()).and_then(|file| Ok((file.len(), file.modified()?))).ok();
+        if seen.is_some() && seen == self.journal_seen {
+            return self.note_overdue();
+        }
+        self.journal_seen = seen;
         match self.journal().active() {
             Ok(state) => {
                 let damaged = state.damaged.len();
@@ -31,6 +37,11 @@ impl Node {
             // What was known goes on being honoured.
             Err(error) => self.conditions.note("emergency journal", Some(error.to_string())),
         }
+        self.note_overdue();
+        self.note_deeds();
+    }
+
+    fn note_overdue(&mut self) {
         let now = std::time::SystemTime::now();
         let overdue: Vec<String> = self
             .emergency
@@ -42,7 +53,6 @@ impl Node {
         self.conditions.set_if("overdue deeds", !overdue.is_empty(), || {
             format!("their time is up and nobody undid them: `villus emergency undo {}`", overdue.join(" "))
         });
-        self.note_deeds();
     }
 
     fn note_deeds(&mut self) {

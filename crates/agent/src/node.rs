@@ -61,6 +61,10 @@ pub(crate) struct Node {
     pub wake: Arc<Wake>,
     pub started: Instant,
     pub counts: Counts,
+    /// The endpoint whose policy map was compared last.
+    pub compared_to: u16,
+    /// The journal as it was last read: length and time of its last change.
+    pub journal_seen: Option<(u64, std::time::SystemTime)>,
     /// Numbers of prefixes of before the start were given up.
     pub grace_over: bool,
 }

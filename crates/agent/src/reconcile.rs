@@ -7,6 +7,9 @@ use villus_datapath::{Differences, policy_pin};
 use crate::kernel::make_equal;
 use crate::node::Node;
 
+/// Seconds in which every policy map is compared once.
+const ROUND: usize = 5;
+
 /// Totals since the start.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Counts {
@@ -35,6 +38,28 @@ impl Node {
         let ids: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
         for id in ids {
             self.reconcile_policy(id);
+        }
+        self.note_hand_made();
+    }
+
+    /// A part of the comparison, so that a few seconds see all of it: the next `share` of the endpoints, and after the
+    /// last of them the other maps.
+    pub fn reconcile_some(&mut self) {
+        if !self.sources.complete {
+            return;
+        }
+        self.read_journal();
+        let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
+        let share = live.len().div_ceil(ROUND).max(1);
+        let next: Vec<u16> = live.iter().copied().filter(|id| *id > self.compared_to).take(share).collect();
+        for id in &next {
+            self.reconcile_policy(*id);
+        }
+        self.compared_to = next.last().copied().unwrap_or_default();
+        if next.len() < share {
+            self.compared_to = 0;
+            let result = self.reconcile_maps();
+            self.conditions.note("comparison with the kernel", result.err().map(|error| error.to_string()));
         }
         self.note_hand_made();
     }

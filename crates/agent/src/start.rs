@@ -82,6 +82,8 @@ impl Node {
             wake: Arc::new(Wake::new()),
             started,
             counts: Default::default(),
+            compared_to: 0,
+            journal_seen: None,
             grace_over: false,
             config,
         };

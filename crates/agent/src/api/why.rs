@@ -113,6 +113,12 @@ impl Node {
                 steps.push(Step { stage: "audit".into(), text, endpoint: pass.endpoint, ..Step::default() });
             }
         }
+        // Where nobody denies, the last who was asked has decided.
+        if !steps.iter().any(|step| step.decided)
+            && let Some(last) = steps.iter_mut().rfind(|step| step.stage.ends_with("policy"))
+        {
+            last.decided = true;
+        }
         steps.push(Step { stage: "delivery".into(), text: explanation.ending(), ..Step::default() });
         let verdict = match (explanation.allowed, audited) {
             (false, _) => "dropped",
@@ -161,7 +167,7 @@ impl Node {
             ),
             endpoint: u16::try_from(judgement.endpoint).ok(),
             keys: judgement.lookups.iter().map(lookup_text).collect(),
-            decided: !judgement.allowed || judgement.lookups.iter().any(|lookup| lookup.decided),
+            decided: !judgement.allowed,
         }
     }
 

@@ -25,9 +25,7 @@ impl Node {
         }
         self.save_pool();
         self.end_deeds(id);
-        for name in [format!("policy of endpoint {id}"), format!("state of endpoint {id}")] {
-            self.conditions.note(&name, None);
-        }
+        self.conditions.forget_endpoint(id);
         self.wake.prepare.notify_one();
         Some((endpoint.identity_labels, errors))
     }

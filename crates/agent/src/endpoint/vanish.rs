@@ -45,6 +45,7 @@ impl Node {
             tracing::warn!(endpoint = id, %error, "its file cannot be removed");
         }
         self.save_pool();
+        self.conditions.forget_endpoint(id);
         Some(labels)
     }
 

@@ -37,6 +37,7 @@ pub(super) async fn maintain(agent: Agent) {
                 if node.sources.complete {
                     node.retry_policies(now);
                     node.step_ipcache();
+                    node.reconcile_some();
                 }
                 node.end_grace(now);
                 node.expire_endpoints(now)

@@ -141,6 +141,25 @@ impl TestNode {
         self.agent.as_ref().unwrap().id()
     }
 
+    /// The options as the agent reads them.
+    pub fn config(&self) -> Config {
+        let sources =
+            self.options.iter().fold(Sources::new(), |sources, (name, text)| sources.flag(name, text));
+        Config::load(sources).unwrap()
+    }
+
+    /// Starts an agent that must refuse; what it said.
+    pub fn refused(&mut self) -> String {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_agent", "--nocapture"])
+            .env(AGENT, serde_json::to_string(&self.options).unwrap())
+            .env_remove(INSIDE)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Kills the agent as nothing can be caught.
     pub fn kill(&mut self) {
         let mut child = self.agent.take().unwrap();

@@ -1,0 +1,184 @@
+//! Endpoints: what is refused, what is kept, what a change of labels and of policy does to open connections.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::{TestNode, allow, echoes, eventually, run, try_run};
+use villus_abi::Flow;
+use villus_api::EndpointRef;
+use villus_api::model::{EndpointChangeRequest, EndpointPatch, PolicyDelete, PolicyImport, PolicyWaitQuery};
+use villus_datapath::{FlowKey, Flows, Maps, Pins};
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+#[test]
+fn wrong_requests_are_refused_and_change_nothing() {
+    alone!();
+    let node = TestNode::started(&[("ipv4-range", "10.11.0.0/29")]);
+    let client = node.client();
+    let first = node.workload("first", &["k8s:app=first"]);
+    run("ip", &["netns", "add", "second"]);
+    run("ip", &["link", "add", "br0", "type", "bridge"]);
+    run("ip", &["link", "add", "port0", "type", "veth", "peer", "name", "port1"]);
+    run("ip", &["link", "set", "port0", "master", "br0"]);
+    let before = client.endpoints(&[]).unwrap();
+    type Change = Box<dyn FnOnce(&mut EndpointChangeRequest)>;
+    let taken = first.v4();
+    let cases: Vec<(u16, &str, Change)> = vec![
+        (400, "netns", Box::new(|r| r.netns = Some("nowhere".into()))),
+        (409, "netns", Box::new(|r| r.netns = Some("first".into()))),
+        (400, "labels[0]", Box::new(|r| r.labels = vec!["reserved:host".into()])),
+        (400, "labels[0]", Box::new(|r| r.labels = vec![format!("k8s:{}=x", "k".repeat(300))])),
+        (409, "addresses[0]", Box::new(move |r| r.addresses = vec![taken])),
+        (400, "addresses[0]", Box::new(|r| r.addresses = vec!["192.0.2.1".parse().unwrap()])),
+        (400, "id", Box::new(|r| r.id = 4000)),
+        (409, "id", Box::new(|r| r.id = 1)),
+        (400, "netns", Box::new(|r| r.netns = None)),
+        (409, "", Box::new(|r| (r.netns, r.adopt_interface) = (None, Some("port0".into())))),
+        (400, "", Box::new(|r| (r.netns, r.adopt_interface) = (None, Some("nodev0".into())))),
+    ];
+    for (status, field, change) in cases {
+        let mut request =
+            EndpointChangeRequest { netns: Some("second".into()), ..EndpointChangeRequest::default() };
+        change(&mut request);
+        let error = client.create_endpoint(&EndpointRef::Id(0), &request).unwrap_err();
+        assert_eq!(error.status(), Some(status), "{field}: {error}");
+        assert!(error.to_string().contains(field), "{field}: {error}");
+        assert_eq!(client.endpoints(&[]).unwrap(), before, "{field}");
+    }
+    assert!(client.verify(&Default::default()).unwrap().differences.is_empty());
+    // 8 addresses: the network's, the router's, the broadcast, and five for workloads.
+    for name in ["b", "c", "d", "e"] {
+        node.workload(name, &["k8s:app=x"]);
+    }
+    run("ip", &["netns", "add", "last"]);
+    let error = node.endpoint("last", &["k8s:app=x"]).unwrap_err();
+    assert_eq!(error.status(), Some(429), "{error}");
+    assert!(error.to_string().contains("ipv4-range"), "{error}");
+}
+
+#[test]
+fn a_change_of_labels_and_of_policy_cuts_what_is_not_allowed_any_more() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client_of = node.client();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    node.import(&allow("web", "server", "client", 80));
+    let mut open = client.connects(server.v4(), 80).unwrap();
+    assert!(echoes(&mut open));
+
+    let patch = EndpointPatch { add_labels: vec!["k8s:app=other".into()], ..EndpointPatch::default() };
+    let changed = client_of.patch_endpoint(&EndpointRef::Id(client.id()), &patch).unwrap();
+    assert_ne!(changed.status.identity, client.endpoint.status.identity);
+    assert!(!echoes(&mut open), "its new labels are not allowed");
+    let back = EndpointPatch { add_labels: vec!["k8s:app=client".into()], ..EndpointPatch::default() };
+    let changed = client_of.patch_endpoint(&EndpointRef::Id(client.id()), &back).unwrap();
+    assert_eq!(changed.status.identity, client.endpoint.status.identity);
+    assert!(client.asks(server.v4(), 80));
+
+    // A silent flow goes within a second after the policy that let it in.
+    let silent = client.udp(client.v4(), 5000);
+    let asked = server.udp(server.v4(), 53);
+    let dns = allow("dns", "server", "client", 53).replace("TCP", "UDP");
+    node.import(&dns);
+    let mut buffer = [0; 8];
+    silent.send_to(b"q", (server.v4(), 53)).unwrap();
+    assert!(asked.recv(&mut buffer).is_ok());
+    asked.send_to(b"a", (client.v4(), 5000)).unwrap();
+    assert!(silent.recv(&mut buffer).is_ok());
+    let delete = PolicyDelete { name: "dns".into(), ..PolicyDelete::default() };
+    let change = client_of.delete_policy(&delete).unwrap();
+    let wait = PolicyWaitQuery { revision: change.revision, timeout: 2 };
+    assert!(client_of.wait_policy(&wait).unwrap().realized);
+    eventually("the flow is gone", Duration::from_secs(1), || {
+        let pins = Pins::existing("/tmp/node/bpf".as_ref()).unwrap();
+        let flows = Flows::new(Arc::new(Maps::existing(&pins).unwrap())).list().unwrap();
+        let of_dns = |(key, flow): &(FlowKey, Flow)| key.ends(flow).1.port() == 53;
+        !flows.iter().any(of_dns)
+    });
+    drop((silent, asked));
+}
+
+#[test]
+fn broken_policies_change_nothing_and_are_named() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client_of = node.client();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    node.policy_file("web.yaml", &allow("web", "server", "client", 80));
+    eventually("default deny", Duration::from_secs(3), || !client.pings(server.v4()));
+    node.policy_file("web.yaml", &allow("web", "server", "client", 80).replace("\"80\"", "\"70000\""));
+    eventually("the broken file is named", Duration::from_secs(3), || {
+        let details = client_of.status_details().unwrap();
+        details.warnings.iter().any(|w| w.message.contains("web.yaml") && w.message.contains("70000"))
+    });
+    assert!(client.asks(server.v4(), 80), "its last good version is in force");
+    let revision = client_of.policy(&Default::default()).unwrap().revision;
+    for text in ["{", "kind: Deployment", &allow("x", "a", "b", 1).replace("ingress", "ingres")] {
+        let import = PolicyImport { text: text.to_owned(), ..PolicyImport::default() };
+        assert_eq!(client_of.import_policy(&import).unwrap_err().status(), Some(400), "{text}");
+        assert!(!client_of.validate_policy(&import).unwrap().valid);
+    }
+    assert_eq!(client_of.policy(&Default::default()).unwrap().revision, revision);
+    std::fs::remove_file(node.root.join("policies/web.yaml")).unwrap();
+    eventually("its policy goes with the file", Duration::from_secs(3), || client.pings(server.v4()));
+}
+
+#[test]
+fn a_policy_that_does_not_fit_leaves_the_complete_one() {
+    alone!();
+    let node = TestNode::started(&[("bpf-policy-map-max", "256")]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    node.import(&allow("web", "server", "client", 80));
+    let many: Vec<String> = (0..300).map(|n| format!("198.51.{}.{}/32", n / 250, n % 250)).collect();
+    let text = format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: many}}\nspec:\n  \
+         endpointSelector: {{matchLabels: {{app: server}}}}\n  ingress:\n  - fromCIDR: [{}]\n",
+        many.join(", ")
+    );
+    let import = PolicyImport { text, ..PolicyImport::default() };
+    let change = node.client().import_policy(&import).unwrap();
+    assert!(change.warnings.iter().any(|warning| warning.contains("endpoint 1")), "{change:?}");
+    assert!(client.asks(server.v4(), 80) && !client.pings(server.v4()));
+    let wait = PolicyWaitQuery { revision: change.revision, timeout: 0 };
+    assert_eq!(node.client().wait_policy(&wait).unwrap().waiting, [1]);
+    let delete = PolicyDelete { name: "many".into(), ..PolicyDelete::default() };
+    node.client().delete_policy(&delete).unwrap();
+    assert!(node.client().wait_policy(&PolicyWaitQuery { revision: 0, timeout: 2 }).unwrap().realized);
+}
+
+#[test]
+fn sticky_addresses_come_back_and_others_rest() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client = node.client();
+    run("ip", &["netns", "add", "a"]);
+    let request = EndpointChangeRequest {
+        netns: Some("a".into()),
+        owner: Some("shop/db".into()),
+        sticky: true,
+        addresses: vec!["10.11.0.77".parse().unwrap(), "10.11.0.78".parse().unwrap()],
+        ..EndpointChangeRequest::default()
+    };
+    let made = client.create_endpoint(&EndpointRef::Id(0), &request).unwrap();
+    assert_eq!(made.status.networking.addressing.len(), 2, "two of IPv4, one of IPv6");
+    client.delete_endpoint(&EndpointRef::Owner("shop/db".into())).unwrap();
+    assert!(!try_run("ip", &["-n", "a", "link", "show", "eth0"]).status.success());
+    let plain = node.endpoint("a", &[]).unwrap();
+    assert!(![77, 78].contains(&plain.status.networking.addressing[0].ipv4.unwrap().octets()[3]));
+    client.delete_endpoint(&EndpointRef::Id(plain.id)).unwrap();
+    let again = EndpointChangeRequest { addresses: Vec::new(), ..request };
+    let again = client.create_endpoint(&EndpointRef::Id(0), &again).unwrap();
+    assert!([77, 78].contains(&again.status.networking.addressing[0].ipv4.unwrap().octets()[3]));
+}

@@ -1,0 +1,189 @@
+//! The datapath goes on while the agent is gone, and a new agent takes over what is there.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{TestNode, allow, echoes, eventually, run};
+use villus_api::EndpointRef;
+use villus_api::model::EndpointState;
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+#[test]
+fn killed_and_started_again_no_packet_is_lost_and_everything_is_as_before() {
+    alone!();
+    let mut node = TestNode::new(&[]);
+    node.policy_file("web.yaml", &allow("web", "server", "client", 80));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let peer = node.workload("peer", &["k8s:app=peer"]);
+    node.import(&allow("imported", "peer", "client", 81));
+    server.serves(server.v4(), 80);
+    peer.serves(peer.v4(), 81);
+    let mut open = client.connects(server.v4(), 80).unwrap();
+    assert!(echoes(&mut open));
+    let before = node.client().endpoints(&[]).unwrap();
+
+    // 500 packets, one each 10 ms, while the agent is killed, gone, and started again.
+    let to = client.v4().to_string();
+    let pinger = server
+        .netns
+        .run(|| {
+            Command::new("ping")
+                .args(["-q", "-i", "0.01", "-c", "500", "-W", "1", &to])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    node.kill();
+    assert!(echoes(&mut open), "while the agent is gone");
+    assert!(!peer.asks(server.v4(), 80), "policy holds while the agent is gone");
+    node.start();
+    node.kill();
+    let took = node.start();
+    let output = pinger.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(" 0% packet loss"), "{text}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+
+    assert!(echoes(&mut open));
+    assert!(client.asks(server.v4(), 80) && client.asks(peer.v4(), 81));
+    assert!(!peer.asks(server.v4(), 80) && !client.asks(server.v4(), 81));
+    let after = node.client().endpoints(&[]).unwrap();
+    let facts = |list: &[villus_api::model::Endpoint]| {
+        list.iter()
+            .map(|e| {
+                (
+                    e.id,
+                    e.status.identity.clone().unwrap().id,
+                    e.status.networking.addressing.clone(),
+                    e.status.state,
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(facts(&before), facts(&after));
+    let report = node.client().verify(&Default::default()).unwrap();
+    assert!(report.differences.is_empty(), "{report:?}");
+
+    node.stop();
+    assert!(echoes(&mut open), "an agent that was told to end leaves the datapath");
+}
+
+#[test]
+fn after_a_boot_an_endpoint_waits_with_its_id_identity_and_addresses() {
+    alone!();
+    let mut node = TestNode::started(&[]);
+    let _other = node.workload("other", &["k8s:app=other"]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    node.stop();
+    // What a boot leaves: files of another boot, no devices, no maps.
+    run("ip", &["netns", "del", "server"]);
+    run("ip", &["netns", "del", "other"]);
+    for id in [1, 2] {
+        let path = node.root.join(format!("lib/endpoints/{id}.json"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        file["boot-id"] = "another".into();
+        std::fs::write(&path, file.to_string()).unwrap();
+    }
+    run("umount", &[node.root.join("bpf").to_str().unwrap()]);
+    std::fs::write(node.root.join("lib/endpoints/3.json"), "{ half").unwrap();
+    node.start();
+
+    let waiting = node.client().endpoints(&[]).unwrap();
+    assert_eq!(waiting.len(), 2);
+    assert!(waiting.iter().all(|e| e.status.state == EndpointState::Restoring));
+    let details = node.client().status_details().unwrap();
+    assert!(details.warnings.iter().any(|w| w.message.contains("3.json.damaged-")), "{:?}", details.warnings);
+
+    let again = node.workload("server", &["k8s:app=server"]);
+    assert_eq!(again.id(), server.id());
+    assert_eq!(again.endpoint.status.identity, server.endpoint.status.identity);
+    assert_eq!((again.v4(), again.v6()), (server.v4(), server.v6()));
+    assert_eq!(node.client().endpoints(&[]).unwrap().len(), 2);
+}
+
+#[test]
+fn nothing_passes_before_every_source_was_read() {
+    alone!();
+    let mut node = TestNode::new(&[]);
+    std::fs::remove_dir(node.root.join("policies")).unwrap();
+    node.start();
+    run("ip", &["netns", "add", "early"]);
+    let refused = node.endpoint("early", &["k8s:app=early"]).unwrap_err();
+    assert_eq!(refused.status(), Some(503), "{refused}");
+    assert!(!node.client().status(true).unwrap().healthy());
+    std::fs::create_dir(node.root.join("policies")).unwrap();
+    eventually("the directory is read", Duration::from_secs(4), || {
+        node.client().status(true).unwrap().healthy()
+    });
+    node.endpoint("early", &["k8s:app=early"]).unwrap();
+}
+
+#[test]
+fn a_second_agent_and_a_foreign_map_are_refused() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let mut second = TestNode::new(&[("socket-path", "/tmp/other.sock")]);
+    let begin = Instant::now();
+    let output = second.refused();
+    assert!(output.contains("another agent (pid"), "{output}");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    drop(node);
+    run(
+        "bpftool",
+        &[
+            "map",
+            "create",
+            "/tmp/node/bpf/tc/globals/cilium_lxc",
+            "type",
+            "hash",
+            "key",
+            "4",
+            "value",
+            "4",
+            "entries",
+            "8",
+            "name",
+            "cilium_lxc",
+        ],
+    );
+    let output = second.refused();
+    assert!(output.contains("cilium_lxc") && output.contains("Cilium"), "{output}");
+}
+
+#[test]
+fn a_namespace_that_dies_marks_its_endpoint_and_frees_what_it_had() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let doomed = node.workload("doomed", &["k8s:app=doomed"]);
+    let client = node.client();
+    let id = EndpointRef::Id(doomed.id());
+    let pin = node.root.join(format!("bpf/tc/globals/cilium_policy_{:05}", doomed.id()));
+    assert!(pin.exists());
+    let address = doomed.v4();
+    drop(doomed);
+    run("ip", &["netns", "del", "doomed"]);
+    eventually("it is marked", Duration::from_secs(3), || {
+        client.endpoint(&id).unwrap().status.state == EndpointState::Disconnected
+    });
+    assert!(!pin.exists());
+    let addresses = client.ips(&Default::default()).unwrap();
+    assert!(addresses.iter().all(|entry| !entry.cidr.starts_with(&format!("{address}/"))));
+    // The same workload again: the same endpoint, but its addresses rest.
+    let again = node.workload("doomed", &["k8s:app=doomed"]);
+    assert_eq!(EndpointRef::Id(again.id()), id);
+    assert_eq!(client.endpoints(&[]).unwrap().len(), 1);
+}
