@@ -2,6 +2,7 @@
 //! name contains the text. Every figure stands beside a baseline taken in the same run.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod load;
 mod path;
 mod report;
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let name = args.next().context("villus-bench NAME [--json FILE] [--only TEXT]: datapath, path")?;
+    let name = args.next().context("villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, path")?;
     let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -23,9 +24,10 @@ fn main() -> Result<()> {
         }
     }
     let rows = match name.as_str() {
+        "agent" => agent::run()?,
         "path" => path::run()?,
         "datapath" => wire::run(&only)?,
-        other => bail!("no benchmark is called {other}; there are: datapath, path"),
+        other => bail!("no benchmark is called {other}; there are: agent, datapath, path"),
     };
     report::print(&rows);
     if let Some(file) = json {

@@ -31,13 +31,13 @@ const SECOND: Duration = Duration::from_secs(1);
 const INSIDE: &str = "VILLUS_BENCH_INSIDE";
 
 /// A namespace that lives as long as this does.
-struct Workload {
+pub(crate) struct Workload {
     child: Child,
     netns: Arc<Netns>,
 }
 
 impl Workload {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let child = Command::new("unshare")
             .args(["--net", "sleep", "100000"])
             .stdin(Stdio::null())
@@ -54,6 +54,11 @@ impl Workload {
         }
         let netns = Arc::new(NetnsRef::Pid(child.id()).open().map_err(|e| anyhow!("{e}"))?);
         Ok(Self { child, netns })
+    }
+
+    /// Path of the namespace.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.child.id())
     }
 }
 
