@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::run::run;
 use crate::{release, tree};
 
-const SCRIPT: &str = "tests/demo.sh";
+const SCRIPT: &str = "demo/demo.sh";
 
 /// Runs the demo as root; it finds the binaries in `DEV_BIN_DIR`.
 pub fn run_script(args: &[String]) -> Result<()> {

@@ -19,9 +19,11 @@ pub struct CleanupArgs {
 pub fn run(args: &CleanupArgs) -> Result<(), Failure> {
     let config = args.places.load()?;
     let (removed, errors) = agent::cleanup(&config, args.dry_run)?;
-    let verb = if args.dry_run { "would remove" } else { "removed" };
+    if !removed.is_empty() {
+        out::line(if args.dry_run { "would remove:" } else { "removed:" })?;
+    }
     for what in &removed {
-        out::line(&format!("{verb} {what}"))?;
+        out::line(&format!("  {what}"))?;
     }
     for error in &errors {
         out::complain(&format!("villus: {error}"));

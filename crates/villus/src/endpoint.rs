@@ -31,8 +31,8 @@ pub enum EndpointCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Show everything about an endpoint, as JSON unless told otherwise.
-    #[command(after_help = format!("Example:\n  villus endpoint get 794 -o jsonpath='{{.status.policy.realized}}'\n\n{NAMES}"))]
+    /// Show everything about an endpoint, as a JSON list unless told otherwise.
+    #[command(after_help = format!("Example:\n  villus endpoint get 794 -o jsonpath='{{[0].status.policy.realized}}'\n\n{NAMES}"))]
     Get {
         /// The endpoint.
         #[arg(value_parser = endpoint_ref)]
@@ -162,8 +162,9 @@ pub fn run(host: &Host, command: EndpointCommand) -> Result<(), Failure> {
             output.print(&endpoints, || endpoint_list(&rows))
         }
         EndpointCommand::Get { endpoint, output } => {
-            let endpoint = host.client()?.endpoint(&endpoint)?;
-            output.print(&endpoint, || json(&endpoint))
+            // A list, as Cilium's command has it.
+            let endpoints = [host.client()?.endpoint(&endpoint)?];
+            output.print(&endpoints, || serde_json::to_string_pretty(&endpoints).unwrap_or_default() + "\n")
         }
         EndpointCommand::Labels(args) => labels(host, args),
         EndpointCommand::Delete { endpoints, dry_run } => delete(host, &endpoints, dry_run),
@@ -315,10 +316,4 @@ fn config(
         realized.iter().for_each(|(option, value)| table.row([option, value]));
         table.render()
     })
-}
-
-/// As Cilium's command: JSON where people look for everything.
-fn json(endpoint: &Endpoint) -> String {
-    let text = serde_json::to_string_pretty(&[endpoint]).unwrap_or_default();
-    text + "\n"
 }

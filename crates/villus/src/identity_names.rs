@@ -1,7 +1,8 @@
 //! What identities are called.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, os::fd::OwnedFd};
 
+use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
 use villus_flows::Names;
 use villus_labels::NumericIdentity;
 
@@ -39,23 +40,15 @@ impl IdentityNames {
     }
 }
 
-/// Names for lines of events: reserved identities by their names, interfaces by theirs.
-#[derive(Default)]
+/// Names for lines of events: reserved identities and interfaces by their names.
 pub struct EventNames {
-    interfaces: HashMap<u32, String>,
+    /// Any socket: the kernel answers questions about interfaces on it.
+    socket: Option<OwnedFd>,
 }
 
 impl EventNames {
-    /// Names of the interfaces that are there now.
     pub fn new() -> Self {
-        let mut interfaces = HashMap::new();
-        for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-            let index = std::fs::read_to_string(entry.path().join("ifindex")).unwrap_or_default();
-            if let Ok(index) = index.trim().parse() {
-                interfaces.insert(index, entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        Self { interfaces }
+        Self { socket: socket(AddressFamily::INET, SocketType::DGRAM, None).ok() }
     }
 }
 
@@ -65,6 +58,6 @@ impl Names for EventNames {
     }
 
     fn interface(&self, ifindex: u32) -> Option<String> {
-        self.interfaces.get(&ifindex).cloned()
+        index_to_name(self.socket.as_ref()?, ifindex).ok()
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use villus_api::model::{ServiceState, State, StatusDetails};
-use villus_print::{StatusLine, Table, status};
+use villus_print::{StatusLine, Table};
 
 use crate::{
     connect::Host,
@@ -50,8 +50,24 @@ fn brief(state: &State) -> String {
     }
 }
 
+/// Labels in a column; state and message behind them, for states are words or whole sentences.
+fn lines(lines: &[StatusLine]) -> String {
+    let mut table = Table::default();
+    for line in lines {
+        let mut message = line.message.lines();
+        let first = match (line.state.as_str(), message.next().unwrap_or_default()) {
+            (state, "") => state.to_owned(),
+            ("", message) => message.to_owned(),
+            (state, message) => format!("{state}   {message}"),
+        };
+        let rest = message.map(str::to_owned);
+        table.rows([vec![format!("{}:", line.label)], std::iter::once(first).chain(rest).collect()]);
+    }
+    table.render()
+}
+
 fn text(details: &StatusDetails, verbose: bool) -> String {
-    let mut text = status(&details.lines);
+    let mut text = lines(&details.lines);
     for warning in &details.warnings {
         text.push_str(&format!("\nWarning: {}\n", warning.message));
         if !warning.mend.is_empty() {
@@ -70,4 +86,23 @@ fn text(details: &StatusDetails, verbose: bool) -> String {
         text.push_str(&format!("\nVersion {}, up for {} s\n", details.version, details.uptime));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_state_does_not_push_the_others_away() {
+        let all = [
+            StatusLine::new("KVStore", "Ok", "embedded"),
+            StatusLine::new("NodeMonitor", "Listening for events on 2 CPUs", ""),
+            StatusLine::new("IPAM", "", "IPv4: 1/254\nIPv6: 1/254"),
+        ];
+        assert_eq!(
+            lines(&all),
+            "KVStore:       Ok   embedded\nNodeMonitor:   Listening for events on 2 CPUs\n\
+             IPAM:          IPv4: 1/254\n               IPv6: 1/254\n"
+        );
+    }
 }

@@ -51,15 +51,15 @@ pub struct Said {
     pub code: i32,
 }
 
-impl Said {
-    fn of(output: &Output) -> Self {
-        Self {
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-            code: output.status.code().unwrap_or(-1),
-        }
+pub fn said(output: &Output) -> Said {
+    Said {
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: output.status.code().unwrap_or(-1),
     }
+}
 
+impl Said {
     /// What it printed, if it succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
@@ -89,7 +89,7 @@ pub fn command(args: &[&str]) -> Command {
 
 /// Runs the program.
 pub fn villus(args: &[&str]) -> Said {
-    Said::of(&command(args).output().unwrap())
+    said(&command(args).output().unwrap())
 }
 
 /// Runs the program with text on its standard input.
@@ -100,5 +100,5 @@ pub fn villus_with_input(args: &[&str], input: &str) -> Said {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A program that does not want it may be gone already.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    Said::of(&child.wait_with_output().unwrap())
+    said(&child.wait_with_output().unwrap())
 }

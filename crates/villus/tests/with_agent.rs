@@ -1,0 +1,241 @@
+//! The commands against an agent: endpoints, policies, traffic, verdicts and explanations, emergencies.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::{
+    io::Write,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::Said;
+
+const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/policy.yaml");
+
+/// An agent and workloads; its end ends them.
+struct Node {
+    agent: Child,
+    servers: Vec<Child>,
+}
+
+impl Node {
+    fn new() -> Self {
+        run("mount", &["-t", "tmpfs", "villus-test", "/run"]);
+        run("ip", &["link", "set", "lo", "up"]);
+        let agent = command(&["agent", "--socket-path", "/tmp/villus.sock", "--endpoint-max", "64"])
+            .args(["--ipv4-range", "10.15.0.0/24", "--ipv6-range", "fd15::/112"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the agent serves", || villus(&["status", "--brief"]).code == 0);
+        Self { agent, servers: Vec::new() }
+    }
+
+    fn workload(name: &str) {
+        run("ip", &["netns", "add", name]);
+        let labels = format!("k8s:app={name}");
+        let text = villus(&["endpoint", "add", "--netns", name, "--name", name, "--labels", &labels]).ok();
+        assert!(text.starts_with("endpoint ") && text.contains(", identity ") && text.ends_with(", ready\n"));
+    }
+
+    fn serve(&mut self, name: &str, port: u16) {
+        let listen = format!("TCP6-LISTEN:{port},ipv6only=0,reuseaddr,fork");
+        let server = Command::new("ip").args(["netns", "exec", name, "socat", &listen, "EXEC:cat"]).spawn();
+        self.servers.push(server.unwrap());
+        let port = format!(":{port}");
+        eventually("the server listens", || {
+            run("ip", &["netns", "exec", name, "ss", "-Hltn"]).contains(&port)
+        });
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for child in self.servers.iter_mut().chain([&mut self.agent]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = common::command(args);
+    for (option, place) in [("BPF_ROOT", "/tmp/bpf"), ("LIB_DIR", "/tmp/lib"), ("STATE_DIR", "/tmp/state")] {
+        command.env(format!("VILLUS_{option}"), place);
+    }
+    command.env("VILLUS_SOCK", "/tmp/villus.sock");
+    command
+}
+
+fn villus(args: &[&str]) -> Said {
+    common::said(&command(args).output().unwrap())
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(15);
+    while !holds() {
+        assert!(Instant::now() < limit, "{what}");
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+/// Whether one workload gets an answer from an address and port.
+fn asks(who: &str, address: &str, port: &str) -> bool {
+    let script = format!("exec 3<>/dev/tcp/{address}/{port} && echo hello >&3 && read -r line <&3");
+    let args = ["netns", "exec", who, "timeout", "1", "bash", "-c", &script];
+    Command::new("ip").args(args).stderr(Stdio::null()).status().unwrap().success()
+}
+
+fn of(endpoint: &str, path: &str) -> String {
+    villus(&["endpoint", "get", endpoint, "-o", &format!("jsonpath={{[0].{path}}}")]).ok()
+}
+
+#[test]
+fn from_endpoints_to_explanations() {
+    alone!();
+    let mut node = Node::new();
+    for name in ["client", "server", "intruder"] {
+        Node::workload(name);
+    }
+    node.serve("server", 8080);
+    let address = of("server", "status.networking.addressing[0].ipv4");
+    let list = villus(&["endpoint", "list"]).ok();
+    assert_eq!(list.matches(" ready\n").count(), 3, "{list}");
+    assert_eq!(list.matches("k8s:app=server").count(), 1, "{list}");
+    assert!(asks("intruder", &address, "8080"), "no policy");
+
+    let dry = villus(&["policy", "import", "--dry-run", POLICY]).ok();
+    assert!(dry.contains("default/server would be added"), "{dry}");
+    assert!(asks("intruder", &address, "8080"), "a dry run");
+    let text = villus(&["policy", "import", "--wait", POLICY]).ok();
+    assert!(
+        text.contains("default/server added") && text.contains("every endpoint is at revision"),
+        "{text}"
+    );
+    assert!(asks("client", &address, "8080"));
+    assert!(!asks("intruder", &address, "8080"));
+
+    let drops = villus(&["monitor", "--last", "100", "--no-follow", "--type", "drop", "-j"]).ok();
+    assert_eq!(drops.lines().count(), 1, "{drops}");
+    let lines = villus(&["monitor", "--last", "100", "--no-follow", "--from", &of("intruder", "id")]).ok();
+    assert!(lines.contains("xx drop (Policy denied) flow 0x"), "{lines}");
+
+    let by_name = villus(&["why", "intruder", "server", "8080/tcp"]).ok();
+    assert!(by_name.contains("Kernel's maps: DROPPED (133 Policy denied)"), "{by_name}");
+    assert!(by_name.contains("ingress policy") && by_name.contains("<- decided"), "{by_name}");
+    let mut asked =
+        command(&["why", "--event"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    asked.stdin.take().unwrap().write_all(drops.as_bytes()).unwrap();
+    let by_event = String::from_utf8_lossy(&asked.wait_with_output().unwrap().stdout).into_owned();
+    assert!(by_event.contains("DROPPED (133 Policy denied)"), "{by_event}");
+    assert!(villus(&["why", "client", "server", "8080"]).ok().contains("FORWARDED"));
+
+    let id = of("server", "id");
+    let map = villus(&["bpf", "policy", "get", &id]).ok();
+    assert!(map.contains("k8s:app=client") && map.contains("8080/TCP"), "{map}");
+    let numbers = villus(&["bpf", "policy", "get", &id, "-n"]).ok();
+    assert!(numbers.contains(&of("client", "status.identity.id")), "{numbers}");
+    assert!(villus(&["policy", "verify"]).ok().contains(": 0 differ\n"));
+    for (args, needle) in [
+        (&["identity", "list"][..], "k8s:app=intruder"),
+        (&["ip", "list", "-n"], "10.15.0.2/32"),
+        (&["policy", "selectors"], "app=client"),
+        (&["policy", "get", "server"], "\"name\": \"server\""),
+        (&["map", "list"], "cilium_policy_00002"),
+        (&["config", "get", "cluster-name"], "default"),
+        (&["endpoint", "healthz", "server"], "OK"),
+        (&["endpoint", "log", "server"], "ready"),
+        (&["status", "--verbose"], "KERNEL FEATURE"),
+        (&["version"], "Agent:  0.1.0"),
+    ] {
+        let text = villus(args).ok();
+        assert!(text.contains(needle), "{args:?}: {text}");
+    }
+    let text = villus(&["policy", "delete", "server"]).ok();
+    assert!(text.contains("default/server deleted"), "{text}");
+    eventually("open again", || asks("intruder", &address, "8080"));
+    assert!(villus(&["endpoint", "get", "nobody"]).fails(1).contains("nobody"));
+    assert!(villus(&["endpoint", "delete", "client"]).ok().contains("deleted"));
+}
+
+#[test]
+fn an_agent_keeps_what_was_opened_in_an_emergency_until_it_is_undone() {
+    alone!();
+    let mut node = Node::new();
+    for name in ["server", "intruder"] {
+        Node::workload(name);
+    }
+    node.serve("server", 8080);
+    let (id, address) = (of("server", "id"), of("server", "status.networking.addressing[0].ipv4"));
+    let deny = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: closed}\nspec:\n  \
+                endpointSelector: {matchLabels: {app: server}}\n  ingress: [{}]\n  \
+                ingressDeny: [{fromEndpoints: [{}]}]\n";
+    std::fs::write("/tmp/deny.yaml", deny).unwrap();
+    villus(&["policy", "import", "--wait", "/tmp/deny.yaml"]).ok();
+    assert!(!asks("intruder", &address, "8080"));
+
+    let text = villus(&["emergency", "allow", "--endpoint", &id, "--override-deny"]).ok();
+    assert!(text.contains("no longer denied"), "{text}");
+    assert!(asks("intruder", &address, "8080"), "at the next packet");
+    // Whatever makes the agent look at the map again does not change that.
+    std::fs::write(
+        "/tmp/other.yaml",
+        deny.replace("closed", "other").replace("ingress: [{}]", "egress: [{}]"),
+    )
+    .unwrap();
+    villus(&["policy", "import", "--wait", "/tmp/other.yaml"]).ok();
+    let report = villus(&["policy", "verify", "--repair"]).ok();
+    assert!(asks("intruder", &address, "8080"), "{report}");
+    assert!(villus(&["status"]).ok().contains("opened by hand"));
+    villus(&["emergency", "undo", "--all"]).ok();
+    eventually("closed again", || !asks("intruder", &address, "8080"));
+    villus(&["policy", "verify", "--repair"]).ok();
+    assert!(!asks("intruder", &address, "8080"));
+    assert_eq!(villus(&["emergency", "list"]).ok(), "nothing was done by hand\n");
+}
+
+#[test]
+fn a_held_map_stays_as_it_is() {
+    alone!();
+    let node = Node::new();
+    Node::workload("server");
+    let id = of("server", "id");
+    assert!(
+        villus(&["policy", "hold", "server", "--reason", "a look", "--dry-run"])
+            .ok()
+            .starts_with("would be held")
+    );
+    villus(&["policy", "hold", "server", "--reason", "a look"]).ok();
+    let before = villus(&["bpf", "policy", "get", &id, "-n"]).ok();
+    villus(&["policy", "import", POLICY]).ok();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(villus(&["bpf", "policy", "get", &id, "-n"]).ok(), before);
+    villus(&["policy", "release", "server"]).ok();
+    eventually("as policy asks for", || villus(&["bpf", "policy", "get", &id, "-n"]).ok() != before);
+    drop(node);
+}
+
+#[test]
+fn the_demo_shows_what_it_promises_and_leaves_nothing() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/demo.sh");
+    let output = Command::new("bash").arg(demo).env("VILLUS", env!("CARGO_BIN_EXE_villus")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for needle in [
+        "client   -> server 10.15.0.3 port 8080: answered",
+        "intruder -> server 10.15.0.3 port 8080: silence",
+        "xx drop (Policy denied)",
+        "Kernel's maps: DROPPED (133 Policy denied)",
+        "1f 90 06 00",
+        "nothing is left: no pin, no device, no table",
+    ] {
+        assert!(text.contains(needle), "{needle}: {text}");
+    }
+}
