@@ -91,11 +91,12 @@ impl Node {
         self.emergency.deeds.values().any(|deed| deed.at(id).next().is_some())
     }
 
-    /// What an endpoint's policy map should hold: what policy asks for, without what an operator has taken out.
+    /// What an endpoint's policy map should hold: what policy asks for, as far as no deed says otherwise.
     pub fn wanted_entries(&self, id: u16) -> Option<Entries> {
         let policy = self.endpoints.get(&id)?.wanted.as_ref()?;
-        let taken = self.emergency.overridden(id);
-        Some(policy.map_entries().filter(|(key, _)| !taken.contains(key)).collect())
+        let mut wanted: Entries = policy.map_entries().collect();
+        self.emergency.honour(id, &mut wanted);
+        Some(wanted)
     }
 
     /// Takes over what undoing a deed put back: it is policy's.
@@ -190,11 +191,13 @@ impl Node {
 
     /// The endpoint is deleted: what was done to its map by hand must not be undone in another's.
     pub fn end_deeds(&mut self, id: u16) {
-        if !self.is_held(id) {
+        // A command may have written there since.
+        self.read_journal();
+        if !self.emergency.concerns(id) {
             return;
         }
-        if let Err(error) = self.journal().append(Event::Release { endpoint: id }) {
-            tracing::warn!(endpoint = id, %error, "the hold of a deleted endpoint stays in the journal");
+        if let Err(error) = self.journal().append(Event::Gone { endpoint: id }) {
+            tracing::warn!(endpoint = id, %error, "what was done by hand at a deleted endpoint stays in the journal");
         }
         self.read_journal();
     }
