@@ -2,7 +2,7 @@
 //!
 //! A target is a crate with property tests; it takes part as soon as it depends on proptest, provided that its tests
 //! take their number of cases from proptest's default configuration, which `PROPTEST_CASES` raises; `./dev lint` sees
-//! to that. More specific targets are in [`NAMED`]. A failing case is written to `proptest-regressions` beside its test, to be committed with the mending.
+//! to that. Integration tests that can do more are in [`NAMED`]. A failing case is written to `proptest-regressions` beside its test, to be committed with the mending.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,28 +12,35 @@ use anyhow::{Context, Result, bail};
 
 use serde_json::Value;
 
-use crate::run::{cargo, line, output, say};
+use crate::run::{as_root, cargo, line, output, run, say};
 use crate::tree;
 
 /// Cases of one round of each test; rounds repeat with new random seeds until the time is up.
 const CASES: u32 = 20_000;
 const DEFAULT_SECONDS: u64 = 60;
 
-/// A target that is more than "all tests of a crate".
+/// A target that is not "all properties of a crate": one integration test, run as root.
 struct Named {
     name: &'static str,
     package: &'static str,
-    /// Arguments of its test binaries: a filter, `--exact`.
-    args: &'static [&'static str],
+    /// The test's file in `tests`, without its ending.
+    test: &'static str,
+    /// The variable that says how much it does, and how much a round is: some seconds' worth. A round is not interrupted.
+    amount: (&'static str, &'static str),
 }
 
 /// Add a line here, and `./dev fuzz --list` shows it.
-const NAMED: [Named; 0] = [];
+const NAMED: [Named; 1] = [Named {
+    name: "path-agrees",
+    package: "villus-datapath",
+    test: "path_agrees",
+    amount: ("VILLUS_TEST_PAIRS", "250000"),
+}];
 
 struct Target {
     name: String,
     package: String,
-    args: Vec<String>,
+    named: Option<&'static Named>,
 }
 
 /// Runs the named targets, or all, each for `--seconds`.
@@ -74,7 +81,7 @@ fn targets() -> Result<Vec<Target>> {
     let named = NAMED.iter().map(|known| Target {
         name: known.name.to_owned(),
         package: known.package.to_owned(),
-        args: known.args.iter().map(|arg| (*arg).to_owned()).collect(),
+        named: Some(known),
     });
     let mut found: Vec<Target> = named.collect();
     for file in tree::files(&root)?.iter().filter(|file| file.ends_with("Cargo.toml")) {
@@ -84,7 +91,7 @@ fn targets() -> Result<Vec<Target>> {
             manifest.lines().any(|line| line.starts_with("proptest")) && file.starts_with("crates");
         if let (Some(package), true) = (package, has_properties) {
             let name = package.trim_start_matches("villus-").to_owned();
-            found.push(Target { name, package: package.to_owned(), args: Vec::new() });
+            found.push(Target { name, package: package.to_owned(), named: None });
         }
     }
     Ok(found)
@@ -100,6 +107,9 @@ fn fuzz(target: &Target, time: Duration) -> Result<()> {
     say(format_args!("fuzz {} for {} s", target.name, time.as_secs()));
     let binaries = binaries(target)?;
     let end = Instant::now() + time;
+    if let Some(named) = target.named {
+        return rounds(named, &binaries, end);
+    }
     let mut rounds = 0;
     loop {
         for binary in &binaries {
@@ -112,10 +122,26 @@ fn fuzz(target: &Target, time: Duration) -> Result<()> {
     }
 }
 
+/// Whole rounds of an integration test until the time is up. Its cases are random, and it says how to repeat one.
+fn rounds(named: &Named, binaries: &[Binary], end: Instant) -> Result<()> {
+    let (variable, amount) = named.amount;
+    let mut rounds = 0;
+    while Instant::now() < end {
+        for binary in binaries {
+            let mut command = as_root("env");
+            command.arg(format!("{variable}={amount}")).arg(&binary.path).arg("--quiet");
+            run(command.current_dir(&binary.folder).stdout(Stdio::null()))?;
+        }
+        rounds += 1;
+    }
+    say(format_args!("{}: time is up after {rounds} rounds of {amount}", named.name));
+    Ok(())
+}
+
 /// Runs a binary; false when the time ended before it did.
 fn passes_before(end: Instant, target: &Target, binary: &Binary) -> Result<bool> {
     let mut command = Command::new(&binary.path);
-    command.arg("--quiet").args(&target.args).current_dir(&binary.folder).stdout(Stdio::null());
+    command.arg("--quiet").current_dir(&binary.folder).stdout(Stdio::null());
     let mut child =
         command.env("PROPTEST_CASES", CASES.to_string()).spawn().with_context(|| line(&command))?;
     loop {
@@ -144,19 +170,24 @@ fn binaries(target: &Target) -> Result<Vec<Binary>> {
     command.args(["--quiet", "--profile", "fuzz", "--package", &target.package]);
     let messages = output(command.args(["--no-run", "--message-format", "json-render-diagnostics"]))?;
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let found: Vec<Binary> = parsed.filter_map(|message| binary(&message)).collect();
+    let found: Vec<Binary> = parsed.filter_map(|message| binary(&message, target.named)).collect();
     if found.is_empty() {
         bail!("{} has no tests", target.package);
     }
     Ok(found)
 }
 
-fn binary(message: &Value) -> Option<Binary> {
+fn binary(message: &Value, named: Option<&Named>) -> Option<Binary> {
     let path = PathBuf::from(message.get("executable")?.as_str()?);
     let manifest = PathBuf::from(message.get("manifest_path")?.as_str()?);
     let is_test = message.get("profile")?.get("test")?.as_bool()?;
     let source = message.get("target")?.get("src_path")?.as_str()?;
-    (is_test && may_hold_properties(Path::new(source)))
+    let source = Path::new(source);
+    let is_meant = match named {
+        Some(named) => source.ends_with(Path::new("tests").join(named.test).with_extension("rs")),
+        None => may_hold_properties(source),
+    };
+    (is_test && is_meant)
         .then(|| Binary { path, folder: manifest.parent().map(PathBuf::from).unwrap_or_default() })
 }
 

@@ -1,6 +1,8 @@
 //! A node in memory, and packets at its hooks.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod random;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use villus_abi::{

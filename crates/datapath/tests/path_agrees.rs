@@ -1,0 +1,358 @@
+//! The packet path of the kernel and that of the tests are one: the same random packets, policies and topologies go
+//! through both, and everything that they decide, write, count and report is compared.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+#[path = "../../path/tests/lab/mod.rs"]
+mod lab;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use common::run;
+use lab::{
+    UPLINK, ifindex,
+    random::{HOP, Hook, IDS, Random, Step},
+};
+use villus_abi::{Event, Flow, FragPorts, Metric, PolicyEntry, PolicyKey, from_bytes, time};
+use villus_datapath::{
+    EventRing, Flows, Maps, Object, PerCpuMap, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
+};
+use villus_path::{
+    Action, MARK_JUDGED, MARK_MASK, Outcome,
+    memory::{FlowKey, FragKey, Memory, word4},
+};
+
+/// Pairs of policy and packet, unless `VILLUS_TEST_PAIRS` says more.
+const PAIRS: u64 = 110_000;
+/// Packets that one node sees.
+const SEQUENCE: u64 = 50;
+/// How far apart two readings of the clock may be: the test's, and the program's a moment later.
+const TICKS: u32 = 3;
+
+const SIZES: Sizes =
+    Sizes { endpoints: 16, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 18 };
+
+/// The kernel's side of the comparison.
+struct Kernel {
+    _pins: Pins,
+    maps: Arc<Maps>,
+    object: Object,
+    last: PerCpuMap<u32, u64>,
+    policies: BTreeMap<u16, PolicyMap>,
+    ring: EventRing,
+    counted: BTreeMap<u32, Metric>,
+}
+
+impl Kernel {
+    fn new() -> Self {
+        devices();
+        let pins = Pins::detached().unwrap();
+        let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
+        let object = Object::load(&pins, &maps).unwrap();
+        let last = PerCpuMap::new(object.from_endpoint.map("LAST").unwrap().unwrap(), "LAST").unwrap();
+        let policies = IDS.map(|id| (id, slotted(&maps, id))).into_iter().collect();
+        let ring = EventRing::open(&maps).unwrap();
+        Self { _pins: pins, maps, object, last, policies, ring, counted: BTreeMap::new() }
+    }
+
+    /// Makes the maps those of a world in memory.
+    fn load(&mut self, world: &Memory) {
+        let maps = &self.maps;
+        maps.config.insert(&0, world.config.as_ref().unwrap()).unwrap();
+        for (slot, endpoint) in &world.endpoints {
+            maps.endpoints.insert(slot, endpoint).unwrap();
+            maps.devices.insert(&endpoint.ifindex, slot).unwrap();
+        }
+        for (address, local) in &world.addrs {
+            match address {
+                IpAddr::V4(v4) => maps.addrs4.insert(&word4(*v4), local).unwrap(),
+                IpAddr::V6(v6) => maps.addrs6.insert(&v6.octets(), local).unwrap(),
+            }
+        }
+        maps.ipcache.remove_if(|_, _| true).unwrap();
+        for (key, value) in world.ipcache.iter() {
+            maps.ipcache.insert(key, value).unwrap();
+        }
+        for id in IDS {
+            self.set_policy(id, &world.policy_entries(u32::from(id)).unwrap_or_default());
+        }
+        self.forget();
+    }
+
+    fn set_policy(&self, id: u16, entries: &BTreeMap<PolicyKey, PolicyEntry>) {
+        let map = &self.policies[&id];
+        map.remove_if(|_, _| true).unwrap();
+        map.insert_all(&entries.iter().map(|(key, entry)| (*key, *entry)).collect::<Vec<_>>()).unwrap();
+    }
+
+    fn set_flow(&self, key: &FlowKey, flow: &Flow) {
+        let maps = &self.maps;
+        match key {
+            FlowKey::V4(v4) if key.is_tcp() => maps.ct4_tcp.insert(v4, flow).unwrap(),
+            FlowKey::V4(v4) => maps.ct4_any.insert(v4, flow).unwrap(),
+            FlowKey::V6(v6) if key.is_tcp() => maps.ct6_tcp.insert(v6, flow).unwrap(),
+            FlowKey::V6(v6) => maps.ct6_any.insert(v6, flow).unwrap(),
+        }
+    }
+
+    fn forget(&mut self) {
+        Flows::new(self.maps.clone()).flush().unwrap();
+        self.maps.frags4.remove_if(|_, _| true).unwrap();
+        self.maps.frags6.remove_if(|_, _| true).unwrap();
+        self.events();
+        self.counted = metrics(&self.maps).unwrap();
+    }
+
+    fn program(&self, hook: Hook) -> &Program {
+        match hook {
+            Hook::From => &self.object.from_endpoint,
+            Hook::To => &self.object.to_endpoint,
+            Hook::Network => &self.object.from_network,
+        }
+    }
+
+    /// Runs a packet: what the program returned, decided, and left of packet and mark.
+    fn run(&self, step: &Step) -> Ran {
+        let frame = &step.frame;
+        let context = SkbContext {
+            mark: frame.mark,
+            ingress_ifindex: frame.ingress_ifindex,
+            ifindex: frame.ifindex,
+            gso_size: frame.gso_size,
+            ..SkbContext::default()
+        };
+        let ran = self.program(step.hook).test_run(&frame.bytes, &context).unwrap();
+        let outcome = Outcome::from_bits(self.last.get(&0).unwrap().unwrap()[0]);
+        Ran { verdict: ran.verdict, outcome, bytes: ran.packet, mark: ran.context.mark }
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.ring.read(usize::MAX, |bytes| events.push(from_bytes::<Event>(bytes).unwrap()));
+        events
+    }
+
+    fn flows(&self) -> HashMap<FlowKey, Flow> {
+        let maps = &self.maps;
+        let v4 = [&maps.ct4_tcp, &maps.ct4_any].map(|map| map.entries().unwrap()).concat();
+        let v6 = [&maps.ct6_tcp, &maps.ct6_any].map(|map| map.entries().unwrap()).concat();
+        let v4 = v4.into_iter().map(|(key, flow)| (FlowKey::V4(key), flow));
+        v4.chain(v6.into_iter().map(|(key, flow)| (FlowKey::V6(key), flow))).collect()
+    }
+
+    fn fragments(&self) -> HashMap<FragKey, FragPorts> {
+        let v4 = self.maps.frags4.entries().unwrap().into_iter();
+        let v6 = self.maps.frags6.entries().unwrap().into_iter();
+        v4.map(|(key, ports)| (FragKey::V4(key), ports))
+            .chain(v6.map(|(key, ports)| (FragKey::V6(key), ports)))
+            .collect()
+    }
+
+    /// What was counted since the world was loaded.
+    fn metrics(&self) -> BTreeMap<u32, Metric> {
+        let mut now = metrics(&self.maps).unwrap();
+        for (index, before) in &self.counted {
+            let metric = now.entry(*index).or_default();
+            metric.packets -= before.packets;
+            metric.bytes -= before.bytes;
+        }
+        now.retain(|_, metric| *metric != Metric::default());
+        now
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Ran {
+    verdict: i32,
+    outcome: Outcome,
+    bytes: Vec<u8>,
+    mark: u32,
+}
+
+/// An empty policy map in an endpoint's slot.
+fn slotted(maps: &Maps, id: u16) -> PolicyMap {
+    use std::os::fd::{AsFd, AsRawFd};
+    let spec = sys::MapSpec {
+        name: "test_policy",
+        kind: sys::Kind::Hash,
+        key: 8,
+        value: 24,
+        entries: 1024,
+        flags: 1,
+    };
+    let raw = sys::RawMap::create(&spec, None).unwrap();
+    maps.policies.insert(&u32::from(id), &raw.as_fd().as_raw_fd().cast_unsigned()).unwrap();
+    PolicyMap::new(raw, "test_policy").unwrap()
+}
+
+/// The devices that packets say they are on, and a neighbour behind the uplink.
+fn devices() {
+    let hex = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    for (name, index) in
+        IDS.map(|id| (format!("e{id}"), ifindex(id))).into_iter().chain([("uplink".to_owned(), UPLINK)])
+    {
+        let peer = format!("{name}p");
+        let index = index.to_string();
+        run("ip", &["link", "add", &name, "index", &index, "type", "veth", "peer", "name", &peer]);
+        run("ip", &["link", "set", &peer, "up"]);
+        run("ip", &["link", "set", &name, "up"]);
+    }
+    let (own, next) = (hex(HOP.neighbour.own_mac), hex(HOP.neighbour.mac));
+    run("ip", &["link", "set", "uplink", "address", &own]);
+    for (address, neighbour) in [("192.0.2.1/24", "192.0.2.9"), ("2001:db8::1/64", "2001:db8::9")] {
+        let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+        run("ip", &[&["addr", "add", address, "dev", "uplink"], nodad].concat());
+        run("ip", &["neigh", "add", neighbour, "lladdr", &next, "dev", "uplink", "nud", "permanent"]);
+    }
+    for family in ["ipv4", "ipv6"] {
+        std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1").unwrap();
+    }
+}
+
+/// Newer kernels make no test runs with IP headers that are cut short.
+fn is_refused(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.len() < 14 + 20,
+        Some([0x86, 0xdd]) => frame.len() < 14 + 40,
+        _ => false,
+    }
+}
+
+/// What the memory's side says the program should have done.
+fn wanted(step: &Step, before: &Step, outcome: Outcome) -> Ran {
+    let verdict = match (outcome.action(), step.hook) {
+        (Action::Pass, Hook::Network) => -1,
+        (Action::Pass, _) => 0,
+        (Action::Drop, _) => 2,
+        _ => 7,
+    };
+    let mark = match (outcome.action(), step.hook) {
+        (Action::Device, _) => before.frame.mark & !MARK_MASK | MARK_JUDGED,
+        (Action::Pass, Hook::To) if before.frame.mark & MARK_MASK == MARK_JUDGED => {
+            before.frame.mark & !MARK_MASK
+        }
+        _ => before.frame.mark,
+    };
+    Ran { verdict, outcome, bytes: step.frame.bytes.clone(), mark }
+}
+
+/// Times become their distance from now, which is the same on both sides but for a moment.
+fn close(a: time::Tick, b: time::Tick) -> bool {
+    (a == 0) == (b == 0) && a.abs_diff(b) <= TICKS
+}
+
+fn same_flow(a: &Flow, b: &Flow) -> bool {
+    let times = [
+        (a.expires, b.expires),
+        (a.created, b.created),
+        (a.fwd_report, b.fwd_report),
+        (a.rev_report, b.rev_report),
+    ];
+    let timeless = |flow: &Flow| Flow { expires: 0, created: 0, fwd_report: 0, rev_report: 0, ..*flow };
+    times.iter().all(|(a, b)| close(*a, *b)) && timeless(a) == timeless(b)
+}
+
+fn same_maps<K: Copy + Eq + std::hash::Hash + std::fmt::Debug, V: std::fmt::Debug>(
+    what: &str,
+    memory: &HashMap<K, V>,
+    kernel: &HashMap<K, V>,
+    same: impl Fn(&V, &V) -> bool,
+) {
+    for key in memory.keys().chain(kernel.keys()) {
+        match (memory.get(key), kernel.get(key)) {
+            (Some(a), Some(b)) if same(a, b) => {}
+            (a, b) => panic!("{what} {key:?}\n memory: {a:?}\n kernel: {b:?}"),
+        }
+    }
+}
+
+/// One node and its packets through both.
+fn sequence(kernel: &mut Kernel, seed: u64) {
+    let mut random = Random::new(seed);
+    let mut world = random.world();
+    kernel.load(&world);
+    for at in 0..SEQUENCE {
+        if let Some((id, entries)) = random.change()
+            && world.policy_entries(u32::from(id)).is_some()
+        {
+            world.set_policy(u32::from(id), entries);
+            kernel.set_policy(id, &world.policy_entries(u32::from(id)).unwrap());
+        }
+        world.set_clock(monotonic());
+        if let Some(key) = random.expiring(&world) {
+            kernel.set_flow(&key, &world.flows()[&key]);
+        }
+        let before = random.step();
+        if is_refused(&before.frame.bytes) {
+            continue;
+        }
+        let mut step = before.clone();
+        let outcome = step.run(&world);
+        let ran = kernel.run(&before);
+        assert_eq!(wanted(&step, &before, outcome), ran, "packet {at}: {before:x?}");
+    }
+    same_maps("flow", &world.flows(), &kernel.flows(), same_flow);
+    let same_ports = |a: &FragPorts, b: &FragPorts| {
+        (a.sport, a.dport) == (b.sport, b.dport) && close(a.expires, b.expires)
+    };
+    same_maps("fragment", &world.fragments(), &kernel.fragments(), same_ports);
+    for id in IDS {
+        let entries = world.policy_entries(u32::from(id)).unwrap_or_default();
+        let there: BTreeMap<_, _> = kernel.policies[&id].entries().unwrap().into_iter().collect();
+        assert_eq!(entries, there, "policy of {id}");
+    }
+    assert_eq!(world.metrics(), kernel.metrics());
+    let timeless = |event: &Event| Event { time: 0, hash: 0, ..*event };
+    let memory: Vec<_> = world.take_events().iter().map(timeless).collect();
+    let there: Vec<_> = kernel.events().iter().map(timeless).collect();
+    assert_eq!(memory, there);
+}
+
+/// Says how to repeat what failed.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("to repeat: VILLUS_TEST_SEED={} VILLUS_TEST_PAIRS={SEQUENCE}", self.0);
+        }
+    }
+}
+
+fn monotonic() -> u64 {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    at.tv_sec.cast_unsigned() * 1_000_000_000 + at.tv_nsec.cast_unsigned()
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+}
+
+#[test]
+fn kernel_and_memory_decide_alike() {
+    alone!();
+    if !Object::is_embedded() {
+        eprintln!("skipped: built without a kernel object");
+        return;
+    }
+    // LAST and the counters are those of a CPU.
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(0);
+    rustix::thread::sched_setaffinity(None, &cpus).unwrap();
+    let mut kernel = Kernel::new();
+    let pairs = number("VILLUS_TEST_PAIRS");
+    // The same nodes each time, unless somebody asks for more than usual.
+    let first =
+        number("VILLUS_TEST_SEED").unwrap_or_else(|| if pairs.is_some() { fastrand::u64(..) } else { 0 });
+    for seed in 0..pairs.unwrap_or(PAIRS).div_ceil(SEQUENCE) {
+        let seed = first.wrapping_add(seed);
+        let _named = Seed(seed);
+        sequence(&mut kernel, seed);
+    }
+}
