@@ -14,6 +14,8 @@ use crate::host::Host;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 32_768;
 
 /// Why there was no answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,11 +37,11 @@ pub struct Exchange {
     pub seen: SocketAddr,
 }
 
-/// Lets this process have as many open files as the kernel allows.
+/// Lets this process have so many open files, as far as its hard limit goes.
 pub fn raise_open_files(wanted: u64) {
     let now = getrlimit(Resource::Nofile);
-    let maximum = now.maximum.map_or(wanted, |maximum| maximum.max(wanted));
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: Some(maximum) }).unwrap();
+    let current = now.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: now.maximum }).unwrap();
 }
 
 fn is_timeout(kind: ErrorKind) -> bool {
@@ -107,7 +109,8 @@ impl UdpEcho {
     pub fn echo(&self, payload: &[u8]) -> Result<Exchange, Blocked> {
         self.send(payload)?;
         let mut buffer = vec![0; 1 << 16];
-        let (length, seen) = self.server.recv_from(&mut buffer).map_err(|_| Blocked::Forward)?;
+        let (length, seen) =
+            self.server.recv_from(&mut buffer).map_err(|e| stuck(e.kind(), Blocked::Forward))?;
         assert_eq!(&buffer[..length], payload, "a datagram was altered on its way");
         self.server.send_to(payload, seen).unwrap();
         match self.client.recv(&mut buffer) {
@@ -133,7 +136,7 @@ impl EchoServer {
             let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP)).unwrap();
             socket.set_reuse_address(true).unwrap();
             socket.bind(&listen.into()).unwrap();
-            socket.listen(4096).unwrap();
+            socket.listen(BACKLOG).unwrap();
             TcpListener::from(socket)
         });
         Self { listener }

@@ -61,6 +61,11 @@ impl Host {
         self.command("ip", &arguments.split_whitespace().collect::<Vec<_>>())
     }
 
+    /// `tc` with arguments in one text; must succeed.
+    pub fn tc(&self, arguments: &str) -> String {
+        self.command("tc", &arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
     /// A script of nftables; must succeed.
     pub fn nft(&self, script: &str) -> String {
         self.command("nft", &[script])

@@ -345,6 +345,13 @@ impl Node {
         }
     }
 
+    /// Path of a pin as commands that we start see it: the bpffs is mounted nowhere but known to this process.
+    #[must_use]
+    pub fn pin_for_commands(&self, name: &str) -> String {
+        let path = self.pins.path(name).display().to_string();
+        path.replace("/proc/self/", &format!("/proc/{}/", std::process::id()))
+    }
+
     /// The flow table.
     #[must_use]
     pub fn flows(&self) -> Flows {

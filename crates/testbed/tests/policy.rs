@@ -243,9 +243,7 @@ fn what_bpftool_writes_counts_at_the_next_packet() {
     let s = Setup::new(false);
     let node = &s.node;
     node.allow(&s.client, Egress, 0, 0, 0);
-    let pin = node.pins.path("cilium_policy_00102").display().to_string();
-    // The child sees our descriptors under our number.
-    let pin = pin.replace("/proc/self/", &format!("/proc/{}/", std::process::id()));
+    let pin = node.pin_for_commands("cilium_policy_00102");
     let hex = |key: PolicyKey| villus_abi::bytes_of(&key).map_hex();
     for v in Version::ALL {
         let before = node.tally();

@@ -1,0 +1,281 @@
+//! Ways of delivery and of attaching: which way packets take, and what happens when it changes under them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{collections::BTreeMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+
+use villus_abi::{
+    Direction::{Egress, Ingress},
+    Reason,
+    config::{FLAG_IPV4, FLAG_IPV6},
+    endpoint::{FLAG_ACTIVE, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER},
+    flow::FLOW_VIA_STACK,
+};
+use villus_datapath::{AttachMode, Hook, Links};
+use villus_testbed::{
+    Addresses, Capture, Delta, Host, Kind, Node, NodeSpec, UdpEcho, Version, Workload, udp,
+};
+
+const SOON: Duration = Duration::from_secs(2);
+
+fn pair(spec: NodeSpec) -> (Node, Arc<Workload>, Arc<Workload>) {
+    let mut node = Node::new(spec);
+    let (client, server) = (node.add(101, 50_101, Kind::Veth), node.add(102, 50_102, Kind::Veth));
+    node.allow_all(&client);
+    node.allow_all(&server);
+    (node, client, server)
+}
+
+/// How many packets a host's stack has forwarded.
+fn forwarded(host: &Host, v: Version) -> u64 {
+    let read =
+        |file: &str| host.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))).unwrap();
+    match v {
+        Version::V4 => {
+            let text = read("snmp");
+            let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
+            let names = lines.next().unwrap().split_whitespace();
+            let values = lines.next().unwrap().split_whitespace();
+            let found = names.zip(values).find(|(name, _)| *name == "ForwDatagrams");
+            found.unwrap().1.parse().unwrap()
+        }
+        Version::V6 => {
+            let text = read("snmp6");
+            let line = text.lines().find(|line| line.starts_with("Ip6OutForwDatagrams"));
+            line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+        }
+    }
+}
+
+fn echo(from: &Host, to: &Host, address: std::net::IpAddr, rounds: usize) {
+    let at = SocketAddr::new(address, 9000);
+    let echo = UdpEcho::open(from, None, to, at, at);
+    for _ in 0..rounds {
+        assert!(echo.echo(b"round").is_ok());
+    }
+}
+
+#[test]
+fn packets_take_the_short_way_where_they_may_and_no_other() {
+    for direct in [false, true] {
+        let (node, client, server) = pair(NodeSpec { direct, ..NodeSpec::default() });
+        for v in Version::ALL {
+            // Who has been spoken to is known to the neighbour table.
+            echo(&node.host, &node.outside, Addresses::OUTSIDE.of(v), 1);
+            let stack = if direct { 0 } else { 20 };
+            for (name, from, to, address, expected) in [
+                ("endpoint to endpoint", &client.host, &server.host, server.ip(v), 0),
+                ("other node to endpoint", &node.outside, &server.host, server.ip(v), stack),
+                ("endpoint to other node", &client.host, &node.outside, Addresses::OUTSIDE.of(v), stack),
+            ] {
+                node.flush_flows();
+                let before = forwarded(&node.host, v);
+                echo(from, to, address, 10);
+                assert_eq!(forwarded(&node.host, v) - before, expected, "{name} {v:?}, direct {direct}");
+                let (_, flow) = node.flows().list().unwrap()[0];
+                assert_eq!(flow.flags & FLOW_VIA_STACK != 0, expected != 0, "{name} {v:?}, direct {direct}");
+            }
+        }
+        drop((client, server));
+        node.finish();
+    }
+}
+
+#[test]
+fn headers_are_those_that_a_router_would_write() {
+    for direct in [false, true] {
+        let (node, client, server) = pair(NodeSpec { direct, ..NodeSpec::default() });
+        let (at_server, at_outside) =
+            (Capture::open(&server.host, "eth0"), Capture::open(&node.outside, "far"));
+        let wire = Capture::open(&client.host, "eth0");
+        for v in Version::ALL {
+            echo(&node.host, &node.outside, Addresses::OUTSIDE.of(v), 1);
+            let probe = |port: u16| move |frame: &villus_testbed::Frame| frame.dport() == Some(port);
+
+            wire.send(&udp(&client.to(server.ip(v)), 4000, 9001, b"probe"));
+            let seen = at_server.wait_for(SOON, probe(9001)).unwrap();
+            assert_eq!((seen.from(), seen.to(), seen.ttl()), (server.node_mac, server.mac, 63), "{v:?}");
+            assert_eq!(villus_testbed::l4_checksum(client.ip(v), server.ip(v), 17, seen.l4()), [0, 0]);
+            if v == Version::V4 {
+                assert_eq!(villus_testbed::checksum(&[&seen.bytes[14..34]]), [0, 0], "the header's checksum");
+            }
+
+            wire.send(&udp(&client.to(Addresses::OUTSIDE.of(v)), 4000, 9002, b"probe"));
+            let seen = at_outside.wait_for(SOON, probe(9002)).unwrap();
+            let (near, far) = (node.host.mac("up0"), node.outside.mac("far"));
+            assert_eq!((seen.from(), seen.to(), seen.ttl()), (near, far, 63), "{v:?}");
+            let source = if direct { client.ip(v) } else { Addresses::NODE.of(v) };
+            assert_eq!(seen.addresses().unwrap().0, source);
+            assert_eq!(villus_testbed::l4_checksum(source, Addresses::OUTSIDE.of(v), 17, seen.l4()), [0, 0]);
+        }
+        drop((client, server));
+        node.finish();
+    }
+}
+
+#[test]
+fn the_way_of_attaching_changes_without_losing_a_packet() {
+    let (node, client, server) = pair(NodeSpec { direct: true, ..NodeSpec::default() });
+    let links = Links::new(&node.pins);
+    let uplink = node.host.index("up0");
+    // A clsact that comes or goes stops its device for a moment, and the kernel drops what is sent just then. Here one
+    // is kept by somebody else's filter.
+    node.pins.put("theirs", node.object.from_network.as_fd()).unwrap();
+    let theirs = node.pin_for_commands("theirs");
+    for device in [client.node_device.as_str(), server.node_device.as_str(), "up0"] {
+        node.host.tc(&format!("qdisc add dev {device} clsact"));
+        for side in ["ingress", "egress"] {
+            let frames = "protocol 802_3";
+            node.host
+                .tc(&format!("filter add dev {device} {side} pref 99 {frames} bpf object-pinned {theirs}"));
+        }
+    }
+    node.pins.remove("theirs").unwrap();
+    let before = node.tally();
+    let mut rounds = 0;
+    let ways: Vec<UdpEcho> = Version::ALL
+        .into_iter()
+        .flat_map(|v| {
+            let at = SocketAddr::new(server.ip(v), 9000);
+            let out = SocketAddr::new(server.ip(v), 9001);
+            [
+                UdpEcho::open(&client.host, None, &server.host, at, at),
+                UdpEcho::open(&node.outside, None, &server.host, out, out),
+            ]
+        })
+        .collect();
+    for turn in 0..6 {
+        let mode = if turn % 2 == 0 { AttachMode::Tc } else { AttachMode::Tcx };
+        std::thread::scope(|scope| {
+            let switching = scope.spawn(|| {
+                for (hook, ifindex) in [
+                    (Hook::FromEndpoint, client.ifindex),
+                    (Hook::ToEndpoint, client.ifindex),
+                    (Hook::FromEndpoint, server.ifindex),
+                    (Hook::ToEndpoint, server.ifindex),
+                    (Hook::FromNetwork, uplink),
+                ] {
+                    node.host.run(|| links.attach(&node.object, hook, ifindex, mode)).unwrap();
+                }
+            });
+            while !switching.is_finished() {
+                for (way, echo) in ways.iter().enumerate() {
+                    let said = echo.echo(b"under way");
+                    assert!(said.is_ok(), "{said:?} on way {way} in round {rounds}, changing to {mode:?}");
+                }
+                rounds += 1;
+            }
+        });
+    }
+    assert!(rounds > 20, "only {rounds} rounds");
+    node.expect("all of it", &before, |delta| {
+        Delta::same("drops", delta.drops(), BTreeMap::new())?;
+        Delta::same("asked of the server", delta.asked(&server, Ingress), 4 * rounds)?;
+        Delta::same("asked of the client", delta.asked(&client, Egress), 2 * rounds)?;
+        delta.every_sent_packet_counted_once()
+    });
+    for device in [client.node_device.as_str(), server.node_device.as_str(), "up0"] {
+        node.host.tc(&format!("qdisc del dev {device} clsact"));
+    }
+    drop((client, server));
+    node.finish();
+}
+
+#[test]
+fn a_flow_stays_on_its_way_when_the_way_of_delivery_changes() {
+    let (node, client, server) = pair(NodeSpec::default());
+    for v in Version::ALL {
+        let at = SocketAddr::new(server.ip(v), 9000);
+        let old = UdpEcho::open(&client.host, None, &server.host, at, at);
+        for id in [101, 102] {
+            node.edit_record(id, |record| record.flags &= !(FLAG_DELIVER_PEER | FLAG_DELIVER_DEVICE));
+        }
+        let counted = |delta: &Delta| {
+            Delta::same("drops", delta.drops(), BTreeMap::new())?;
+            Delta::same("of the flow", delta.flow_packets(), (1, 1))?;
+            Delta::same("asked of the client", delta.asked(&client, Egress), 1)?;
+            Delta::same("asked of the server", delta.asked(&server, Ingress), 1)?;
+            Delta::same("out", delta.forwarded(Egress), 2)?;
+            Delta::same("in", delta.forwarded(Ingress), 2)?;
+            delta.every_sent_packet_counted_once()
+        };
+        let before = node.tally();
+        assert!(old.echo(b"up the stack").is_ok());
+        node.expect("up the stack", &before, counted);
+        for delivery in [FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER] {
+            for id in [101, 102] {
+                node.edit_record(id, |record| {
+                    record.flags = record.flags & !(FLAG_DELIVER_PEER | FLAG_DELIVER_DEVICE) | delivery;
+                });
+            }
+            let before = node.tally();
+            let stack = forwarded(&node.host, v);
+            assert!(old.echo(b"still up the stack").is_ok());
+            node.expect("still up the stack", &before, counted);
+            assert_eq!(forwarded(&node.host, v) - stack, 2);
+
+            let other = SocketAddr::new(server.ip(v), 9001);
+            let new = UdpEcho::open(&client.host, None, &server.host, other, other);
+            let before = node.tally();
+            assert!(new.echo(b"the short way").is_ok());
+            node.expect("the short way", &before, counted);
+            assert_eq!(forwarded(&node.host, v) - stack, 2);
+        }
+    }
+    drop((client, server));
+    node.finish();
+}
+
+#[test]
+fn what_is_not_ready_passes_nothing() {
+    let (node, client, server) = pair(NodeSpec::default());
+    let config = node.maps.config.get(&0).unwrap().unwrap();
+    let record = node.maps.endpoints.get(&102).unwrap().unwrap();
+    for v in Version::ALL {
+        let at = SocketAddr::new(server.ip(v), 9000);
+        let (inside, outside) = (
+            UdpEcho::open(&client.host, None, &server.host, at, at),
+            UdpEcho::open(
+                &node.outside,
+                None,
+                &server.host,
+                SocketAddr::new(at.ip(), 9001),
+                SocketAddr::new(at.ip(), 9001),
+            ),
+        );
+        let ends = |what: &str, from_inside: Reason, from_outside: Reason| {
+            let direction = if from_inside == Reason::POLICY_DENY { Ingress } else { Egress };
+            let before = node.tally();
+            inside.send(b"?").unwrap();
+            node.expect_drops(what, &before, from_inside, direction, 1);
+            let before = node.tally();
+            outside.send(b"?").unwrap();
+            node.expect_drops(what, &before, from_outside, Ingress, 1);
+            assert!(!inside.heard() && !outside.heard(), "{what}");
+        };
+        node.edit_config(|config| config.flags = 0);
+        ends("no configuration", Reason::NOT_READY, Reason::NOT_READY);
+        node.maps.config.insert(&0, &config).unwrap();
+
+        node.edit_config(|config| config.flags &= !if v == Version::V4 { FLAG_IPV4 } else { FLAG_IPV6 });
+        ends("the family is off", Reason::UNSUPPORTED_L3, Reason::UNSUPPORTED_L3);
+        node.maps.config.insert(&0, &config).unwrap();
+
+        node.edit_record(102, |record| record.flags &= !FLAG_ACTIVE);
+        ends("the endpoint is going away", Reason::STALE, Reason::NO_ENDPOINT);
+        node.maps.endpoints.insert(&102, &record).unwrap();
+
+        assert!(inside.echo(b"ready").is_ok() && outside.echo(b"ready").is_ok());
+        node.flush_flows();
+    }
+    // Last, for a slot without its map cannot be mended here.
+    node.maps.policies.remove(&102).unwrap();
+    for v in Version::ALL {
+        let at = SocketAddr::new(server.ip(v), 9000);
+        let outside = UdpEcho::open(&node.outside, None, &server.host, at, at);
+        let before = node.tally();
+        outside.send(b"?").unwrap();
+        node.expect_drops("no policy map", &before, Reason::NO_POLICY_MAP, Ingress, 1);
+    }
+    drop((client, server));
+    node.finish();
+}
