@@ -5,10 +5,6 @@
 //! it failed is one line, what to do about it another ([`failure`]).
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "agent")]
-mod agent;
-#[cfg(not(feature = "agent"))]
-#[path = "without_agent.rs"]
 mod agent;
 mod bpf;
 mod cleanup;

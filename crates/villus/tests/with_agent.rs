@@ -176,7 +176,7 @@ fn an_agent_keeps_what_was_opened_in_an_emergency_until_it_is_undone() {
     let (id, address) = (of("server", "id"), of("server", "status.networking.addressing[0].ipv4"));
     let deny = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: closed}\nspec:\n  \
                 endpointSelector: {matchLabels: {app: server}}\n  ingress: [{}]\n  \
-                ingressDeny: [{fromEndpoints: [{}]}]\n";
+                ingressDeny: [{fromEntities: [all]}]\n";
     std::fs::write("/tmp/deny.yaml", deny).unwrap();
     villus(&["policy", "import", "--wait", "/tmp/deny.yaml"]).ok();
     assert!(!asks("intruder", &address, "8080"));
