@@ -16,6 +16,7 @@ mod endpoint;
 mod error;
 mod identities;
 mod kernel;
+mod log;
 mod network;
 mod node;
 mod policy;

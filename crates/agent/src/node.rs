@@ -60,6 +60,8 @@ pub(crate) struct Node {
     pub open: bool,
     pub wake: Arc<Wake>,
     pub started: Instant,
+    /// The programs of this version are on every device.
+    pub attached: bool,
     pub counts: Counts,
     /// The endpoint whose policy map was compared last.
     pub compared_to: u16,

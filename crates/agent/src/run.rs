@@ -42,12 +42,17 @@ async fn agent(
     config: Arc<Config>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), AgentError> {
+    let ignored = crate::log::begin(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let socket = SocketOptions {
         path: config.api.socket.clone(),
         mode: config.api.socket_mode,
         group: config.api.socket_group.clone(),
     };
     let (mut node, _lock) = Node::start(config.clone())?;
+    tracing::debug!(took = ?node.started.elapsed(), "kernel, network and store are open");
     let restored = node.load_endpoints()?;
     node.restore_identities().await;
     let freed: Vec<_> = restored
@@ -63,11 +68,17 @@ async fn agent(
         let what = format!("its file lies in {}: {}", damaged.kept.display(), damaged.reason);
         node.conditions.note("an endpoint was damaged", Some(what));
     }
+    tracing::debug!(took = ?node.started.elapsed(), "endpoints are known");
+    if restored.live.is_empty() {
+        // Nothing goes on without them: better not to start at all.
+        node.kernel.programs().wait()?;
+    }
     let opened = node.read_sources();
     if opened.is_ok() {
         node.go()?;
     }
     node.conditions.note("sources of policy", opened.err());
+    node.conditions.set_if("log", !ignored.is_empty(), || ignored.join("; "));
     tracing::info!(
         endpoints = restored.live.len(),
         pending = restored.pending.len(),

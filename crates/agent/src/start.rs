@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use villus_api::model::EndpointState;
 use villus_config::Config;
 use villus_datapath::{Hook, OldFlows, now};
 use villus_identity::{AddressPool, Ipcache, PoolState};
@@ -81,6 +82,7 @@ impl Node {
             open: false,
             wake: Arc::new(Wake::new()),
             started,
+            attached: false,
             counts: Default::default(),
             compared_to: 0,
             journal_seen: None,
@@ -144,6 +146,7 @@ impl Node {
         self.sources.complete = true;
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
         self.regenerate(live.iter().copied());
+        tracing::debug!(took = ?self.started.elapsed(), "policy maps are right");
         self.sweep_policies();
         self.claim_node();
         for id in &live {
@@ -155,35 +158,44 @@ impl Node {
         }
         self.step_ipcache();
         self.install_restored()?;
-        self.attach_all(&live);
+        tracing::debug!(took = ?self.started.elapsed(), "records, addresses and devices are right");
+        if self.kernel.programs().are_loaded() {
+            self.attach_all();
+        }
         self.write_config()?;
         self.prepare_slots();
         Ok(())
     }
 
     /// Programs of this version on every device, link by link.
-    fn attach_all(&mut self, live: &[u16]) {
-        for id in live {
-            let Some(index) = self.endpoints.get(id).and_then(|e| Some(e.file.device.as_ref()?.index()))
-            else {
-                continue;
-            };
-            let result = self.kernel.attach_endpoint(index);
+    pub fn attach_all(&mut self) {
+        let live = self.endpoints.values().filter(|e| e.is_live());
+        let live: Vec<(u16, u32)> =
+            live.filter_map(|e| Some((e.id(), e.file.device.as_ref()?.index()))).collect();
+        for (id, index) in &live {
+            let result = self.kernel.attach_endpoint(*index);
             self.conditions.note(&format!("programs of endpoint {id}"), result.err().map(|e| e.to_string()));
-            if let Some(endpoint) = self.endpoints.get_mut(id) {
-                endpoint.enter(villus_api::model::EndpointState::Ready, "taken over");
+            if let Some(endpoint) = self.endpoints.get_mut(id)
+                && endpoint.state == EndpointState::Restoring
+            {
+                endpoint.enter(EndpointState::Ready, "taken over");
             }
         }
+        self.attached = true;
         self.attach_uplinks();
         if let Some(old) = self.kernel.old_flows.take()
             && let Err(error) = old.carry(&self.kernel.maps, now())
         {
             self.conditions.note("old flows", Some(error.to_string()));
         }
+        tracing::debug!(took = ?self.started.elapsed(), endpoints = live.len(), "programs are attached");
     }
 
     /// The program of uplinks on those that there are, and on no other device.
     pub fn attach_uplinks(&mut self) {
+        if !self.kernel.programs().are_loaded() {
+            return;
+        }
         let uplinks: Vec<(u32, String)> =
             self.network.uplinks.used.iter().map(|uplink| (uplink.index, uplink.name.clone())).collect();
         for (index, name) in &uplinks {

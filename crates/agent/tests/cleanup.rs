@@ -40,6 +40,11 @@ fn cleanup_leaves_the_node_as_it_was_found() {
     alone!();
     // An uplink with a default route, and a veth with both ends on the node for somebody's machine.
     run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "world"]);
+    // Without IPv6, whose addresses come and settle by themselves.
+    for device in ["up0", "world"] {
+        let file = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+        std::fs::write(file, "1").unwrap();
+    }
     run("ip", &["addr", "add", "192.0.2.10/24", "dev", "up0"]);
     run("ip", &["link", "set", "up0", "up"]);
     run("ip", &["link", "set", "world", "up"]);

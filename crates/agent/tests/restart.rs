@@ -60,6 +60,9 @@ fn killed_and_started_again_no_packet_is_lost_and_everything_is_as_before() {
     assert!(echoes(&mut open));
     assert!(client.asks(server.v4(), 80) && client.asks(peer.v4(), 81));
     assert!(!peer.asks(server.v4(), 80) && !client.asks(server.v4(), 81));
+    eventually("all are taken over", Duration::from_secs(5), || {
+        node.client().endpoints(&[]).unwrap().iter().all(|e| e.status.state == EndpointState::Ready)
+    });
     let after = node.client().endpoints(&[]).unwrap();
     let facts = |list: &[villus_api::model::Endpoint]| {
         list.iter()

@@ -137,7 +137,14 @@ impl Node {
 
 /// An identity with its labels.
 pub(super) fn identity_model(id: NumericIdentity, labels: &Labels) -> Identity {
-    Identity { id: id.0, labels: texts(labels), labels_sha256: String::new() }
+    Identity { id: id.0, labels: texts(labels), labels_sha256: sha256(labels) }
+}
+
+/// SHA-256 of the kvstore's label string, hex.
+fn sha256(labels: &Labels) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(labels.to_kvstore().as_bytes());
+    digest.iter().fold(String::with_capacity(64), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Labels as texts, sorted.

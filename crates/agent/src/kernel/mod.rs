@@ -3,6 +3,7 @@
 mod config;
 mod equal;
 mod ipcache;
+mod programs;
 mod sizes;
 
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use villus_config::Config;
 use villus_config::config::AttachMode as Choice;
 use villus_datapath::{
-    AttachMode, Features, Flows, Hook, Links, Maps, Object, OldFlows, Pins, PolicyMaps, Resized, now,
-    refuse_cilium, resize,
+    AttachMode, Features, Flows, Hook, Links, Maps, OldFlows, Pins, PolicyMaps, Resized, now, refuse_cilium,
+    resize,
 };
 
 use crate::AgentError;
@@ -19,12 +20,13 @@ use crate::AgentError;
 pub(crate) use config::{Runtime, config_of};
 pub(crate) use equal::{Drift, Wanted, make_equal};
 pub(crate) use ipcache::IpcacheMap;
+pub(crate) use programs::Programs;
 
 /// Pins, maps and programs of this node.
 pub(crate) struct Kernel {
     pub pins: Arc<Pins>,
     pub maps: Arc<Maps>,
-    pub object: Object,
+    programs: Programs,
     pub policies: PolicyMaps,
     pub flows: Flows,
     pub mode: AttachMode,
@@ -44,18 +46,26 @@ impl Kernel {
     /// Refuses what cannot be worked with before anything is touched, then opens or makes everything. Programs that are
     /// attached go on with what they have.
     pub fn open(config: &Config) -> Result<Self, AgentError> {
+        let begin = std::time::Instant::now();
         let features = Features::probe();
         features.require()?;
         let mode = attach_mode(config, &features)?;
         refuse_cilium(&config.paths.bpf_root)?;
+        tracing::debug!(took = ?begin.elapsed(), "the kernel can be worked with");
         let pins = Arc::new(Pins::open(&config.paths.bpf_root)?);
         let wanted = sizes::of(config);
         let resized = resize(&pins, &wanted, now())?;
         let maps = Arc::new(Maps::open(&pins, &wanted)?);
-        let object = Object::load(&pins, &maps)?;
+        tracing::debug!(took = ?begin.elapsed(), resized = resized.len(), "maps are open");
+        let programs = Programs::load(pins.clone(), maps.clone())?;
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), config.datapath.policy_map_max)?;
         let flows = Flows::new(maps.clone());
-        Ok(Self { pins, maps, object, policies, flows, mode, features, resized, old_flows: None })
+        Ok(Self { pins, maps, programs, policies, flows, mode, features, resized, old_flows: None })
+    }
+
+    /// The programs, perhaps still on their way.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
     }
 
     /// The attachments of this node.
@@ -65,9 +75,10 @@ impl Kernel {
 
     /// Makes an endpoint's device run the two programs of endpoints.
     pub fn attach_endpoint(&self, ifindex: u32) -> villus_datapath::Result<()> {
+        let object = self.programs.wait()?;
         // To the endpoint first: once it can send, answers are judged as well.
-        self.links().attach(&self.object, Hook::ToEndpoint, ifindex, self.mode)?;
-        self.links().attach(&self.object, Hook::FromEndpoint, ifindex, self.mode)?;
+        self.links().attach(object, Hook::ToEndpoint, ifindex, self.mode)?;
+        self.links().attach(object, Hook::FromEndpoint, ifindex, self.mode)?;
         Ok(())
     }
 
@@ -83,7 +94,7 @@ impl Kernel {
 
     /// Makes an uplink run its program.
     pub fn attach_uplink(&self, ifindex: u32) -> villus_datapath::Result<()> {
-        self.links().attach(&self.object, Hook::FromNetwork, ifindex, self.mode).map(drop)
+        self.links().attach(self.programs.wait()?, Hook::FromNetwork, ifindex, self.mode).map(drop)
     }
 }
 

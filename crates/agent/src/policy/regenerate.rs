@@ -94,7 +94,7 @@ impl Node {
             );
             endpoint.note("OK", what);
         }
-        if matches!(endpoint.state, EndpointState::WaitingToRegenerate | EndpointState::Restoring) {
+        if endpoint.state == EndpointState::WaitingToRegenerate {
             endpoint.enter(EndpointState::Ready, "policy is in force");
         }
     }

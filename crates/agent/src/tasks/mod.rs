@@ -33,6 +33,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.add(reconcile::prepare(agent.clone()));
     tasks.add(reconcile::compare(agent.clone()));
     tasks.add(reconcile::maintain(agent.clone()));
+    tasks.add(reconcile::attach(agent.clone()));
     Ok(tasks)
 }
 

@@ -48,3 +48,22 @@ pub(super) async fn maintain(agent: Agent) {
         }
     }
 }
+
+/// Puts the programs of this version on every device once the kernel has taken them; those of before go on until then.
+pub(super) async fn attach(agent: Agent) {
+    let Ok(programs) = agent.with(|node| node.kernel.programs().clone()).await else { return };
+    let loaded = tokio::task::spawn_blocking(move || programs.wait().map(drop)).await;
+    let problem = match loaded {
+        Ok(result) => result.err().map(|error| format!("the programs of before go on: {error}")),
+        Err(_) => return,
+    };
+    let good = problem.is_none();
+    let _ = agent
+        .with(move |node| {
+            node.conditions.note("programs", problem);
+            if good && node.sources.complete && !node.attached {
+                node.attach_all();
+            }
+        })
+        .await;
+}
