@@ -60,6 +60,11 @@ pub(crate) struct Node {
     pub open: bool,
     pub wake: Arc<Wake>,
     pub started: Instant,
+    /// Ids whose slots hold empty policy maps.
+    pub ready: BTreeSet<u16>,
+    /// Endpoints whose programs are still attached the quick way, and when the last of them was made.
+    pub quick: BTreeSet<u16>,
+    pub last_made: Instant,
     /// The programs of this version are on every device.
     pub attached: bool,
     pub counts: Counts,

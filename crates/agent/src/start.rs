@@ -25,8 +25,11 @@ use crate::wake::Wake;
 
 /// How long an address rests after its endpoint is gone.
 const REST: Duration = Duration::from_secs(30);
-/// Empty policy maps that are kept ready.
-pub(crate) const READY: usize = 8;
+/// Empty policy maps that are made ready at once, and how few may be left before more are.
+const READY: usize = 16;
+const LOW: usize = 8;
+/// How long no endpoint was made before attachments are put right.
+const QUIET: Duration = Duration::from_millis(1500);
 
 impl Node {
     /// Everything up to the point where policies are read. Must be called inside a runtime.
@@ -82,6 +85,9 @@ impl Node {
             open: false,
             wake: Arc::new(Wake::new()),
             started,
+            ready: Default::default(),
+            quick: Default::default(),
+            last_made: started,
             attached: false,
             counts: Default::default(),
             compared_to: 0,
@@ -191,6 +197,30 @@ impl Node {
         tracing::debug!(took = ?self.started.elapsed(), endpoints = live.len(), "programs are attached");
     }
 
+    /// Remembers that a new endpoint's programs are to be attached the way that the options say.
+    pub fn attach_later(&mut self, id: u16, later: bool) {
+        self.last_made = Instant::now();
+        if later {
+            self.quick.insert(id);
+        }
+    }
+
+    /// Attaches one endpoint's programs the way that the options say, when no endpoint was made for a moment; the old
+    /// attachment goes after the new one is there. Says whether there are more.
+    pub fn attach_properly(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.last_made) < QUIET {
+            return false;
+        }
+        let Some(id) = self.quick.pop_first() else { return false };
+        if let Some(endpoint) = self.endpoints.get(&id).filter(|e| e.is_live())
+            && let Some(device) = &endpoint.file.device
+        {
+            let result = self.kernel.attach_endpoint(device.index());
+            self.conditions.note(&format!("programs of endpoint {id}"), result.err().map(|e| e.to_string()));
+        }
+        !self.quick.is_empty()
+    }
+
     /// The program of uplinks on those that there are, and on no other device.
     pub fn attach_uplinks(&mut self) {
         if !self.kernel.programs().are_loaded() {
@@ -242,7 +272,14 @@ impl Node {
     /// Makes empty policy maps for endpoints to come, in one go.
     pub fn prepare_slots(&mut self) {
         let next: Vec<u16> = self.free_ids().take(READY).collect();
+        let ready = next.iter().take_while(|id| self.ready.contains(id)).count();
+        if ready >= LOW.min(next.len()) {
+            return;
+        }
         let result = self.kernel.policies.prepare(&next);
+        if result.is_ok() {
+            self.ready.extend(next);
+        }
         self.conditions.note("prepared policy maps", result.err().map(|error| error.to_string()));
     }
 }

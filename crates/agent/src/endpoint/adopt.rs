@@ -43,7 +43,8 @@ impl Node {
         let device = Device::Adopted(adopted);
         endpoint.file.device = Some(device.clone());
         self.install(id).map_err(ApiError::internal)?;
-        self.kernel.attach_endpoint(index).map_err(ApiError::internal)?;
+        let later = self.kernel.attach_quickly(index).map_err(ApiError::internal)?;
+        self.attach_later(id, later);
         Ok(device)
     }
 

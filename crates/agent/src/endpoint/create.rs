@@ -192,6 +192,7 @@ impl Node {
         let existing = policies.endpoints().map_err(ApiError::internal)?.contains(&id);
         if !existing {
             policies.create(id).map_err(ApiError::internal)?;
+            self.ready.remove(&id);
         }
         let maps = self.kernel.maps.clone();
         let applied = policies.apply(id, &entries, &mut &maps.endpoints).map_err(ApiError::internal)?;
@@ -238,7 +239,9 @@ impl Node {
             };
             endpoint.file.device = Some(Device::Made(link.clone()));
             self.install(id).map_err(|error| error.to_string())?;
-            self.kernel.attach_endpoint(link.host_index).map_err(|error| error.to_string())
+            let later = self.kernel.attach_quickly(link.host_index).map_err(|error| error.to_string())?;
+            self.attach_later(id, later);
+            Ok::<(), String>(())
         });
         made.map(Device::Made).map_err(refused_device)
     }

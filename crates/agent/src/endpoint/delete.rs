@@ -26,6 +26,8 @@ impl Node {
         self.save_pool();
         self.end_deeds(id);
         self.conditions.forget_endpoint(id);
+        // Its slot holds an empty map again.
+        self.ready.insert(id);
         self.wake.prepare.notify_one();
         Some((endpoint.identity_labels, errors))
     }

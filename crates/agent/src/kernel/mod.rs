@@ -73,12 +73,23 @@ impl Kernel {
         Links::new(&self.pins)
     }
 
-    /// Makes an endpoint's device run the two programs of endpoints.
+    /// Makes an endpoint's device run the two programs of endpoints, the way that the options say.
     pub fn attach_endpoint(&self, ifindex: u32) -> villus_datapath::Result<()> {
+        self.attach_endpoint_by(ifindex, self.mode)
+    }
+
+    /// As [`Self::attach_endpoint`], the way that is quickest: each TCX link of a new device waits for a grace period of the
+    /// kernel, a filter of clsact for nothing. Says whether it is another way than the options ask for.
+    pub fn attach_quickly(&self, ifindex: u32) -> villus_datapath::Result<bool> {
+        self.attach_endpoint_by(ifindex, AttachMode::Tc)?;
+        Ok(self.mode != AttachMode::Tc)
+    }
+
+    fn attach_endpoint_by(&self, ifindex: u32, mode: AttachMode) -> villus_datapath::Result<()> {
         let object = self.programs.wait()?;
         // To the endpoint first: once it can send, answers are judged as well.
-        self.links().attach(object, Hook::ToEndpoint, ifindex, self.mode)?;
-        self.links().attach(object, Hook::FromEndpoint, ifindex, self.mode)?;
+        self.links().attach(object, Hook::ToEndpoint, ifindex, mode)?;
+        self.links().attach(object, Hook::FromEndpoint, ifindex, mode)?;
         Ok(())
     }
 

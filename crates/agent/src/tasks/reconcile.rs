@@ -46,6 +46,8 @@ pub(super) async fn maintain(agent: Agent) {
         for labels in freed.unwrap_or_default() {
             agent.identities.release(&labels).await;
         }
+        // One at a time: others have their turn in between.
+        while agent.with(|node| node.attach_properly(Instant::now())).await.unwrap_or(false) {}
     }
 }
 
