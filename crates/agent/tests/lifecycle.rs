@@ -109,7 +109,7 @@ fn a_change_of_labels_and_of_policy_cuts_what_is_not_allowed_any_more() {
 #[test]
 fn broken_policies_change_nothing_and_are_named() {
     alone!();
-    let node = TestNode::started(&[]);
+    let mut node = TestNode::started(&[]);
     let client_of = node.client();
     let server = node.workload("server", &["k8s:app=server"]);
     let client = node.workload("client", &["k8s:app=client"]);
@@ -122,6 +122,9 @@ fn broken_policies_change_nothing_and_are_named() {
         details.warnings.iter().any(|w| w.message.contains("web.yaml") && w.message.contains("70000"))
     });
     assert!(client.asks(server.v4(), 80), "its last good version is in force");
+    node.kill();
+    node.start();
+    assert!(client.asks(server.v4(), 80) && !client.pings(server.v4()), "also after a restart");
     let revision = client_of.policy(&Default::default()).unwrap().revision;
     for text in ["{", "kind: Deployment", &allow("x", "a", "b", 1).replace("ingress", "ingres")] {
         let import = PolicyImport { text: text.to_owned(), ..PolicyImport::default() };

@@ -111,6 +111,9 @@ fn after_a_boot_an_endpoint_waits_with_its_id_identity_and_addresses() {
     let details = node.client().status_details().unwrap();
     assert!(details.warnings.iter().any(|w| w.message.contains("3.json.damaged-")), "{:?}", details.warnings);
 
+    // A request that fails leaves it waiting.
+    assert!(node.endpoint("server", &["k8s:app=server"]).is_err());
+    assert_eq!(node.client().endpoints(&[]).unwrap()[1].status.state, EndpointState::Restoring);
     let again = node.workload("server", &["k8s:app=server"]);
     assert_eq!(again.id(), server.id());
     assert_eq!(again.endpoint.status.identity, server.endpoint.status.identity);

@@ -68,26 +68,34 @@ async fn create(agent: Agent, request: Request) -> ApiResult<Endpoint> {
     if dry_run {
         return agent.with(move |node| node.model_of_plan(file, planned.labelled)).await;
     }
+    let mut planned = planned;
     let id = planned.id;
+    let held = planned.held();
+    let labels = planned.labelled.identity.clone();
     let identity = match allocate(&agent, &planned.labelled, planned.had).await {
         Ok(identity) => identity,
         Err(error) => {
-            agent.with(move |node| node.abandon(id)).await?;
+            agent.with(move |node| node.abandon(id, planned.before)).await?;
             return Err(error);
         }
     };
-    let labels = planned.labelled.identity.clone();
     let built = agent
         .with(move |node| match node.build(&planned, identity, &request) {
             Ok(()) => Ok(node.model(id)),
             Err(error) => {
-                node.abandon(id);
+                node.abandon(id, planned.before.take());
                 Err(error)
             }
         })
         .await?;
-    if built.is_err() {
-        agent.identities.release(&labels).await;
+    match &built {
+        // What waited held its identity too.
+        Ok(_) => {
+            if let Some(held) = held {
+                agent.identities.release(&held).await;
+            }
+        }
+        Err(_) => agent.identities.release(&labels).await,
     }
     built
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use villus_api::model::EndpointState;
 use villus_api::{ApiError, ApiResult};
-use villus_identity::{Family, PoolError};
-use villus_labels::NumericIdentity;
+use villus_identity::{AddressPool, Family, PoolError};
+use villus_labels::{Labels, NumericIdentity};
 use villus_net::{
     EndpointLink, EndpointLinkSpec, Mac, NetError, Netns, NetnsRef, create_endpoint_link, host_device_name,
 };
@@ -16,12 +16,22 @@ use crate::node::Node;
 use crate::state::{Device, EndpointFile, timestamp};
 
 /// An endpoint that has its place but no identity yet.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Planned {
     pub id: u16,
     pub labelled: Labelled,
     /// The number it had before.
     pub had: Option<NumericIdentity>,
+    /// What waited in its place. It comes back if the endpoint cannot be made.
+    pub before: Option<Endpoint>,
+}
+
+impl Planned {
+    /// The labels of what waited, if it still holds its identity.
+    pub fn held(&self) -> Option<Labels> {
+        let before = self.before.as_ref().filter(|endpoint| endpoint.gone_since.is_none())?;
+        Some(before.identity_labels.clone())
+    }
 }
 
 impl Node {
@@ -32,6 +42,7 @@ impl Node {
         let labelled = self.rules.read(&request.labels, request.names.k8s_namespace.as_deref())?;
         let before = self.waiting_for(request)?;
         let id = self.choose_id(request, before)?;
+        let before = before.filter(|before| *before == id);
         let had = before.and_then(|id| self.endpoints.get(&id)).map(|e| e.identity());
         let mut file = EndpointFile {
             format: EndpointFile::FORMAT,
@@ -48,25 +59,19 @@ impl Node {
             created: timestamp(),
         };
         let mut pool = self.pool.clone();
-        let kept: Vec<IpAddr> = match before.and_then(|id| self.endpoints.get(&id)) {
-            Some(endpoint) if request.addresses.is_empty() => endpoint.file.addresses.clone(),
-            Some(endpoint) => {
-                let now = Instant::now();
-                for address in &endpoint.file.addresses {
-                    pool.release(*address, now);
-                }
-                Vec::new()
-            }
-            None => Vec::new(),
+        let waiting = before.and_then(|id| self.endpoints.get(&id));
+        let kept = waiting.and_then(|endpoint| keep_addresses(&mut pool, endpoint, request, &file));
+        file.addresses = match kept {
+            Some(kept) => kept,
+            None => self.choose_addresses(&mut pool, request, &file)?,
         };
-        file.addresses =
-            if kept.is_empty() { self.choose_addresses(&mut pool, request, &file)? } else { kept };
+        let mut before = None;
         if !request.dry_run {
             self.pool = pool;
             let endpoint = Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
-            self.endpoints.insert(id, endpoint);
+            before = self.endpoints.insert(id, endpoint);
         }
-        Ok((Planned { id, labelled, had }, file))
+        Ok((Planned { id, labelled, had, before }, file))
     }
 
     /// The endpoint of the same name that waits to be created again. One that is at work is a conflict.
@@ -111,7 +116,7 @@ impl Node {
 
     fn choose_addresses(
         &self,
-        pool: &mut villus_identity::AddressPool,
+        pool: &mut AddressPool,
         request: &Request,
         file: &EndpointFile,
     ) -> ApiResult<Vec<IpAddr>> {
@@ -262,6 +267,35 @@ impl Node {
         }
         maps.devices.insert(&device.index(), &slot)
     }
+}
+
+/// The addresses of an endpoint that waited, if they are wanted again and still to be had; else they are given back.
+fn keep_addresses(
+    pool: &mut AddressPool,
+    waiting: &Endpoint,
+    request: &Request,
+    file: &EndpointFile,
+) -> Option<Vec<IpAddr>> {
+    let now = Instant::now();
+    let (old, new) = (pool_owner(&waiting.file), pool_owner(file));
+    let addresses = &waiting.file.addresses;
+    if waiting.gone_since.is_none() && (old != new || !request.addresses.is_empty()) {
+        for address in addresses {
+            pool.release(*address, now);
+        }
+    }
+    if !request.addresses.is_empty() {
+        return None;
+    }
+    let mut trial = pool.clone();
+    for address in addresses {
+        match trial.allocate(*address, &new, now) {
+            Ok(()) | Err(PoolError::OutOfRange { .. } | PoolError::NoPool { .. }) => {}
+            Err(_) => return None,
+        }
+    }
+    *pool = trial;
+    Some(addresses.clone())
 }
 
 /// What an endpoint's device is marked with.

@@ -7,7 +7,7 @@ use villus_api::model::EndpointState;
 use villus_labels::Labels;
 use villus_net::{release_interface, remove_endpoint_link};
 
-use super::word_of;
+use super::{Endpoint, pool_owner, word_of};
 use crate::node::Node;
 use crate::state::Device;
 
@@ -77,12 +77,26 @@ impl Node {
         results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect()
     }
 
-    /// Gives up an endpoint that could not be made.
-    pub fn abandon(&mut self, id: u16) {
+    /// Gives up an endpoint that could not be made; what waited in its place waits again.
+    pub fn abandon(&mut self, id: u16, before: Option<Endpoint>) {
         if let Some((_, errors)) = self.remove(id) {
             for error in errors {
                 tracing::warn!(endpoint = id, error, "what was left of a failed endpoint");
             }
+        }
+        let Some(before) = before else { return };
+        if before.gone_since.is_none() {
+            let owner = pool_owner(&before.file);
+            for address in &before.file.addresses {
+                if let Err(error) = self.pool.allocate(*address, &owner, Instant::now()) {
+                    tracing::warn!(endpoint = id, %address, %error, "an address is lost");
+                }
+            }
+        }
+        let waits = before.pending_until.is_some();
+        self.endpoints.insert(id, before);
+        if waits {
+            self.save_endpoint(id);
         }
     }
 }

@@ -11,6 +11,8 @@ use tokio::io::unix::AsyncFd;
 use super::FileState;
 use crate::node::Node;
 
+/// Below `lib-dir`, the last good versions of policy files.
+const GOOD: &str = "static-policies";
 /// Largest policy file that is read.
 const MOST: u64 = 16 << 20;
 
@@ -64,6 +66,7 @@ impl Node {
         for path in gone {
             self.sources.files.remove(&path);
             self.conditions.note(&format!("policy file {}", path.display()), None);
+            self.keep_good(&path.display().to_string(), None);
             self.take_over(&path.display().to_string(), Vec::new());
         }
         for (path, text) in found {
@@ -80,21 +83,57 @@ impl Node {
         if self.sources.files.get(&path).is_some_and(|known| known.fingerprint == fingerprint) {
             return;
         }
-        let parsed = text
-            .map_err(|error| error.to_string())
-            .and_then(|text| villus_policy::parse(&name, &text).map_err(|refused| refused.to_string()));
+        let parsed = text.map_err(|error| error.to_string()).and_then(|text| {
+            let parsed = villus_policy::parse(&name, &text).map_err(|refused| refused.to_string())?;
+            Ok((text, parsed))
+        });
         let (problem, warnings) = match parsed {
-            Ok(parsed) => {
+            Ok((text, parsed)) => {
+                self.keep_good(&name, Some(&text));
                 self.take_over(&name, parsed.policies);
                 (None, parsed.warnings.iter().map(ToString::to_string).collect())
             }
-            Err(problem) => (Some(problem), Vec::new()),
+            Err(problem) => {
+                if !self.sources.files.contains_key(&path) {
+                    self.take_over_good(&name);
+                }
+                (Some(problem), Vec::new())
+            }
         };
         self.conditions.note(
             &format!("policy file {name}"),
             problem.as_ref().map(|problem| format!("its last good version stays in force: {problem}")),
         );
         self.sources.files.insert(path, FileState { fingerprint, problem, warnings });
+    }
+
+    /// Keeps the good version of a file for a start at which the file is broken; without a text forgets it.
+    fn keep_good(&self, name: &str, text: Option<&str>) {
+        let place = self.good_version(name);
+        let result = match text {
+            Some(text) if std::fs::read_to_string(&place).is_ok_and(|kept| kept == text) => Ok(()),
+            Some(text) => std::fs::create_dir_all(self.state.path(GOOD))
+                .and_then(|()| crate::state::write_atomic(&place, text.as_bytes())),
+            None => std::fs::remove_file(&place),
+        };
+        if let Err(error) = result
+            && text.is_some()
+        {
+            tracing::warn!(file = name, %error, "its good version cannot be kept for a restart");
+        }
+    }
+
+    /// Takes over the good version of a file that is broken since before the start.
+    fn take_over_good(&mut self, name: &str) {
+        let Ok(text) = std::fs::read_to_string(self.good_version(name)) else { return };
+        if let Ok(parsed) = villus_policy::parse(name, &text) {
+            self.take_over(name, parsed.policies);
+        }
+    }
+
+    /// Where the good version of a file is kept: its path with `/` as `%`.
+    fn good_version(&self, name: &str) -> PathBuf {
+        self.state.path(GOOD).join(name.replace('%', "%%").replace('/', "%"))
     }
 
     /// Makes these policies all of an origin.
