@@ -50,6 +50,9 @@ impl Node {
         ] {
             let _ = writeln!(text, "{} {what}:\n{}", host.name(), host.ip(&format!("{what} show")));
         }
+        for workload in &self.workloads {
+            let _ = writeln!(text, "{}:\n{}", workload.host.name(), workload.host.ip("neigh show"));
+        }
         let _ = writeln!(text, "{}", self.host.command("nft", &["list", "ruleset"]));
         text
     }

@@ -113,7 +113,7 @@ fn header_v6(src: Ipv6Addr, dst: Ipv6Addr, next: u8, hops: u8, body: usize) -> V
 #[must_use]
 pub fn fragment_v4(l: &L4, proto: u8, id: u16, offset: u16, more: bool, body: &[u8]) -> Vec<u8> {
     let (IpAddr::V4(src), IpAddr::V4(dst)) = (l.src, l.dst) else { panic!("not IPv4") };
-    let bits = offset / 8 | if more { 0x2000 } else { 0 };
+    let bits = (offset / 8) | if more { 0x2000 } else { 0 };
     let header = header_v4(src, dst, proto, l.ttl, id, bits, body.len());
     ethernet(l.to, l.from, ETHERTYPE_IPV4, &[&header, body].concat())
 }
@@ -121,7 +121,7 @@ pub fn fragment_v4(l: &L4, proto: u8, id: u16, offset: u16, more: bool, body: &[
 /// A fragment of an IPv6 packet: `offset` in bytes, a multiple of eight.
 #[must_use]
 pub fn fragment_v6(l: &L4, proto: u8, id: u32, offset: u16, more: bool, body: &[u8]) -> Vec<u8> {
-    let place = (offset & 0xfff8 | u16::from(more)).to_be_bytes();
+    let place = ((offset & 0xfff8) | u16::from(more)).to_be_bytes();
     let header = [&[proto, 0, place[0], place[1]][..], &id.to_be_bytes()].concat();
     ip(l, 44, &[&header, body].concat())
 }

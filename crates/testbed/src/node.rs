@@ -136,7 +136,7 @@ impl Node {
 
         let pins = Arc::new(Pins::detached().unwrap());
         let maps = Arc::new(Maps::open(&pins, &spec.sizes).unwrap());
-        let object = load(&pins, &maps);
+        let object = Object::load(&pins, &maps).unwrap();
         let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 16384).unwrap());
         let events = Mutex::new(EventRing::open(&maps).unwrap());
 
@@ -473,17 +473,6 @@ fn words(bytes: [u8; 16]) -> [u32; 4] {
 
 const fn full(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// Loads the programs. The kernel gives up with `EAGAIN` when a signal waits for the thread: then once more.
-fn load(pins: &Pins, maps: &Maps) -> Object {
-    let again = |e: &villus_datapath::Error| e.to_string().contains("os error 11");
-    (0..5)
-        .find_map(|_| match Object::load(pins, maps) {
-            Err(e) if again(&e) => None,
-            result => Some(result.unwrap()),
-        })
-        .expect("the kernel does not load the programs")
 }
 
 /// The networks around the node, and the node's own device on them.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use villus_net::{
-    AdoptSpec, AdoptedLink, CONTAINER_DEVICE, Delivery, EndpointLink, EndpointLinkSpec, Mac, adopt_interface,
-    create_endpoint_link, host_device_name, release_interface, remove_endpoint_link,
+    AdoptSpec, AdoptedLink, CONTAINER_DEVICE, Delivery, EndpointLink, EndpointLinkSpec, Mac, Sysctl,
+    adopt_interface, create_endpoint_link, host_device_name, release_interface, remove_endpoint_link,
 };
 
 use crate::{
@@ -78,6 +78,11 @@ impl Workload {
                     node.host.ip(&format!("link set {port} master br{id}"));
                 }
                 node.host.ip(&format!("link set {name} addrgenmode none"));
+                // Rules for routed packets are not for those that the bridge switches.
+                for rules in ["iptables", "ip6tables"] {
+                    let call = Sysctl::at(&format!("net/bridge/bridge-nf-call-{rules}"));
+                    node.host.run(|| call.write_if_present("0")).unwrap();
+                }
                 // The bridge only switches: the node has no business on it.
                 for device in [&other, &format!("leg{id}"), &format!("br{id}")] {
                     node.host.sysctl(&format!("net/ipv6/conf/{device}/disable_ipv6"), "1");

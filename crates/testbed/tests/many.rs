@@ -193,7 +193,7 @@ fn a_forgotten_flow_comes_back_when_its_client_speaks() {
         let seen: Vec<SocketAddr> = all.iter().map(|echo| echo.echo(b"hello").unwrap().seen).collect();
         let ports: Vec<u16> = seen.iter().map(SocketAddr::port).collect();
         let mut forgotten = None;
-        let flooded = while_flooded(&client, &server, v, 20_000, || {
+        while_flooded(&client, &server, v, 20_000, || {
             let end = Instant::now() + Duration::from_secs(5);
             while forgotten.is_none() {
                 assert!(Instant::now() < end, "{v:?}: no flow is ever forgotten");
@@ -206,7 +206,6 @@ fn a_forgotten_flow_comes_back_when_its_client_speaks() {
             }
         });
         let (echo, seen) = (&all[forgotten.unwrap()], seen[forgotten.unwrap()]);
-        assert!(flooded.sent > 1 << 10);
         // The server's next word is a new flow, which its policy does not allow.
         let before = node.tally();
         echo.server.send_to(b"hello?", seen).unwrap();
