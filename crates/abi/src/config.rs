@@ -6,7 +6,8 @@ use crate::{plain, time::Tick};
 pub const FLAG_IPV4: u32 = 1;
 /// IPv6 is on.
 pub const FLAG_IPV6: u32 = 1 << 1;
-/// No NAT is wanted for IPv4 that leaves the node: shortcut and neighbour redirect are allowed.
+/// No NAT is wanted for IPv4 that leaves the node: flows from outside may take the shortcut, their answers the
+/// neighbour redirect.
 pub const FLAG_DIRECT_V4: u32 = 1 << 2;
 /// As [`FLAG_DIRECT_V4`] for IPv6.
 pub const FLAG_DIRECT_V6: u32 = 1 << 3;

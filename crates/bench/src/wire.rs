@@ -113,11 +113,9 @@ impl Node {
             None => Object::load(&pins, &maps)?,
         };
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), 16384)?;
-        for gateway in [u32::from_ne_bytes(GATEWAY4.octets())] {
-            maps.addrs4.insert(&gateway, &Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY })?;
-        }
-        maps.addrs6
-            .insert(&GATEWAY6.octets(), &Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY })?;
+        let gateway = Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY };
+        maps.addrs4.insert(&u32::from_ne_bytes(GATEWAY4.octets()), &gateway)?;
+        maps.addrs6.insert(&GATEWAY6.octets(), &gateway)?;
         let node = Self { maps, object, pins, policies };
         node.trace(false)?;
         Ok(node)
@@ -209,16 +207,16 @@ pub fn run(only: &str) -> Result<Vec<Row>> {
     let plain = Pair { from: &plain_client.netns, to: v4(5).into() };
 
     let mut rows = Vec::new();
-    compare(&mut rows, only, "TCP stream", "Gbit/s", Goal::AtLeast(1.05), &ours, &plain, |p| {
+    compare(&mut rows, only, ("TCP stream", "Gbit/s", Goal::AtLeast(1.05)), &ours, &plain, |p| {
         load::stream(p.from, p.to, SECOND)
     })?;
-    compare(&mut rows, only, "request/response, average", "us", Goal::AtMost(1.02), &ours, &plain, |p| {
+    compare(&mut rows, only, ("request/response, average", "us", Goal::AtMost(1.02)), &ours, &plain, |p| {
         Ok(load::round_trip(p.from, p.to, SECOND)?.0)
     })?;
-    compare(&mut rows, only, "request/response, p99", "us", Goal::AtMost(1.05), &ours, &plain, |p| {
+    compare(&mut rows, only, ("request/response, p99", "us", Goal::AtMost(1.05)), &ours, &plain, |p| {
         Ok(load::round_trip(p.from, p.to, SECOND)?.1)
     })?;
-    compare(&mut rows, only, "connect/request/close", "1/s", Goal::AtLeast(1.0), &ours, &plain, |p| {
+    compare(&mut rows, only, ("connect/request/close", "1/s", Goal::AtLeast(1.0)), &ours, &plain, |p| {
         load::connections(p.from, p.to, SECOND)
     })?;
     if "TCP stream, every packet traced".contains(only) {
@@ -251,9 +249,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn compare(
     rows: &mut Vec<Row>,
     only: &str,
-    case: &str,
-    unit: &str,
-    goal: Goal,
+    (case, unit, goal): (&str, &str, Goal),
     ours: &Pair<'_>,
     plain: &Pair<'_>,
     measure: impl Fn(&Pair<'_>) -> Result<f64>,

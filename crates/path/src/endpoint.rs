@@ -156,7 +156,10 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
             Side::endpoint(to, way.point == POINT_TO_ENDPOINT)
         }
         None => {
+            // A flow that an endpoint opens goes up the stack, whose own DNAT may have a say; one that came
+            // past the stack goes back so.
             if config.flags & F::DIRECT != 0
+                && known.flow.is_some()
                 && !expiring
                 && !known.via_stack()
                 && neighbour_of(p, &room.facts, &mut room.next)

@@ -90,6 +90,10 @@ fn a_train_is_measured_by_its_segments() {
                 };
                 let outcome = from_endpoint(&lab.world, &mut packet(addr(v6, SERVER)), &mut Work::default());
                 assert_eq!(end(outcome), if fits { peer(SERVER) } else { PASS }, "{v6} {options}");
+                // An answer to somebody outside, who came past the stack.
+                let syn =
+                    villus_path::memory::Transport::Tcp { sport: 2, dport: 1, flags: 2, options: vec![] };
+                assert_eq!(end(lab.net(&Build::new(outside(v6), addr(v6, CLIENT), syn))), peer(CLIENT));
                 let outcome = from_endpoint(&lab.world, &mut packet(outside(v6)), &mut Work::default());
                 let neighbour = Ok((Action::Neighbour, UPLINK));
                 assert_eq!(end(outcome), if fits { neighbour } else { PASS }, "{v6} {options} to outside");
@@ -99,8 +103,13 @@ fn a_train_is_measured_by_its_segments() {
 }
 
 #[test]
-fn neighbours_are_used_only_where_no_nat_is_wanted() {
+fn neighbours_are_used_only_for_what_came_past_the_stack_where_no_nat_is_wanted() {
     for v6 in [false, true] {
+        let answered = || {
+            let lab = direct();
+            assert_eq!(end(lab.net(&Build::udp(outside(v6), 2, addr(v6, CLIENT), 1))), peer(CLIENT));
+            lab
+        };
         let packet = Build::udp(addr(v6, CLIENT), 1, outside(v6), 2).from_mac(mac(CLIENT));
         let sent = |lab: &Lab, next_hop, ttl| {
             let mut frame =
@@ -108,10 +117,11 @@ fn neighbours_are_used_only_where_no_nat_is_wanted() {
             (end(from_endpoint(&lab.world, &mut frame, &mut Work::default())), frame)
         };
         assert_eq!(sent(&Lab::default(), hop(1500), 64).0, PASS, "masquerading");
-        assert_eq!(sent(&direct(), None, 64).0, PASS, "no neighbour");
-        assert_eq!(sent(&direct(), hop(20), 64).0, PASS, "too big");
-        assert_eq!(sent(&direct(), hop(1500), 1).0, PASS, "at its end");
-        let lab = direct();
+        assert_eq!(sent(&direct(), hop(1500), 64).0, PASS, "the stack may translate what an endpoint opens");
+        assert_eq!(sent(&answered(), None, 64).0, PASS, "no neighbour");
+        assert_eq!(sent(&answered(), hop(20), 64).0, PASS, "too big");
+        assert_eq!(sent(&answered(), hop(1500), 1).0, PASS, "at its end");
+        let lab = answered();
         let (outcome, frame) = sent(&lab, hop(1500), 64);
         assert_eq!(outcome, Ok((Action::Neighbour, UPLINK)));
         assert_eq!(
