@@ -1,7 +1,7 @@
 //! The agent of a node: reads its configuration, keeps endpoints, identities and policies, makes the kernel's maps
 //! say what they ask for, and serves the REST API.
 //!
-//! It wires the other rooms and knows how none of them works inside. All state is one [`node::Node`] behind one
+//! It wires the other rooms and knows how none of them works inside. All state is one `Node` behind one
 //! lock; operations of the API and the tasks beside them (events, changes of the network, policy files,
 //! reconciliation) take turns with it.
 

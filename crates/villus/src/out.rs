@@ -11,7 +11,7 @@ use crate::failure::Failure;
 /// How a result is printed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct OutputArgs {
-    /// Print as JSON, as YAML, or parts of the JSON form chosen by a template such as '{[*].id}'.
+    /// Print as JSON, as YAML, or parts of the JSON form chosen by a template such as `{[*].id}`.
     #[arg(short = 'o', long = "output", value_name = "json|yaml|jsonpath=TEMPLATE", global = false)]
     output: Option<Output>,
 }
