@@ -215,7 +215,7 @@ impl Delta {
         same("packets counted of those that workloads sent", &counted, &self.sent.values().sum())
     }
 
-    /// As [`same`], for checks outside.
+    /// As `same`, for checks outside.
     ///
     /// # Errors
     /// In words, when two things are not the same.
