@@ -1,6 +1,6 @@
 //! What network policies mean, and which map entries say so.
 //!
-//! Three steps, one-way: [`parse`] reads files of CiliumNetworkPolicy objects and refuses whole what can't be
+//! Three steps, one-way: [`parse()`] reads files of CiliumNetworkPolicy objects and refuses whole what can't be
 //! enforced; [`Repository`] keeps the policies and the identities their selectors select; an [`EndpointPolicy`]
 //! is what one endpoint's policy map should hold, each entry with the rules that asked for it.
 //!
