@@ -1,6 +1,6 @@
 //! The policy map of an endpoint: `cilium_policy_%05d`, in the layout that Cilium 1.10 pins.
 //!
-//! Source of the layout: `bpf-maps` reference 2.2, [110]. Operators dump and write this map with
+//! Source of the layout: `bpf-maps` reference 2.2, Cilium 1.10. Operators dump and write this map with
 //! `bpftool`, so its bytes are a promise.
 
 use core::cell::Cell;

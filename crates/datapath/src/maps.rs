@@ -12,7 +12,7 @@ use crate::{
     sys::{Kind, MapSpec, NO_PREALLOC, RawMap},
 };
 
-/// How many entries the maps have. What is pinned keeps its size; see [`crate::resize`].
+/// How many entries the maps have. What is pinned keeps its size; see [`crate::resize()`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
     /// Endpoint slots.

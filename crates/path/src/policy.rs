@@ -39,7 +39,7 @@ pub struct Ask {
     pub identity: u32,
     /// Bytes to account.
     pub bytes: u32,
-    /// Port (network order), protocol, direction, [`ASK_PENDING`] and [`ASK_DENY_ID`], from bit 0 up.
+    /// Port (network order), protocol, direction, `ASK_PENDING` and `ASK_DENY_ID`, from bit 0 up.
     pub rest: u64,
 }
 
