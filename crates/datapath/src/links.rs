@@ -238,10 +238,7 @@ impl<'a> Links<'a> {
     #[allow(clippy::unused_self, reason = "the pair of detach_tcx")]
     fn detach_tc(&self, hook: Hook, ifindex: u32) -> io::Result<bool> {
         let removed = tc::detach(ifindex, hook.side())?;
-        if removed
-            && tc::filters(ifindex, Side::Ingress)?.is_empty()
-            && tc::filters(ifindex, Side::Egress)?.is_empty()
-        {
+        if removed && tc::is_empty(ifindex, Side::Ingress)? && tc::is_empty(ifindex, Side::Egress)? {
             tc::remove_clsact(ifindex)?;
         }
         Ok(removed)

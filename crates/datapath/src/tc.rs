@@ -206,6 +206,19 @@ pub fn filters(ifindex: u32, side: Side) -> io::Result<Vec<Filter>> {
     }
 }
 
+/// Whether one side of an interface's clsact holds no filter of any kind, or there is none.
+///
+/// # Errors
+/// `ENODEV` when the interface is gone.
+pub fn is_empty(ifindex: u32, side: Side) -> io::Result<bool> {
+    let mut empty = true;
+    let request = Request::new(RTM_GETTFILTER, DUMP, ifindex, 0, side as u32, 0);
+    match request.ask(|_| empty = false) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(true),
+        result => result.map(|()| empty),
+    }
+}
+
 /// Makes sure that an interface has a clsact.
 ///
 /// # Errors

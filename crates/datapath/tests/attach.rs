@@ -130,6 +130,18 @@ fn somebody_elses_filter_in_our_place_is_left_alone() {
 }
 
 #[test]
+fn a_clsact_with_somebody_elses_filter_of_another_kind_stays() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let (links, ifindex, program) = (Links::new(&pins), veth("v0"), program(0));
+    links.attach_program(&program, Hook::FromEndpoint, ifindex, Tc).unwrap();
+    let theirs = "filter add dev v0 egress pref 7 protocol ip u32 match u32 0 0 flowid 1:1";
+    run("tc", &theirs.split(' ').collect::<Vec<_>>());
+    assert!(links.detach(Hook::FromEndpoint, ifindex).unwrap());
+    assert!(run("tc", &["filter", "show", "dev", "v0", "egress"]).contains("u32"));
+}
+
+#[test]
 fn a_vanished_interface_is_named() {
     let pins = Pins::detached().unwrap();
     for mode in [Tcx, Tc] {
