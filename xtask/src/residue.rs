@@ -93,6 +93,10 @@ fn processes(ours: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in all.flatten() {
         let pid = entry.file_name().to_string_lossy().into_owned();
+        // `self` and `thread-self` are this process, whose file may have been built anew meanwhile.
+        if pid.parse::<u32>().is_err() {
+            continue;
+        }
         let Ok(program) = std::fs::read_link(entry.path().join("exe")) else { continue };
         if pid != me && program.starts_with(ours) && !program.ends_with("xtask") {
             found.push(format!("{pid} {}", program.display()));
