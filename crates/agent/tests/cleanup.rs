@@ -3,9 +3,10 @@
 
 mod common;
 
-use common::{TestNode, run, try_run};
+use common::TestNode;
 use villus_api::EndpointRef;
 use villus_api::model::EndpointChangeRequest;
+use villus_testbed::{alone, run, try_run};
 
 #[test]
 fn the_agent() {

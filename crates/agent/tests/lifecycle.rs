@@ -3,13 +3,14 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use common::{TestNode, allow, echoes, eventually, run, try_run};
+use common::{TestNode, allow, echoes};
 use villus_abi::Flow;
 use villus_api::EndpointRef;
 use villus_api::model::{EndpointChangeRequest, EndpointPatch, PolicyDelete, PolicyImport, PolicyWaitQuery};
 use villus_datapath::{FlowKey, Flows, Maps, Pins};
+use villus_testbed::{alone, eventually, run, try_run};
 
 #[test]
 fn the_agent() {
@@ -97,7 +98,7 @@ fn a_change_of_labels_and_of_policy_cuts_what_is_not_allowed_any_more() {
     let change = client_of.delete_policy(&delete).unwrap();
     let wait = PolicyWaitQuery { revision: change.revision, timeout: 2 };
     assert!(client_of.wait_policy(&wait).unwrap().realized);
-    eventually("the flow is gone", Duration::from_secs(1), || {
+    eventually("the flow is gone", || {
         let pins = Pins::existing("/tmp/node/bpf".as_ref()).unwrap();
         let flows = Flows::new(Arc::new(Maps::existing(&pins).unwrap())).list().unwrap();
         let of_dns = |(key, flow): &(FlowKey, Flow)| key.ends(flow).1.port() == 53;
@@ -115,9 +116,9 @@ fn broken_policies_change_nothing_and_are_named() {
     let client = node.workload("client", &["k8s:app=client"]);
     server.serves(server.v4(), 80);
     node.policy_file("web.yaml", &allow("web", "server", "client", 80));
-    eventually("default deny", Duration::from_secs(3), || !client.pings(server.v4()));
+    eventually("default deny", || !client.pings(server.v4()));
     node.policy_file("web.yaml", &allow("web", "server", "client", 80).replace("\"80\"", "\"70000\""));
-    eventually("the broken file is named", Duration::from_secs(3), || {
+    eventually("the broken file is named", || {
         let details = client_of.status_details().unwrap();
         details.warnings.iter().any(|w| w.message.contains("web.yaml") && w.message.contains("70000"))
     });
@@ -133,7 +134,7 @@ fn broken_policies_change_nothing_and_are_named() {
     }
     assert_eq!(client_of.policy(&Default::default()).unwrap().revision, revision);
     std::fs::remove_file(node.root.join("policies/web.yaml")).unwrap();
-    eventually("its policy goes with the file", Duration::from_secs(3), || client.pings(server.v4()));
+    eventually("its policy goes with the file", || client.pings(server.v4()));
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{TestNode, allow, echoes, eventually, run};
+use common::{TestNode, allow, echoes};
 use villus_api::EndpointRef;
 use villus_api::model::EndpointState;
+use villus_testbed::{alone, eventually, run};
 
 #[test]
 fn the_agent() {
@@ -60,7 +61,7 @@ fn killed_and_started_again_no_packet_is_lost_and_everything_is_as_before() {
     assert!(echoes(&mut open));
     assert!(client.asks(server.v4(), 80) && client.asks(peer.v4(), 81));
     assert!(!peer.asks(server.v4(), 80) && !client.asks(server.v4(), 81));
-    eventually("all are taken over", Duration::from_secs(5), || {
+    eventually("all are taken over", || {
         node.client().endpoints(&[]).unwrap().iter().all(|e| e.status.state == EndpointState::Ready)
     });
     let after = node.client().endpoints(&[]).unwrap();
@@ -132,9 +133,7 @@ fn nothing_passes_before_every_source_was_read() {
     assert_eq!(refused.status(), Some(503), "{refused}");
     assert!(!node.client().status(true).unwrap().healthy());
     std::fs::create_dir(node.root.join("policies")).unwrap();
-    eventually("the directory is read", Duration::from_secs(4), || {
-        node.client().status(true).unwrap().healthy()
-    });
+    eventually("the directory is read", || node.client().status(true).unwrap().healthy());
     node.endpoint("early", &["k8s:app=early"]).unwrap();
 }
 
@@ -182,9 +181,7 @@ fn a_namespace_that_dies_marks_its_endpoint_and_frees_what_it_had() {
     let address = doomed.v4();
     drop(doomed);
     run("ip", &["netns", "del", "doomed"]);
-    eventually("it is marked", Duration::from_secs(3), || {
-        client.endpoint(&id).unwrap().status.state == EndpointState::Disconnected
-    });
+    eventually("it is marked", || client.endpoint(&id).unwrap().status.state == EndpointState::Disconnected);
     assert!(!pin.exists());
     let addresses = client.ips(&Default::default()).unwrap();
     assert!(addresses.iter().all(|entry| !entry.cidr.starts_with(&format!("{address}/"))));

@@ -5,9 +5,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{TestNode, allow, eventually, run};
+use common::{TestNode, allow};
 use villus_api::EndpointRef;
 use villus_api::model::EndpointState;
+use villus_testbed::{alone, eventually, run};
 
 #[test]
 fn the_agent() {
@@ -44,7 +45,7 @@ fn a_hundred_endpoints_are_taken_over_at_once() {
     let start = node.start();
     println!("start to serving with 100 endpoints: {start:?}");
     assert!(start < Duration::from_secs(5), "{start:?}");
-    eventually("all are taken over", Duration::from_secs(5), || {
+    eventually("all are taken over", || {
         let all = node.client().endpoints(&[]).unwrap();
         all.len() == 100 && all.iter().all(|e| e.status.state == EndpointState::Ready)
     });

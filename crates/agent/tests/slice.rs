@@ -3,11 +3,10 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::{TestNode, allow, eventually};
+use common::{TestNode, allow};
 use villus_api::EndpointRef;
 use villus_api::model::EndpointState;
+use villus_testbed::{alone, eventually};
 
 #[test]
 fn the_agent() {
@@ -40,7 +39,7 @@ fn a_policy_lets_one_client_reach_one_port_and_nobody_else() {
     }
 
     node.policy_file("more.yaml", &allow("more", "server", "intruder", 81));
-    eventually("the file is in force", Duration::from_secs(3), || intruder.asks(server.v4(), 81));
+    eventually("the file is in force", || intruder.asks(server.v4(), 81));
     assert!(!intruder.asks(server.v4(), 80));
 
     let deleted = node.client().delete_endpoint(&EndpointRef::Id(client.id())).unwrap();

@@ -3,11 +3,10 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::{TestNode, allow, eventually, run};
+use common::{TestNode, allow};
 use villus_api::EndpointRef;
 use villus_api::model::{DifferenceKind, HoldRequest, VerifyRequest, WhyRequest};
+use villus_testbed::{alone, eventually, run};
 
 const GLOBALS: &str = "/tmp/node/bpf/tc/globals";
 
@@ -51,7 +50,7 @@ fn an_entry_by_hand_counts_at_once_is_kept_and_shown_until_undone() {
     assert!(intruder.asks(server.v4(), 80), "a new agent keeps it");
     node.import(&allow("more", "server", "nobody", 81));
     assert!(intruder.asks(server.v4(), 80), "a change of policy keeps it");
-    eventually("it is shown", Duration::from_secs(3), || {
+    eventually("it is shown", || {
         let warnings = node.client().status_details().unwrap().warnings;
         let metrics = node.client().metrics().unwrap();
         warnings.iter().any(|w| w.message.contains("by hand"))

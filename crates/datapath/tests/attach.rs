@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{run, try_run};
 use villus_datapath::{
     AttachMode::{Tc, Tcx},
     Attached, Error, Features, Hook, Links, Maps, Pins, Program, Sizes, refuse_cilium, sys,
 };
+use villus_testbed::{alone, run, try_run};
 
 fn program(verdict: i32) -> Program {
     Program::adopt("from_endpoint", sys::prog_load_tc("from_endpoint", &common::returns(verdict)).unwrap())

@@ -16,6 +16,7 @@ use std::{
 
 use villus_abi::{PolicyEntry, PolicyKey, policy::Direction};
 use villus_datapath::{Entries, Maps, Pins, PolicyMaps, Sizes, SkbContext, sys, view_policy};
+use villus_testbed::alone;
 
 /// Where the agent of this test finds its bpffs.
 const ROOT: &str = "VILLUS_TEST_ROOT";

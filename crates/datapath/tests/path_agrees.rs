@@ -12,7 +12,6 @@ use std::{
     sync::Arc,
 };
 
-use common::run;
 use lab::{
     UPLINK, ifindex,
     random::{HOP, Hook, IDS, Random, Step},
@@ -25,6 +24,7 @@ use villus_path::{
     Action, MARK_JUDGED, MARK_MASK, Outcome,
     memory::{FlowKey, FragKey, Memory, word4},
 };
+use villus_testbed::{alone, run};
 
 /// Pairs of policy and packet, unless `VILLUS_TEST_PAIRS` says more.
 const PAIRS: u64 = 110_000;

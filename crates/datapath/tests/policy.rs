@@ -17,6 +17,7 @@ use villus_datapath::{
     Entries, Error, Maps, Pins, PolicyMaps, ROOM, ShapeSink, Shapes, Sizes, SkbContext, Step, hand_insert,
     hand_remove, policy_pin, sys, view_policy,
 };
+use villus_testbed::{alone, run, try_run};
 
 const ALLOW: PolicyEntry = PolicyEntry::ALLOW;
 const DENY: PolicyEntry = PolicyEntry::DENY;
@@ -355,7 +356,7 @@ fn the_recipes_of_the_talk_work_to_the_letter() {
     let mut wanted: Entries = [(PolicyKey::new(298_951, 80, 6, Direction::Ingress), ALLOW)].into();
     agent.apply(794, &wanted, &mut Nowhere).unwrap();
     std::env::set_current_dir(kernel.0.path("")).unwrap();
-    let shell = |line: &str| common::run("sh", &["-c", line]);
+    let shell = |line: &str| run("sh", &["-c", line]);
     let shown = shell("bpftool map dump pinned cilium_policy_00794 | grep 'c7 8f 04 00' -B 1 -A 3");
     let expected = "key:\nc7 8f 04 00 00 50 06 00\nvalue:\n\
                     00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00\n00 00 00 00 00 00 00 00\n";
@@ -367,7 +368,7 @@ fn the_recipes_of_the_talk_work_to_the_letter() {
                      key hex 00 00 00 00 00 00 00 00 \
                      value hex 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 noexist";
     shell(emergency);
-    let again = common::try_run("sh", &["-c", emergency]);
+    let again = try_run("sh", &["-c", emergency]);
     assert!(!again.status.success());
     drop(agent);
     let mut agent = self::agent(&kernel);

@@ -10,6 +10,7 @@ use villus_datapath::{
     Error, Map, Maps, PerCpuMap, Pins, Sizes, SkbContext,
     sys::{self, Kind, MapSpec, NO_PREALLOC, RawMap},
 };
+use villus_testbed::{alone, run};
 
 fn hash(entries: u32) -> Map<u32, u64> {
     let spec =
@@ -145,8 +146,7 @@ fn a_bpffs_is_mounted_where_there_is_none() {
     let again = Pins::existing(&root).unwrap();
     assert_eq!(again.list().unwrap(), pins.list().unwrap());
     assert!(Pins::existing(std::path::Path::new("/")).is_err());
-    let shown =
-        common::run("bpftool", &["map", "show", "pinned", &pins.path("cilium_ipcache").to_string_lossy()]);
+    let shown = run("bpftool", &["map", "show", "pinned", &pins.path("cilium_ipcache").to_string_lossy()]);
     assert!(shown.contains("lpm_trie") && shown.contains("key 24B  value 12B"), "{shown}");
 }
 

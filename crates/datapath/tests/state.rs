@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use common::run;
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragPorts, IpcacheKey, IpcacheValue, Local, Metric,
     PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, policy::Direction,
@@ -19,6 +18,7 @@ use villus_datapath::{
     AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Maps, OldFlows, Pins,
     PolicyMaps, Program, Sizes, SkbContext, Snapshot, now, resize, sys,
 };
+use villus_testbed::{alone, run};
 
 const SIZES: Sizes =
     Sizes { endpoints: 128, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 16 };

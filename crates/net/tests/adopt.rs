@@ -1,12 +1,12 @@
 //! Endpoints on devices that somebody else made.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod sandbox;
+mod common;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use sandbox::*;
+use common::*;
 use villus_net::*;
 
 const WORKLOAD_4: &str = "10.9.0.10/32";
@@ -21,27 +21,27 @@ fn adopt<'a>(device: &'a str, addresses: &'a [IpAddr]) -> AdoptSpec<'a> {
 }
 
 /// A veth as another runtime makes it: the other end in the workload, with addresses and routes.
-fn foreign_veth(s: &mut Sandbox) -> Netns {
-    let w = s.workload("w");
+fn foreign_veth(s: &Sandbox) -> Host {
+    let w = Host::named("w");
     s.ip(&format!("link add veth7 type veth peer name eth0 netns {}", w.name()));
     s.ip("link set veth7 up");
-    ip(&w, "link set lo up");
-    ip(&w, "link set eth0 up");
+    w.ip("link set lo up");
+    w.ip("link set eth0 up");
     for (net, gateway) in [(WORKLOAD_4, GATEWAY_4), (WORKLOAD_6, GATEWAY_6)] {
-        ip(&w, &format!("addr add {net} dev eth0{}", if net.contains(":") { " nodad" } else { "" }));
-        ip(&w, &format!("route add {gateway} dev eth0"));
+        w.ip(&format!("addr add {net} dev eth0{}", if net.contains(":") { " nodad" } else { "" }));
+        w.ip(&format!("route add {gateway} dev eth0"));
     }
     let mac = s.ip_json("link show veth7")[0]["address"].as_str().unwrap().to_owned();
     for gateway in [GATEWAY_4, GATEWAY_6] {
-        ip(&w, &format!("neigh add {gateway} lladdr {mac} dev eth0 nud permanent"));
+        w.ip(&format!("neigh add {gateway} lladdr {mac} dev eth0 nud permanent"));
     }
     w
 }
 
 #[test]
 fn a_foreign_veth_is_adopted_and_let_go() {
-    let mut s = Sandbox::new();
-    let w = foreign_veth(&mut s);
+    let s = Sandbox::new();
+    let w = foreign_veth(&s);
     let clean = s.snapshot();
     let addresses = addresses();
     let none = BTreeMap::new();
@@ -101,8 +101,8 @@ fn a_veth_with_both_ends_on_the_node_is_delivered_to_directly() {
 
 #[test]
 fn unfit_devices_are_refused_with_the_reason_and_left_alone() {
-    let mut s = Sandbox::new();
-    let _w = foreign_veth(&mut s);
+    let s = Sandbox::new();
+    let _w = foreign_veth(&s);
     s.ip("link add br0 type bridge");
     s.ip("link add port type veth peer name far");
     s.ip("link set port master br0 up");
@@ -137,8 +137,8 @@ fn unfit_devices_are_refused_with_the_reason_and_left_alone() {
 
 #[test]
 fn a_failed_adoption_leaves_nothing() {
-    let mut s = Sandbox::new();
-    let _w = foreign_veth(&mut s);
+    let s = Sandbox::new();
+    let _w = foreign_veth(&s);
     s.ip("route add blackhole fd09::10/128");
     let clean = s.snapshot();
     let addresses = addresses();

@@ -1,11 +1,9 @@
 //! Making and removing the links of endpoints.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod sandbox;
+mod common;
 
-use std::time::Instant;
-
-use sandbox::*;
+use common::*;
 use villus_net::*;
 
 fn create(s: &Sandbox, spec: &EndpointLinkSpec<'_>) -> Result<EndpointLink, NetError> {
@@ -21,9 +19,9 @@ fn forward(s: &Sandbox) {
 
 #[test]
 fn two_endpoints_reach_each_other_and_the_node_over_both_families() {
-    let mut s = Sandbox::new();
+    let s = Sandbox::new();
     forward(&s);
-    let (a, b) = (s.workload("a"), s.workload("b"));
+    let (a, b) = (Host::named("a"), Host::named("b"));
     let addresses_a = [address("10.9.0.10"), address("10.9.0.11"), address("fd09::10"), address("fd09::11")];
     let addresses_b = [address("10.9.0.20"), address("fd09::20")];
     let clean = s.snapshot();
@@ -47,8 +45,8 @@ fn two_endpoints_reach_each_other_and_the_node_over_both_families() {
 
 #[test]
 fn both_sides_are_as_the_request_says() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let spec = EndpointLinkSpec { mtu: 1400, route_mtu: Some(1350), ..spec("w", "lxcw", &w, &addresses) };
     let link = create(&s, &spec).unwrap();
@@ -67,7 +65,7 @@ fn both_sides_are_as_the_request_says() {
     );
     assert!(shown.iter().all(|a| a.get("tentative").is_none()), "{shown:?}");
 
-    let routes = ip(&w, "route show") + &ip(&w, "-6 route show");
+    let routes = w.ip("route show") + &w.ip("-6 route show");
     for line in [
         "default via 10.9.0.1 dev eth0 proto 118 src 10.9.0.10 onlink mtu 1350",
         "10.9.0.1 dev eth0 proto 118 scope link src 10.9.0.10",
@@ -76,10 +74,10 @@ fn both_sides_are_as_the_request_says() {
     ] {
         assert!(routes.contains(line), "{line} is missing in\n{routes}");
     }
-    let neighbours = ip(&w, "neigh show");
+    let neighbours = w.ip("neigh show");
     assert_eq!(neighbours.matches(&format!("lladdr {} ", spec.host_mac)).count(), 2, "{neighbours}");
     assert_eq!(neighbours.matches("PERMANENT").count(), 2, "{neighbours}");
-    assert!(ip(&w, "link show lo").contains("LOOPBACK,UP"));
+    assert!(w.ip("link show lo").contains("LOOPBACK,UP"));
 
     let host = &s.ip_json("-d addr show dev lxcw")[0];
     assert_eq!((&host["address"], &host["mtu"]), (&spec.host_mac.to_string().into(), &1400.into()));
@@ -101,21 +99,20 @@ fn both_sides_are_as_the_request_says() {
 
 #[test]
 fn making_it_again_changes_nothing_and_mends_what_is_missing() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let spec = spec("w", "lxcw", &w, &addresses);
     let first = create(&s, &spec).unwrap();
-    let (node, inside) =
-        (s.snapshot(), ip(&w, "addr show") + &ip(&w, "route show") + &ip(&w, "-6 route show"));
+    let (node, inside) = (s.snapshot(), w.ip("addr show") + &w.ip("route show") + &w.ip("-6 route show"));
     s.ip("route del 10.9.0.10 dev lxcw");
     s.ip("neigh del fd09::10 dev lxcw");
-    ip(&w, "route del default");
-    ip(&w, "addr del fd09::10/128 dev eth0");
+    w.ip("route del default");
+    w.ip("addr del fd09::10/128 dev eth0");
     let second = create(&s, &spec).unwrap();
     assert_eq!(first, second);
     assert_eq!(s.snapshot(), node);
-    let again = ip(&w, "addr show") + &ip(&w, "route show") + &ip(&w, "-6 route show");
+    let again = w.ip("addr show") + &w.ip("route show") + &w.ip("-6 route show");
     let sorted = |text: &str| {
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         lines.sort();
@@ -126,8 +123,8 @@ fn making_it_again_changes_nothing_and_mends_what_is_missing() {
 
 #[test]
 fn addresses_that_are_no_longer_wanted_lose_their_way_in() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     create(&s, &spec("w", "lxcw", &w, &[address("10.9.0.10"), address("fd09::10")])).unwrap();
     let addresses = [address("10.9.0.11"), address("fd09::11")];
     create(&s, &EndpointLinkSpec { mtu: 1400, ..spec("w", "lxcw", &w, &addresses) }).unwrap();
@@ -140,8 +137,8 @@ fn addresses_that_are_no_longer_wanted_lose_their_way_in() {
 
 #[test]
 fn an_address_that_another_endpoint_has_is_refused() {
-    let mut s = Sandbox::new();
-    let (a, b) = (s.workload("a"), s.workload("b"));
+    let s = Sandbox::new();
+    let (a, b) = (Host::named("a"), Host::named("b"));
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let first = create(&s, &spec("a", "lxca", &a, &addresses)).unwrap();
     let before = s.snapshot();
@@ -158,8 +155,8 @@ fn an_address_that_another_endpoint_has_is_refused() {
 
 #[test]
 fn ipv6_works_where_the_nodes_new_devices_have_it_off() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     s.inside(|| Sysctl::of_device(Family::Ipv6, "default", "disable_ipv6").write("1")).unwrap();
     let addresses = [address("fd09::10")];
     create(&s, &spec("w", "lxcw", &w, &addresses)).unwrap();
@@ -168,40 +165,39 @@ fn ipv6_works_where_the_nodes_new_devices_have_it_off() {
 
 #[test]
 fn an_ipv4_only_and_an_ipv6_only_endpoint_get_only_their_family() {
-    let mut s = Sandbox::new();
-    let (a, b) = (s.workload("a"), s.workload("b"));
+    let s = Sandbox::new();
+    let (a, b) = (Host::named("a"), Host::named("b"));
     let (v4, v6) = ([address("10.9.0.10")], [address("fd09::10")]);
     create(&s, &EndpointLinkSpec { gateway_v6: None, ..spec("a", "lxca", &a, &v4) }).unwrap();
     create(&s, &EndpointLinkSpec { gateway_v4: None, ..spec("b", "lxcb", &b, &v6) }).unwrap();
-    assert!(!ip(&a, "-6 route show").contains("default"));
-    assert!(!ip(&b, "route show").contains("default"));
+    assert!(!a.ip("-6 route show").contains("default"));
+    assert!(!b.ip("route show").contains("default"));
     assert!(ping(&s.node, v4[0]) && ping(&s.node, v6[0]));
 }
 
 #[test]
 fn a_link_local_gateway_answers_on_the_host_side() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("fd09::10")];
     let mut spec = spec("w", "lxcw", &w, &addresses);
     let gateway = spec.host_mac.link_local();
     spec.gateway_v6 = Some(gateway);
     let link = create(&s, &spec).unwrap();
     // The kernel takes its time with link-local addresses of its own making.
-    assert!((0..3).any(|_| ping_scoped(&w, gateway.into(), link.container_index)));
+    assert!((0..3).any(|_| ping_scoped(&w, gateway, link.container_index)));
     assert!(ping(&s.node, addresses[0]));
 }
 
 #[test]
 fn ipv6_works_where_the_runtime_switched_it_off() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     w.run(|| {
         for device in ["all", "default", "lo"] {
             Sysctl::of_device(Family::Ipv6, device, "disable_ipv6").write("1").unwrap();
         }
-    })
-    .unwrap();
+    });
     let addresses = [address("fd09::10")];
     create(&s, &spec("w", "lxcw", &w, &addresses)).unwrap();
     assert!(ping(&s.node, addresses[0]));
@@ -209,11 +205,11 @@ fn ipv6_works_where_the_runtime_switched_it_off() {
 
 #[test]
 fn a_failure_at_any_step_leaves_nothing_behind() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let clean = s.snapshot();
-    let inside = ip(&w, "addr show");
+    let inside = w.ip("addr show");
 
     // The caller's own step.
     let failing = |link: &EndpointLink| {
@@ -226,27 +222,27 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
     };
     let error = s.inside(|| create_endpoint_link(&spec("w", "lxcw", &w, &addresses), failing)).unwrap_err();
     assert_eq!(error.to_string(), "preparing device lxcw failed: no program");
-    assert_eq!((s.snapshot(), ip(&w, "addr show")), (clean.clone(), inside.clone()));
+    assert_eq!((s.snapshot(), w.ip("addr show")), (clean.clone(), inside.clone()));
 
     // A source address that the node does not have.
     let sources = [address("10.9.0.99")];
     let refused = EndpointLinkSpec { host_sources: &sources, ..spec("w", "lxcw", &w, &addresses) };
     let error = create(&s, &refused).unwrap_err().to_string();
     assert!(error.contains("add route 10.9.0.10/32"), "{error}");
-    assert_eq!((s.snapshot(), ip(&w, "addr show")), (clean.clone(), inside.clone()));
+    assert_eq!((s.snapshot(), w.ip("addr show")), (clean.clone(), inside.clone()));
 
     // Somebody else's route.
     s.ip("route add blackhole fd09::10/128");
     let error = create(&s, &spec("w", "lxcw", &w, &addresses)).unwrap_err();
     assert!(matches!(error, NetError::ForeignRoute { .. }), "{error}");
     s.ip("route del blackhole fd09::10/128");
-    assert_eq!((s.snapshot(), ip(&w, "addr show")), (clean, inside));
+    assert_eq!((s.snapshot(), w.ip("addr show")), (clean, inside));
 }
 
 #[test]
 fn names_in_use_are_refused_with_their_owner() {
-    let mut s = Sandbox::new();
-    let (a, b) = (s.workload("a"), s.workload("b"));
+    let s = Sandbox::new();
+    let (a, b) = (Host::named("a"), Host::named("b"));
     let addresses = [address("10.9.0.10")];
     create(&s, &spec("a", "lxca", &a, &addresses)).unwrap();
     let before = s.snapshot();
@@ -256,12 +252,12 @@ fn names_in_use_are_refused_with_their_owner() {
     let error = create(&s, &spec("a", "lxca", &b, &addresses)).unwrap_err().to_string();
     assert!(error.contains("its other end is not eth0"), "{error}");
     let error = create(&s, &spec("other", "lxco", &a, &addresses)).unwrap_err().to_string();
-    assert!(error.contains("eth0 already exists in vnet"), "{error}");
+    assert!(error.contains(&format!("eth0 already exists in {} ", a.name())), "{error}");
     // The same index in another namespace is not the same device.
     s.ip(&format!("link add foreign type veth peer name eth0 netns {}", b.name()));
     assert_eq!(ip_json(&a, "link show eth0")[0]["ifindex"], ip_json(&b, "link show eth0")[0]["ifindex"]);
     let error = create(&s, &spec("a", "lxca", &b, &addresses)).unwrap_err().to_string();
-    assert!(error.contains("eth0 already exists in vnet"), "{error}");
+    assert!(error.contains(&format!("eth0 already exists in {} ", b.name())), "{error}");
     s.ip("link del foreign");
     s.ip("link add lxcb type bridge");
     let error = create(&s, &spec("b", "lxcb", &b, &addresses)).unwrap_err().to_string();
@@ -275,8 +271,8 @@ fn names_in_use_are_refused_with_their_owner() {
 
 #[test]
 fn nonsense_is_refused_before_anything_is_touched() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10")];
     let base = || spec("w", "lxcw", &w, &addresses);
     let (twice, loopback) = ([address("10.9.0.10"); 2], [address("127.0.0.1")]);
@@ -292,7 +288,7 @@ fn nonsense_is_refused_before_anything_is_touched() {
         (EndpointLinkSpec { gateway_v4: None, ..base() }, "addresses"),
         (EndpointLinkSpec { addresses: &twice, ..base() }, "addresses"),
         (EndpointLinkSpec { addresses: &loopback, ..base() }, "addresses"),
-        (EndpointLinkSpec { netns: &s.node, ..base() }, "netns"),
+        (EndpointLinkSpec { netns: s.node.netns(), ..base() }, "netns"),
     ];
     for (spec, wrong) in &cases {
         match create(&s, spec) {
@@ -304,15 +300,15 @@ fn nonsense_is_refused_before_anything_is_touched() {
 
 #[test]
 fn delivery_follows_the_other_end() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10")];
     let link = create(&s, &spec("w", "lxcw", &w, &addresses)).unwrap();
     let ask = || s.inside(|| delivery_of(link.host_index));
     assert_eq!(ask().unwrap(), Delivery::Peer);
-    ip(&w, "link set eth0 down");
+    w.ip("link set eth0 down");
     assert_eq!(ask().unwrap(), Delivery::Device);
-    ip(&w, "link set eth0 up");
+    w.ip("link set eth0 up");
     assert_eq!(ask().unwrap(), Delivery::Peer);
     s.ip("link add one type veth peer name two");
     s.ip("link set one up");
@@ -324,14 +320,14 @@ fn delivery_follows_the_other_end() {
 
 #[test]
 fn a_namespace_that_died_is_noticed_and_its_link_removed_without_error() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let clean = s.snapshot();
     let link = create(&s, &spec("w", "lxcw", &w, &addresses)).unwrap();
-    let (name, id) = (w.name().clone(), w.id());
+    let (name, id) = (w.netns().name().clone(), w.netns().id());
     assert_eq!(name.state(id), NetnsState::Alive);
-    s.end(w);
+    drop(w);
     assert_eq!(name.state(id), NetnsState::Gone);
     s.inside(|| remove_endpoint_link(&link)).unwrap();
     assert_eq!(s.snapshot(), clean);
@@ -339,8 +335,8 @@ fn a_namespace_that_died_is_noticed_and_its_link_removed_without_error() {
 
 #[test]
 fn leftovers_are_found_by_their_mark() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     create(&s, &spec("pod 7", "lxcw", &w, &[address("10.9.0.10")])).unwrap();
     s.ip("link add lxcforeign type veth peer name other");
     let found = s.inside(endpoint_devices).unwrap();
@@ -350,8 +346,8 @@ fn leftovers_are_found_by_their_mark() {
 
 #[test]
 fn somebody_elses_device_under_our_name_is_not_removed() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
+    let s = Sandbox::new();
+    let w = Host::named("w");
     let link = create(&s, &spec("w", "lxcw", &w, &[address("10.9.0.10")])).unwrap();
     s.ip("link del lxcw");
     s.ip("link add lxcw type bridge");
@@ -366,27 +362,4 @@ fn names_of_host_devices_fit_and_stay() {
     assert_eq!(host_device_name("web"), host_device_name("web"));
     assert_ne!(host_device_name("web"), host_device_name("db"));
     assert_eq!(host_device_name("web"), "lxce11948724051");
-}
-
-#[test]
-fn making_a_link_takes_less_than_eight_milliseconds() {
-    let mut s = Sandbox::new();
-    let (mut made, mut removed) = (Vec::new(), Vec::new());
-    for n in 0..15 {
-        let w = s.workload(&format!("w{n}"));
-        let addresses = [address(&format!("10.9.0.{}", 10 + n)), address(&format!("fd09::{}", 10 + n))];
-        let (owner, name) = (format!("w{n}"), format!("lxcw{n}"));
-        let spec = spec(&owner, &name, &w, &addresses);
-        let start = Instant::now();
-        let link = s.inside(|| create_endpoint_link(&spec, nothing).unwrap());
-        made.push(start.elapsed());
-        let start = Instant::now();
-        s.inside(|| remove_endpoint_link(&link).unwrap());
-        removed.push(start.elapsed());
-    }
-    made.sort();
-    removed.sort();
-    println!("a link, made: median {:?}, worst {:?}; removed: median {:?}", made[7], made[14], removed[7]);
-    // Wide of the goal: other tests run beside this one, and other programs beside the tests.
-    assert!(made[7].as_millis() < 100, "{made:?}");
 }

@@ -1,11 +1,11 @@
 //! Following changes of links, addresses and routes.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod sandbox;
+mod common;
 
 use std::time::{Duration, Instant};
 
-use sandbox::*;
+use common::*;
 use villus_net::*;
 
 const SOON: Option<Duration> = Some(Duration::from_secs(5));

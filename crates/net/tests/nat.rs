@@ -1,14 +1,15 @@
 //! Masquerading, and drops by others.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod sandbox;
+mod common;
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use common::*;
 use proptest::prelude::*;
-use sandbox::*;
 use villus_net::*;
+use villus_testbed::run;
 
 fn masquerade(native: &[&str]) -> Masquerade {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -21,38 +22,38 @@ fn masquerade(native: &[&str]) -> Masquerade {
 }
 
 /// A node with one workload and a server outside that knows no way back to the workload's addresses.
-fn topology(s: &mut Sandbox) -> (Netns, Netns) {
-    let outside = s.workload("outside");
+fn topology(s: &Sandbox) -> (Host, Host) {
+    let outside = Host::named("outside");
     s.ip(&format!("link add up0 type veth peer name far netns {}", outside.name()));
     s.ip("link set up0 up");
-    ip(&outside, "link set far up");
+    outside.ip("link set far up");
     for (near, far) in [("192.0.2.2/24", "192.0.2.1/24"), ("2001:db8::2/64", "2001:db8::1/64")] {
         let nodad = if near.contains(':') { " nodad" } else { "" };
         s.ip(&format!("addr add {near} dev up0{nodad}"));
-        ip(&outside, &format!("addr add {far} dev far{nodad}"));
+        outside.ip(&format!("addr add {far} dev far{nodad}"));
     }
     s.inside(|| {
         Sysctl::at("net/ipv4/ip_forward").write("1").unwrap();
         Sysctl::of_device(Family::Ipv6, "all", "forwarding").write("1").unwrap();
     });
-    let w = s.workload("w");
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     s.inside(|| create_endpoint_link(&spec("w", "lxcw", &w, &addresses), nothing)).unwrap();
     (w, outside)
 }
 
 /// The source address that a server in `to` sees of a client in `from`.
-fn seen_source(from: &Netns, to: &Netns, server: &str) -> Option<IpAddr> {
-    let listener = to.run(|| TcpListener::bind((address(server), 0))).unwrap().unwrap();
+fn seen_source(from: &Host, to: &Host, server: &str) -> Option<IpAddr> {
+    let listener = to.run(|| TcpListener::bind((address(server), 0))).unwrap();
     let target = listener.local_addr().unwrap();
-    let client = from.run(|| TcpStream::connect_timeout(&target, Duration::from_millis(300))).unwrap();
+    let client = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(2)));
     client.ok().map(|_client| listener.accept().unwrap().1.ip())
 }
 
 #[test]
 fn what_leaves_the_node_gets_the_nodes_address() {
-    let mut s = Sandbox::new();
-    let (w, outside) = topology(&mut s);
+    let s = Sandbox::new();
+    let (w, outside) = topology(&s);
     let clean = s.snapshot();
     assert_eq!(seen_source(&w, &outside, "192.0.2.1"), None);
     s.inside(|| masquerade(&[]).apply()).unwrap();
@@ -62,7 +63,7 @@ fn what_leaves_the_node_gets_the_nodes_address() {
     assert_eq!(counters, NatCounters { ipv4: 1, ipv6: 1, skipped: 0 });
 
     // Applied again, counters go on; native prefixes are left alone.
-    ip(&outside, "route add 10.9.0.0/24 via 192.0.2.2");
+    outside.ip("route add 10.9.0.0/24 via 192.0.2.2");
     s.inside(|| masquerade(&["192.0.2.0/24"]).apply()).unwrap();
     assert_eq!(seen_source(&w, &outside, "192.0.2.1"), Some(address("10.9.0.10")));
     assert_eq!(s.inside(masquerade_counters).unwrap(), Some(counters));
@@ -79,9 +80,9 @@ fn what_leaves_the_node_gets_the_nodes_address() {
 
 #[test]
 fn marked_packets_and_traffic_of_the_node_are_left_alone() {
-    let mut s = Sandbox::new();
-    let (w, outside) = topology(&mut s);
-    ip(&outside, "route add 10.9.0.0/24 via 192.0.2.2");
+    let s = Sandbox::new();
+    let (w, outside) = topology(&s);
+    outside.ip("route add 10.9.0.0/24 via 192.0.2.2");
     s.inside(|| masquerade(&[]).apply()).unwrap();
     s.inside(|| {
         run("nft", &["add table inet marker; add chain inet marker pre { type filter hook prerouting priority -300; }; \
@@ -107,8 +108,8 @@ fn a_table_of_another_shape_is_replaced() {
 
 #[test]
 fn a_foreign_forward_policy_is_named_and_its_own_lines_mend_it() {
-    let mut s = Sandbox::new();
-    let (w, outside) = topology(&mut s);
+    let s = Sandbox::new();
+    let (w, outside) = topology(&s);
     s.inside(|| masquerade(&[]).apply()).unwrap();
     let look = || s.inside(|| foreign_drops(&["lxc*"])).unwrap();
     assert_eq!(look(), []);

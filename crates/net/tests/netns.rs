@@ -1,21 +1,22 @@
 //! Namespaces.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod sandbox;
+mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use sandbox::*;
+use common::*;
 use villus_net::*;
+use villus_testbed::{alone, run};
 
 #[test]
 fn the_caller_stays_where_it_is() {
     let s = Sandbox::new();
     let before = Netns::current().unwrap().id();
-    let inside = s.node.run(|| Netns::current().unwrap().id()).unwrap();
-    assert_eq!(inside, s.node.id());
+    let inside = s.node.run(|| Netns::current().unwrap().id());
+    assert_eq!(inside, s.node.netns().id());
     assert_ne!(inside, before);
-    assert_eq!(run_in(s.node.name(), || 7).unwrap(), 7);
+    assert_eq!(run_in(s.node.netns().name(), || 7).unwrap(), 7);
     let panicked = catch_unwind(AssertUnwindSafe(|| s.node.run(|| panic!("inside"))));
     assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"inside"));
     assert_eq!(Netns::current().unwrap().id(), before);
@@ -25,7 +26,7 @@ fn the_caller_stays_where_it_is() {
 fn what_is_opened_inside_stays_inside() {
     let s = Sandbox::new();
     s.ip("link add only-here type bridge");
-    let mut inside = s.node.run(|| Rtnl::open().unwrap()).unwrap();
+    let mut inside = s.node.run(|| Rtnl::open().unwrap());
     assert!(inside.link_by_name("only-here").unwrap().is_some());
     assert!(Rtnl::open().unwrap().link_by_name("only-here").unwrap().is_none());
 }
@@ -33,26 +34,27 @@ fn what_is_opened_inside_stays_inside() {
 #[test]
 fn a_namespace_is_found_by_name_path_and_process() {
     let s = Sandbox::new();
-    let path = NetnsRef::Path(s.node.name().path());
-    assert_eq!(path.open().unwrap().id(), s.node.id());
+    let path = NetnsRef::Path(s.node.netns().name().path());
+    assert_eq!(path.open().unwrap().id(), s.node.netns().id());
     let mut child = s.inside(|| std::process::Command::new("sleep").arg("60").spawn().unwrap());
     let process = NetnsRef::Pid(child.id());
-    assert_eq!(process.state(s.node.id()), NetnsState::Alive);
-    assert_eq!(process.open().unwrap().id(), s.node.id());
+    assert_eq!(process.state(s.node.netns().id()), NetnsState::Alive);
+    assert_eq!(process.open().unwrap().id(), s.node.netns().id());
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(process.state(s.node.id()), NetnsState::Gone);
+    assert_eq!(process.state(s.node.netns().id()), NetnsState::Gone);
 }
 
 #[test]
 fn another_namespace_of_the_same_name_is_not_the_same() {
-    let mut s = Sandbox::new();
-    let w = s.workload("w");
-    let (name, id) = (w.name().clone(), w.id());
-    s.end(w);
+    alone!();
+    let name = NetnsRef::Name("w".into());
+    run("ip", &["netns", "add", "w"]);
+    let id = name.open().unwrap().id();
+    run("ip", &["netns", "del", "w"]);
     // Takes the number that became free, so that the next one has another.
-    let _other = s.workload("other");
-    let _again = s.workload("w");
+    run("ip", &["netns", "add", "other"]);
+    run("ip", &["netns", "add", "w"]);
     assert_eq!(name.state(id), NetnsState::Replaced);
 }
 

@@ -1,12 +1,12 @@
 //! The node's own part: router device, pools, forwarding, parameters, and putting all of it back.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod sandbox;
+mod common;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sandbox::*;
+use common::*;
 use socket2::{Domain, Protocol, Socket, Type};
 use villus_net::*;
 
@@ -45,21 +45,21 @@ fn set(s: &Sandbox, key: &str, value: &str) {
 }
 
 /// An uplink to a router in a namespace of its own.
-fn uplink(s: &mut Sandbox) -> Netns {
-    let router = s.workload("router");
+fn uplink(s: &Sandbox) -> Host {
+    let router = Host::named("router");
     s.ip(&format!("link add up0 type veth peer name far netns {}", router.name()));
     s.ip("link set up0 up");
     s.ip("addr add 192.0.2.2/24 dev up0");
-    ip(&router, "link set far up");
-    ip(&router, "addr add 192.0.2.1/24 dev far");
+    router.ip("link set far up");
+    router.ip("addr add 192.0.2.1/24 dev far");
     s.ip("route add default via 192.0.2.1");
     router
 }
 
 #[test]
 fn all_is_set_and_all_is_put_back() {
-    let mut s = Sandbox::new();
-    let _router = uplink(&mut s);
+    let s = Sandbox::new();
+    let _router = uplink(&s);
     let system = tempfile::tempdir().unwrap();
     std::fs::write(system.path().join("networkd"), "").unwrap();
     std::fs::write(system.path().join("udev"), "").unwrap();
@@ -115,8 +115,8 @@ fn all_is_set_and_all_is_put_back() {
 
 #[test]
 fn what_others_changed_since_is_left_alone() {
-    let mut s = Sandbox::new();
-    let _router = uplink(&mut s);
+    let s = Sandbox::new();
+    let _router = uplink(&s);
     let system = tempfile::tempdir().unwrap();
     std::fs::write(system.path().join("networkd"), "").unwrap();
     let (node, mut journal) = (node(&["up0"], system.path()), Journal::default());
@@ -221,12 +221,12 @@ fn conflicts_are_named() {
 
 #[test]
 fn unused_addresses_of_the_pool_do_not_leak_and_used_ones_work() {
-    let mut s = Sandbox::new();
-    let router = uplink(&mut s);
+    let s = Sandbox::new();
+    let router = uplink(&s);
     let system = tempfile::tempdir().unwrap();
     let mut journal = Journal::default();
     apply(&s, &node(&["up0"], system.path()), &mut journal).unwrap();
-    let w = s.workload("w");
+    let w = Host::named("w");
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let sources = [address("10.9.0.2"), address("fd09::2")];
     let spec = EndpointLinkSpec {
@@ -243,50 +243,40 @@ fn unused_addresses_of_the_pool_do_not_leak_and_used_ones_work() {
     for to in sources {
         assert!(ping(&w, to), "{to}");
     }
-    // The answer comes at once and from the node, not by running out of time.
-    let begin = Instant::now();
-    let refused = w.run(|| {
-        std::net::TcpStream::connect_timeout(&"10.9.0.99:80".parse().unwrap(), Duration::from_secs(5))
-    });
-    assert_eq!(refused.unwrap().unwrap_err().kind(), std::io::ErrorKind::HostUnreachable);
-    let refused = w.run(|| {
-        std::net::TcpStream::connect_timeout(&"[fd09::99]:80".parse().unwrap(), Duration::from_secs(5))
-    });
-    assert!(refused.unwrap().is_err());
-    assert!(begin.elapsed() < Duration::from_secs(2));
-    ip(&router, "route add 10.9.0.0/24 via 192.0.2.2");
+    // The answer comes from the node, not by running out of time.
+    let refused = |nobody: &str| {
+        let at = nobody.parse().unwrap();
+        w.run(|| std::net::TcpStream::connect_timeout(&at, Duration::from_secs(30))).unwrap_err().kind()
+    };
+    assert_eq!(refused("10.9.0.99:80"), std::io::ErrorKind::HostUnreachable);
+    assert_ne!(refused("[fd09::99]:80"), std::io::ErrorKind::TimedOut);
+    router.ip("route add 10.9.0.0/24 via 192.0.2.2");
     assert!(ping(&router, addresses[0]), "forwarded from outside");
 }
 
 /// A router advertisement (RFC 4861, 4.2) with a lifetime of 1800 s and no options.
-fn advertise(router: &Netns) {
+fn advertise(router: &Host) {
     let index = ip_json(router, "link show far")[0]["ifindex"].as_u64().unwrap() as u32;
-    router
-        .run(|| {
-            let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
-            socket.set_multicast_hops_v6(255).unwrap();
-            socket.set_multicast_if_v6(index).unwrap();
-            let advertisement = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
-            let everyone = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
-            // Fails until the link-local address is there; the caller tries again.
-            let _ = socket.send_to(&advertisement, &std::net::SocketAddr::V6(everyone).into());
-        })
-        .unwrap();
+    router.run(|| {
+        let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+        socket.set_multicast_hops_v6(255).unwrap();
+        socket.set_multicast_if_v6(index).unwrap();
+        let advertisement = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+        let everyone = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
+        // Fails until the link-local address is there; the caller tries again.
+        let _ = socket.send_to(&advertisement, &std::net::SocketAddr::V6(everyone).into());
+    });
 }
 
 #[test]
 fn routes_from_advertisements_survive_forwarding() {
-    let mut s = Sandbox::new();
-    let router = s.workload("router");
-    // Both ends get their link-local addresses without the second of duplicate address detection.
-    for netns in [&s.node, &router] {
-        netns.run(|| Sysctl::of_device(Family::Ipv6, "default", "accept_dad").write("0").unwrap()).unwrap();
-    }
+    let s = Sandbox::new();
+    let router = Host::named("router");
     s.ip(&format!("link add up0 type veth peer name far netns {}", router.name()));
     s.ip("link set up0 up");
-    ip(&router, "link set far up");
+    router.ip("link set far up");
     let has_route = || s.ip("-6 route show default").contains("proto ra");
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(30);
     while !has_route() {
         assert!(Instant::now() < end, "no route from the advertisement");
         advertise(&router);
@@ -307,11 +297,11 @@ fn routes_from_advertisements_survive_forwarding() {
 
 #[test]
 fn what_carries_our_mark_goes_without_a_journal() {
-    let mut s = Sandbox::new();
-    let (w, v) = (s.workload("w"), s.workload("v"));
+    let s = Sandbox::new();
+    let (w, v) = (Host::named("w"), Host::named("v"));
     s.ip(&format!("link add veth7 type veth peer name eth0 netns {}", v.name()));
     s.ip("link set veth7 up");
-    ip(&v, "link set eth0 up");
+    v.ip("link set eth0 up");
     s.inside(|| {
         for device in ["all", "default"] {
             Sysctl::of_device(Family::Ipv6, device, "forwarding").write("1").unwrap();

@@ -292,15 +292,23 @@ impl Ping {
     /// Asks from a host (from `source`, if given).
     #[must_use]
     pub fn open(from: &Host, source: Option<IpAddr>, target: IpAddr) -> Self {
+        Self::connect(from, source, SocketAddr::new(target, 0)).unwrap()
+    }
+
+    /// As [`Self::open`], where there may be no way to the target. A link-local one needs its device.
+    ///
+    /// # Errors
+    /// What the kernel says about the way.
+    pub fn connect(from: &Host, source: Option<IpAddr>, target: SocketAddr) -> std::io::Result<Self> {
         let v4 = target.is_ipv4();
         let (domain, protocol) =
             if v4 { (Domain::IPV4, Protocol::ICMPV4) } else { (Domain::IPV6, Protocol::ICMPV6) };
-        let socket = from.run(|| Socket::new(domain, Type::RAW, Some(protocol))).unwrap();
+        let socket = from.run(|| Socket::new(domain, Type::RAW, Some(protocol)))?;
         if let Some(source) = source {
-            socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+            socket.bind(&SocketAddr::new(source, 0).into())?;
         }
-        socket.connect(&SocketAddr::new(target, 0).into()).unwrap();
-        Self { socket, id: PING.fetch_add(1, Ordering::Relaxed), v4 }
+        socket.connect(&target.into())?;
+        Ok(Self { socket, id: PING.fetch_add(1, Ordering::Relaxed), v4 })
     }
 
     /// Sends a request with so many bytes behind the ICMP header.

@@ -1,6 +1,11 @@
-//! Network namespaces without a name, and commands and sockets inside them.
+//! Network namespaces of the testbed, and commands and sockets inside them.
 
-use std::{net::IpAddr, process::Command, time::Duration};
+use std::{
+    net::IpAddr,
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
@@ -22,7 +27,21 @@ impl Host {
                 .expect("tests of the kernel part make namespaces: run them as root");
             NetnsRef::Path("/proc/thread-self/ns/net".into()).open().unwrap()
         });
-        let host = Self { name: name.to_owned(), netns: made.join().expect("no namespace") };
+        Self { name: name.to_owned(), netns: made.join().expect("no namespace") }.prepared()
+    }
+
+    /// A new namespace that `ip netns` knows, under a name of its own that ends with `name`: for tests of what asks
+    /// for a name. Its name is taken away with this value.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("villus{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        run("ip", &["netns", "add", &name]);
+        Self { netns: NetnsRef::Name(name.clone()).open().unwrap(), name }.prepared()
+    }
+
+    fn prepared(self) -> Self {
+        let host = self;
         host.ip("link set lo up");
         // Addresses are usable at once: nobody else is there to have them.
         for device in ["all", "default"] {
@@ -131,6 +150,14 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let NetnsRef::Name(name) = self.netns.name() {
+            let _ = try_run("ip", &["netns", "del", name]);
+        }
+    }
+}
+
 /// Joins two hosts by a veth pair, both ends switched on.
 pub fn join(a: &Host, device_a: &str, b: &Host, device_b: &str, mtu: u32) {
     let pair = VethPair {
@@ -154,9 +181,22 @@ pub fn join(a: &Host, device_a: &str, b: &Host, device_b: &str, mtu: u32) {
 }
 
 /// Runs a command that must succeed, in the namespaces of the calling thread; what it printed.
+///
+/// # Panics
+/// With what it printed, when it fails.
 pub fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let output = try_run(program, arguments);
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    assert!(output.status.success(), "{program} {arguments:?}: {out}{stderr}");
+    out
+}
+
+/// Runs a command that may fail.
+///
+/// # Panics
+/// When there is no such command.
+#[must_use]
+pub fn try_run(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"))
 }

@@ -21,6 +21,7 @@ mod node;
 mod party;
 mod plain;
 mod residue;
+mod sandbox;
 mod sctp;
 mod tally;
 mod workload;
@@ -32,11 +33,12 @@ pub use frame::{
     icmp, ip, l4_checksum, neighbour_solicitation, tcp, udp, vlan_tagged,
 };
 pub use guest::TapGuest;
-pub use host::{Host, join, run};
+pub use host::{Host, join, run, try_run};
 pub use node::{Node, NodeSpec, UplinkKind, kernel_has_link_kind};
 pub use party::{Addresses, Version, at};
 pub use plain::Plain;
 pub use residue::Residue;
+pub use sandbox::{eventually, inside};
 pub use sctp::SctpEcho;
 pub use tally::{Delta, Tally};
 pub use workload::{Kind, Workload};

@@ -15,6 +15,7 @@ use villus_abi::{
     Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE,
 };
 use villus_datapath::{Entries, Maps, Pins, PolicyMaps, Sizes, view_policy};
+use villus_testbed::{alone, eventually};
 
 const IN: Direction = Direction::Ingress;
 const OUT: Direction = Direction::Egress;
@@ -73,14 +74,6 @@ fn key(identity: u32, port: u16, proto: u8, direction: Direction) -> PolicyKey {
 /// Lines of a table with single spaces.
 fn squeezed(text: &str) -> Vec<String> {
     text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(10);
-    while !holds() {
-        assert!(Instant::now() < limit, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

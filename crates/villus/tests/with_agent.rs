@@ -6,10 +6,11 @@ mod common;
 use std::{
     io::Write,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::Said;
+use villus_testbed::{alone, eventually, run};
 
 /// The demo's policy, in the test's own /tmp: the checkout may lie below the one that it hides.
 const POLICY: &str = "/tmp/policy.yaml";
@@ -22,8 +23,6 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        run("mount", &["-t", "tmpfs", "villus-test", "/run"]);
-        run("ip", &["link", "set", "lo", "up"]);
         std::fs::write(POLICY, include_str!("../../../demo/policy.yaml")).unwrap();
         let agent = command(&["agent", "--socket-path", "/tmp/villus.sock", "--endpoint-max", "64"])
             .args(["--ipv4-range", "10.15.0.0/24", "--ipv6-range", "fd15::/112"])
@@ -72,20 +71,6 @@ fn command(args: &[&str]) -> Command {
 
 fn villus(args: &[&str]) -> Said {
     common::said(&command(args).output().unwrap())
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(15);
-    while !holds() {
-        assert!(Instant::now() < limit, "{what}");
-        std::thread::sleep(Duration::from_millis(30));
-    }
 }
 
 /// Whether one workload gets an answer from an address and port.

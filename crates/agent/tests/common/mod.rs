@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -13,25 +13,10 @@ use villus_api::model::{Endpoint, EndpointChangeRequest, PolicyImport};
 use villus_api::{Client, ClientError, EndpointRef};
 use villus_config::{Config, Sources};
 use villus_net::{Netns, NetnsRef};
+use villus_testbed::{run, try_run};
 
-/// Says that the test runs inside its own namespaces already.
-const INSIDE: &str = "VILLUS_TEST_INSIDE";
 /// Tells a process that it is the agent, and its options.
 const AGENT: &str = "VILLUS_TEST_AGENT";
-
-/// Runs the rest of the calling test in a mount and a network namespace of its own: the test is started again
-/// there, and the outer one returns with its outcome. Nothing that it mounts, pins or makes can stay behind.
-#[macro_export]
-macro_rules! alone {
-    () => {
-        if !$crate::common::inside({
-            fn here() {}
-            std::any::type_name_of_val(&here)
-        }) {
-            return;
-        }
-    };
-}
 
 /// The agent itself; every test file has a test of this name that calls this.
 pub fn be_the_agent() {
@@ -44,30 +29,6 @@ pub fn be_the_agent() {
         std::process::exit(3);
     }
     std::process::exit(0);
-}
-
-pub fn inside(path: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        run("mount", &["-t", "tmpfs", "villus-test", "/run"]);
-        run("mount", &["-t", "tmpfs", "villus-test", "/tmp"]);
-        run("ip", &["link", "set", "lo", "up"]);
-        return true;
-    }
-    let test = path.trim_end_matches("::here").split_once("::").unwrap().1;
-    let output = Command::new("unshare")
-        .args(["--mount", "--net", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{test} in its own namespaces:\n{text}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    false
 }
 
 /// Directories, options and the agent of one node.
@@ -115,7 +76,6 @@ impl TestNode {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "the_agent", "--nocapture"])
             .env(AGENT, serde_json::to_string(&self.options).unwrap())
-            .env_remove(INSIDE)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -153,7 +113,6 @@ impl TestNode {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "the_agent", "--nocapture"])
             .env(AGENT, serde_json::to_string(&self.options).unwrap())
-            .env_remove(INSIDE)
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(3));
@@ -279,32 +238,6 @@ impl Workload {
 pub fn echoes(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 5];
     stream.write_all(b"hello").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"hello"
-}
-
-/// Waits until something is so.
-pub fn eventually(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + limit;
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Runs a command that must succeed; what it printed.
-pub fn run(program: &str, args: &[&str]) -> String {
-    let output = try_run(program, args);
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Runs a command.
-pub fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program).args(args).output().unwrap()
 }
 
 /// A policy: `subject` may be reached by `peer` on a TCP port.

@@ -1,47 +1,7 @@
-//! Running the program, in a world of its own where it touches the kernel.
+//! Running the program.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::process::{Command, Output, Stdio};
-
-/// Says that the test runs inside its own namespaces already.
-const INSIDE: &str = "VILLUS_TEST_INSIDE";
-
-/// Runs the rest of the calling test in a mount and a network namespace of its own: the test is started again
-/// there, and the outer one returns with its outcome. Nothing that it mounts, pins or makes can stay behind.
-#[macro_export]
-macro_rules! alone {
-    () => {
-        if !$crate::common::inside({
-            fn here() {}
-            std::any::type_name_of_val(&here)
-        }) {
-            return;
-        }
-    };
-}
-
-pub fn inside(path: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "villus-test", "/tmp"]).status().unwrap();
-        assert!(mounted.success());
-        return true;
-    }
-    let test = path.trim_end_matches("::here").split_once("::").unwrap().1;
-    let output = Command::new("unshare")
-        .args(["--mount", "--net", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{test} in its own namespaces:\n{text}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    false
-}
 
 /// What the program printed and how it ended.
 #[derive(Debug, PartialEq, Eq)]

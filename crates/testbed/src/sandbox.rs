@@ -1,0 +1,88 @@
+//! Tests in a mount and a network namespace of their own.
+
+use std::{
+    fs::{File, create_dir_all},
+    os::fd::AsRawFd,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::host::run;
+
+/// Says that the test runs inside its own namespaces already.
+const INSIDE: &str = "VILLUS_TEST_INSIDE";
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a test may fill as it likes: empty inside, and gone with the test.
+const OWN: [&str; 2] = ["/run", "/tmp"];
+
+/// Runs the rest of the calling test in a mount and a network namespace of its own, with empty `/run` and `/tmp` and
+/// the loopback device switched on: the test is started again there, and the outer one returns with its outcome.
+/// Nothing that it mounts, pins or makes can stay behind.
+#[macro_export]
+macro_rules! alone {
+    () => {
+        if !$crate::inside({
+            fn here() {}
+            std::any::type_name_of_val(&here)
+        }) {
+            return;
+        }
+    };
+}
+
+/// What [`alone!`] does; true inside. `path` is that of a function in the test.
+///
+/// # Panics
+/// When the test fails inside.
+#[must_use]
+pub fn inside(path: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        for folder in OWN {
+            empty(Path::new(folder));
+        }
+        run("ip", &["link", "set", "lo", "up"]);
+        return true;
+    }
+    let test = path.trim_end_matches("::here").split_once("::").expect("a path has a crate").1;
+    let output = Command::new("unshare")
+        .args(["--mount", "--net", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{test} in its own namespaces:\n{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    false
+}
+
+/// Hides what a folder holds, but for the branch from which this program was started: it may have to start itself or
+/// its neighbours again.
+fn empty(folder: &Path) {
+    let program = std::env::current_exe().unwrap();
+    let branch = program.strip_prefix(folder).ok().and_then(|rest| Some(folder.join(rest.iter().next()?)));
+    let kept = branch.map(|branch| (File::open(&branch).unwrap(), branch));
+    run("mount", &["-t", "tmpfs", "villus-test", &folder.display().to_string()]);
+    if let Some((file, branch)) = kept {
+        create_dir_all(&branch).unwrap();
+        rustix::mount::mount_bind(format!("/proc/self/fd/{}", file.as_raw_fd()), &branch).unwrap();
+    }
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+/// When it is not so for a time that is long even for a busy machine.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
