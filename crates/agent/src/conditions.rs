@@ -42,6 +42,24 @@ impl Conditions {
         self.note(name, wrong.then(message));
     }
 
+    /// Makes these all that is said under names that begin so.
+    pub fn replace(&mut self, prefix: &str, all: BTreeMap<String, String>) {
+        let settled: Vec<String> = self
+            .0
+            .keys()
+            .filter(|name| name.starts_with(prefix) && !all.contains_key(*name))
+            .cloned()
+            .collect();
+        for name in settled {
+            self.note(&name, None);
+        }
+        for (name, message) in all {
+            if self.0.get(&name).is_none_or(|known| known.message != message) {
+                self.note(&name, Some(message));
+            }
+        }
+    }
+
     /// What is said about an endpoint that is gone.
     pub fn forget_endpoint(&mut self, id: u16) {
         let end = format!("endpoint {id}");

@@ -150,6 +150,7 @@ impl Node {
         self.acquire_prefixes(&prefixes);
         self.absorb_identities();
         self.sources.complete = true;
+        self.note_policies();
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
         self.regenerate(live.iter().copied());
         tracing::debug!(took = ?self.started.elapsed(), "policy maps are right");

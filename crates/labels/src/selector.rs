@@ -60,8 +60,7 @@ impl Selector {
     /// The selector of a reserved label: `reserved:host`, `reserved:world`, …
     #[must_use]
     pub fn reserved(name: &str) -> Self {
-        let key = SelectorKey { key: name.into(), source: KeySource::Is(source::RESERVED.into()) };
-        Self(Arc::from([Requirement { key, operator: Operator::Exists }]))
+        Self(Arc::from([reserved_requirement(name, Operator::Exists)]))
     }
 
     /// The identities of a prefix and of all prefixes inside it, but for those inside `except`.
@@ -86,6 +85,29 @@ impl Selector {
     pub fn requiring_key(&self, source: &str, key: &str) -> Self {
         let key = SelectorKey { key: key.into(), source: KeySource::Is(source.into()) };
         self.replacing(Requirement { key, operator: Operator::Exists })
+    }
+
+    /// This selector, for labels among which `reserved:<name>` is. Labels of other sources under that key don't count.
+    #[must_use]
+    pub fn with_reserved(&self, name: &str) -> Self {
+        self.also(reserved_requirement(name, Operator::Exists))
+    }
+
+    /// This selector, for labels among which `reserved:<name>` is not. Labels of other sources under that key don't
+    /// count.
+    #[must_use]
+    pub fn without_reserved(&self, name: &str) -> Self {
+        self.also(reserved_requirement(name, Operator::DoesNotExist))
+    }
+
+    /// What both ask for. Where they ask for one key from two sources, nothing is selected.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Self {
+        Self::sorted(self.0.iter().chain(other.0.iter()).cloned().collect())
+    }
+
+    fn also(&self, requirement: Requirement) -> Self {
+        Self::sorted(self.0.iter().cloned().chain([requirement]).collect())
     }
 
     fn replacing(&self, requirement: Requirement) -> Self {
@@ -144,6 +166,11 @@ impl Selector {
     pub fn has_key(&self, mut test: impl FnMut(&SelectorKey) -> bool) -> bool {
         self.0.iter().any(|requirement| test(&requirement.key))
     }
+}
+
+fn reserved_requirement(name: &str, operator: Operator) -> Requirement {
+    let key = SelectorKey { key: name.into(), source: KeySource::Is(source::RESERVED.into()) };
+    Requirement { key, operator }
 }
 
 impl fmt::Display for Selector {
@@ -312,6 +339,19 @@ mod tests {
         let all = Selector::prefix(net("0.0.0.0/0"), &[]);
         assert!(all.matches(&crate::cidr_labels(net("10.0.0.0/8"))));
         assert!(!all.matches(&crate::cidr_labels(net("2001:db8::/32"))));
+    }
+
+    #[test]
+    fn reserved_labels_are_asked_for_beside_what_the_selector_says() {
+        let pods = Selector::parse("any:host=a").unwrap().without_reserved("host");
+        assert!(pods.matches(&labels("host=a")) && !pods.matches(&labels("reserved:host")));
+        let all = Selector::everything();
+        assert!(all.without_reserved("host").matches(&labels("host=a")));
+        assert!(!all.without_reserved("host").matches(&labels("reserved:host,app=a")));
+        let nodes = Selector::parse("tier=a").unwrap().with_reserved("host");
+        assert!(nodes.matches(&labels("reserved:host,tier=a")) && !nodes.matches(&labels("tier=a,host=x")));
+        let both = Selector::parse("app=a").unwrap().joined(&Selector::parse("tier=b").unwrap());
+        assert_eq!(both, Selector::parse("app=a,tier=b").unwrap());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What network policies mean, and which map entries say so.
 //!
-//! Three steps, one-way: [`parse()`] reads files of CiliumNetworkPolicy objects and refuses whole what can't be
+//! Three steps, one-way: [`parse()`] reads files of network policies and refuses whole what can't be
 //! enforced; [`Repository`] keeps the policies and the identities their selectors select; an [`EndpointPolicy`]
 //! is what one endpoint's policy map should hold, each entry with the rules that asked for it.
 //!
@@ -10,29 +10,53 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod cidr_group;
+mod element;
 mod endpoint;
+mod entity;
 mod explain;
 mod icmp;
+mod knp;
 mod lower;
+mod metadata;
+mod named_port;
 mod node;
+mod origin;
 mod parse;
 mod ports;
 mod problem;
 mod read;
+mod refer;
+mod referent;
+mod referents;
 mod repository;
 mod rule;
+mod selector;
 mod selectors;
+mod service;
+mod settings;
 mod spec;
 mod transport;
+mod unresolved;
 
 pub use budget::{Cost, Overflow};
 pub use endpoint::{EndpointPolicy, Origins, Wanted};
 pub use explain::{Explanation, Lookup, Verdict};
-pub use lower::{Clause, EnforcementMode, Origin, Peers, ResolvedRule, RuleOrigin, Settings, resolve};
+pub use lower::{Clause, Peers, ResolvedRule, resolve};
+pub use named_port::{NamedPort, NamedPortError, with_named_ports};
 pub use node::Position;
+pub use origin::{Origin, RuleOrigin};
 pub use parse::parse;
 pub use ports::{PortMatch, icmp_port, proto};
 pub use problem::{Problem, ProblemKind, Refused};
+pub use referent::{Content, Referent};
+pub use referents::Referents;
 pub use repository::{IdentityChange, PolicyChange, Repository};
-pub use rule::{Element, Entity, Kind, ObjectKey, ParsedFile, Policy, PrefixSet, Protocol, Rule, Transport};
+pub use rule::{
+    Element, Entity, Kind, ObjectKey, ParsedFile, Policy, PrefixBase, PrefixSet, Protocol, Rule, ServiceBase,
+    ServiceRef, SubjectSelector, Transport,
+};
 pub use selectors::{SelectorCache, SelectorRow};
+pub use settings::{EnforcementMode, Settings};
+pub use transport::is_port_name;
+pub use unresolved::{Unresolved, unresolved};

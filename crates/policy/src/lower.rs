@@ -1,72 +1,17 @@
 //! What policies mean: namespace scoping, entities, emptiness, default deny (reference `policy` 3.2 to 3.4).
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
 use villus_abi::Direction;
-use villus_labels::{
-    KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Label, LabelError, Selector, source,
-};
+use villus_labels::{KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Selector, source};
 
 use crate::{
-    Element, Entity, ObjectKey, Policy, Position, PrefixSet, Rule,
-    ports::{PortMatch, port_matches},
+    Element, NamedPort, Origin, Policy, Position, PrefixBase, PrefixSet, Referents, Rule, RuleOrigin,
+    ServiceRef, Settings, SubjectSelector, Transport,
+    entity::entity_selectors,
+    ports::{PortMatch, port_matches, protocol_numbers},
 };
-
-/// What the meaning of a policy depends on beside its text.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Settings {
-    /// `enable-policy`.
-    pub mode: EnforcementMode,
-    /// Whether the node itself may always reach its endpoints (`allow-localhost`, already decided).
-    pub allow_localhost: bool,
-    /// The label of the local cluster, `k8s:io.cilium.k8s.policy.cluster=<cluster-name>`.
-    pub cluster: Label,
-    /// Selectors that name no cluster mean the local one (`policy-default-local-cluster`).
-    pub default_local_cluster: bool,
-}
-
-impl Settings {
-    /// Mode `default`, localhost by policy, selectors mean any cluster.
-    ///
-    /// # Errors
-    /// A cluster name that can't be a label's value.
-    pub fn new(cluster_name: &str) -> Result<Self, LabelError> {
-        Ok(Self {
-            mode: EnforcementMode::Default,
-            allow_localhost: false,
-            cluster: Label::new(source::K8S, KEY_CLUSTER, cluster_name)?,
-            default_local_cluster: false,
-        })
-    }
-}
-
-/// When endpoints are enforced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EnforcementMode {
-    /// An endpoint is free in a direction until a rule selects it there.
-    #[default]
-    Default,
-    /// Every endpoint is enforced.
-    Always,
-    /// None is.
-    Never,
-}
-
-impl EnforcementMode {
-    /// Reads the option's value.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "default" => Some(Self::Default),
-            "always" => Some(Self::Always),
-            "never" => Some(Self::Never),
-            _ => None,
-        }
-    }
-}
 
 /// Whom a clause speaks about.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,82 +20,6 @@ pub enum Peers {
     Any,
     /// The identities that one of these selects; none if there are none.
     Selected(Vec<Selector>),
-}
-
-/// Where an entry of a policy map comes from.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Origin {
-    /// An element of a rule of a policy.
-    Rule(Arc<RuleOrigin>),
-    /// The direction is not enforced.
-    NotEnforced,
-    /// `allow-localhost`.
-    AllowLocalhost,
-    /// `enable-policy=always`.
-    AlwaysEnforced,
-    /// The endpoint's labels are not known yet.
-    Init,
-}
-
-/// An element of a rule of a policy.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct RuleOrigin {
-    /// The policy.
-    pub policy: ObjectKey,
-    /// `spec.ingress[0]`.
-    pub path: Arc<str>,
-    /// Where it stands in the policy's file.
-    pub position: Option<Position>,
-    /// Whether it denies.
-    pub deny: bool,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rule(rule) => {
-                write!(f, "{} {} ({}", rule.policy, rule.path, rule.policy.origin)?;
-                if let Some(position) = rule.position {
-                    write!(f, ":{}", position.line)?;
-                }
-                f.write_str(")")
-            }
-            Self::NotEnforced => f.write_str("no policy selects the endpoint in this direction"),
-            Self::AllowLocalhost => f.write_str("option allow-localhost"),
-            Self::AlwaysEnforced => f.write_str("option enable-policy=always"),
-            Self::Init => f.write_str("the endpoint's labels are not known yet (reserved:init)"),
-        }
-    }
-}
-
-impl Serialize for Origin {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Shape<'a> {
-            text: String,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            policy: Option<&'a ObjectKey>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            path: Option<&'a str>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            position: Option<Position>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            deny: Option<bool>,
-        }
-        let rule = match self {
-            Self::Rule(rule) => Some(rule),
-            _ => None,
-        };
-        Shape {
-            text: self.to_string(),
-            policy: rule.map(|rule| &rule.policy),
-            path: rule.map(|rule| &*rule.path),
-            position: rule.and_then(|rule| rule.position),
-            deny: rule.map(|rule| rule.deny),
-        }
-        .serialize(serializer)
-    }
 }
 
 /// One element of a rule, its meaning resolved.
@@ -168,7 +37,7 @@ pub struct Clause {
     pub origin: Origin,
 }
 
-/// A rule, its meaning resolved.
+/// A rule, or the part of one that speaks about subjects with a certain named port, its meaning resolved.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ResolvedRule {
     /// Which endpoints.
@@ -183,40 +52,34 @@ pub struct ResolvedRule {
     pub prefixes: Vec<IpNet>,
 }
 
-/// Resolves every rule of a policy.
+/// Resolves every rule of a policy, as things are now: what it refers to by name may come, change and go.
 #[must_use]
-pub fn resolve(policy: &Policy, settings: &Settings) -> Vec<ResolvedRule> {
-    policy.rules.iter().map(|rule| Resolver { policy, rule, settings }.resolve()).collect()
+pub fn resolve(policy: &Policy, settings: &Settings, referents: &Referents) -> Vec<ResolvedRule> {
+    policy.rules.iter().flat_map(|rule| Resolver { policy, rule, settings, referents }.resolve()).collect()
 }
 
 struct Resolver<'a> {
     policy: &'a Policy,
     rule: &'a Rule,
     settings: &'a Settings,
+    referents: &'a Referents,
 }
 
 impl Resolver<'_> {
-    fn resolve(&self) -> ResolvedRule {
+    fn resolve(&self) -> Vec<ResolvedRule> {
         let rule = self.rule;
         let mut clauses = Vec::new();
         let mut prefixes = Vec::new();
-        for (direction, deny, section) in [
-            (Direction::Ingress, false, &rule.ingress),
-            (Direction::Ingress, true, &rule.ingress_deny),
-            (Direction::Egress, false, &rule.egress),
-            (Direction::Egress, true, &rule.egress_deny),
-        ] {
-            for element in section.iter().flatten() {
-                clauses.extend(self.clause(element, direction, deny));
-                prefixes.extend(element_prefixes(element));
-            }
+        for (direction, deny, element) in rule.elements() {
+            clauses.extend(self.clauses(element, direction, deny));
+            prefixes.extend(self.element_prefixes(element));
         }
         prefixes.sort_unstable();
         prefixes.dedup();
         let has =
             |section: &Option<Vec<Element>>| section.as_ref().is_some_and(|elements| !elements.is_empty());
         let [ingress, egress] = rule.default_deny;
-        ResolvedRule {
+        let whole = ResolvedRule {
             subject: self.subject(),
             default_deny: [
                 ingress.unwrap_or(has(&rule.ingress) || has(&rule.ingress_deny)),
@@ -225,7 +88,9 @@ impl Resolver<'_> {
             origin: self.origin(&rule.path, rule.position, false),
             clauses,
             prefixes,
-        }
+        };
+        let by_port = self.by_named_port(&whole);
+        std::iter::once(whole).chain(by_port).collect()
     }
 
     fn origin(&self, path: &Arc<str>, position: Option<Position>, deny: bool) -> Origin {
@@ -233,30 +98,92 @@ impl Resolver<'_> {
         Origin::Rule(Arc::new(RuleOrigin { policy, path, position, deny }))
     }
 
-    /// `None` for an element that speaks about nobody.
-    fn clause(&self, element: &Element, direction: Direction, deny: bool) -> Option<Clause> {
-        let peers = self.peers(element)?;
-        let ports = match &element.transport {
-            Some(transport) => transport.iter().flat_map(|item| port_matches(*item)).collect(),
+    /// What an element says to every subject; nothing for one that speaks about nobody.
+    fn clauses(&self, element: &Element, direction: Direction, deny: bool) -> Vec<Clause> {
+        let Some(peers) = self.peers(element) else { return Vec::new() };
+        let origin = self.origin(&element.path, element.position, deny);
+        let ports: Vec<PortMatch> = match &element.transport {
+            Some(transport) => transport.iter().flat_map(port_matches).collect(),
             None => vec![PortMatch::ALL],
         };
-        let origin = self.origin(&element.path, element.position, deny);
-        Some(Clause { direction, deny, peers, ports, origin })
+        let mut clauses = Vec::new();
+        if direction == Direction::Egress {
+            for port in self.named_ports(element) {
+                let peers = having(&peers, &port);
+                clauses.push(Clause {
+                    direction,
+                    deny,
+                    peers,
+                    ports: vec![port.matches()],
+                    origin: origin.clone(),
+                });
+            }
+        }
+        if !ports.is_empty() {
+            clauses.insert(0, Clause { direction, deny, peers, ports, origin });
+        }
+        clauses
+    }
+
+    /// Named ports in ingress are the subject's own: for each number that a name has somewhere, what the rule says to
+    /// subjects that have it.
+    fn by_named_port(&self, whole: &ResolvedRule) -> Vec<ResolvedRule> {
+        let ingress = || self.rule.elements().filter(|(direction, ..)| *direction == Direction::Ingress);
+        let ports: BTreeSet<NamedPort> =
+            ingress().flat_map(|(.., element)| self.named_ports(element)).collect();
+        let of_port = |port: NamedPort| {
+            let clauses = ingress().filter(|(.., element)| self.named_ports(element).any(|own| own == port));
+            let clauses = clauses.filter_map(|(direction, deny, element)| {
+                let origin = self.origin(&element.path, element.position, deny);
+                Some(Clause {
+                    direction,
+                    deny,
+                    peers: self.peers(element)?,
+                    ports: vec![port.matches()],
+                    origin,
+                })
+            });
+            ResolvedRule {
+                clauses: clauses.collect(),
+                subject: whole.subject.joined(&port.selector()),
+                default_deny: [false; 2],
+                origin: whole.origin.clone(),
+                prefixes: Vec::new(),
+            }
+        };
+        ports.into_iter().map(of_port).collect()
+    }
+
+    /// Every port that somebody has under a name that the element asks for.
+    fn named_ports<'e>(&'e self, element: &'e Element) -> impl Iterator<Item = NamedPort> + 'e {
+        element.transport.iter().flatten().flat_map(|item| match item {
+            Transport::Named { protocol, name } => protocol_numbers(*protocol)
+                .into_iter()
+                .flatten()
+                .flat_map(|proto| self.referents.ports_of(name, proto))
+                .collect(),
+            Transport::Ports { .. } | Transport::Icmp { .. } => Vec::new(),
+        })
     }
 
     /// Whom an element speaks about. No peer field at all: everybody if it names ports, else nobody.
     fn peers(&self, element: &Element) -> Option<Peers> {
-        let Element { endpoints, entities, prefixes, prefix_sets, transport, .. } = element;
-        if endpoints.is_none() && entities.is_none() && prefixes.is_none() && prefix_sets.is_none() {
-            return transport.is_some().then_some(Peers::Any);
+        let Element { endpoints, nodes, entities, prefixes, prefix_sets, services, .. } = element;
+        if !element.names_peers() {
+            return element.transport.is_some().then_some(Peers::Any);
         }
         let mut selectors: Vec<Selector> = Vec::new();
         selectors.extend(endpoints.iter().flatten().map(|selector| self.peer_selector(selector)));
+        selectors.extend(nodes.iter().flatten().map(|selector| selector.with_reserved("remote-node")));
         for entity in entities.iter().flatten() {
             selectors.extend(entity_selectors(*entity, &self.settings.cluster));
         }
         selectors.extend(prefixes.iter().flatten().map(|prefix| Selector::prefix(*prefix, &[])));
-        selectors.extend(prefix_sets.iter().flatten().map(|set| Selector::prefix(set.prefix, &set.except)));
+        for set in prefix_sets.iter().flatten() {
+            selectors
+                .extend(self.set_prefixes(set).map(|(prefix, except)| Selector::prefix(prefix, &except)));
+        }
+        selectors.extend(services.iter().flatten().flat_map(|service| self.service_selectors(service)));
         selectors.sort_unstable();
         selectors.dedup();
         if selectors.iter().any(Selector::is_everything) {
@@ -265,12 +192,45 @@ impl Resolver<'_> {
         (!selectors.is_empty()).then_some(Peers::Selected(selectors))
     }
 
-    /// The subject, tied to the policy's namespace.
+    /// The prefixes of a set, each with what is excepted inside it.
+    fn set_prefixes<'e>(&'e self, set: &'e PrefixSet) -> impl Iterator<Item = (IpNet, Vec<IpNet>)> + 'e {
+        let prefixes: Vec<IpNet> = match &set.base {
+            PrefixBase::Prefix(prefix) => vec![*prefix],
+            PrefixBase::Group(name) => self.referents.group(name).unwrap_or_default().to_vec(),
+            PrefixBase::Groups(selector) => self.referents.groups(selector).flatten().copied().collect(),
+        };
+        let whole = |prefix: &IpNet| !set.except.iter().any(|except| except.contains(prefix));
+        let inside = |prefix: IpNet| set.except.iter().copied().filter(move |except| prefix.contains(except));
+        prefixes.into_iter().filter(whole).map(move |prefix| (prefix, inside(prefix).collect()))
+    }
+
+    /// The backends of services: the pods that they select, or the addresses that are written down.
+    fn service_selectors(&self, service: &ServiceRef) -> Vec<Selector> {
+        let addresses = self.referents.backend_prefixes(service);
+        let pods = self.referents.backend_pods(service);
+        pods.chain(addresses.map(|prefix| Selector::prefix(prefix, &[]))).collect()
+    }
+
+    fn element_prefixes(&self, element: &Element) -> Vec<IpNet> {
+        let mut found: Vec<IpNet> = element.prefixes.iter().flatten().copied().collect();
+        for set in element.prefix_sets.iter().flatten() {
+            found.extend(
+                self.set_prefixes(set).flat_map(|(prefix, except)| std::iter::once(prefix).chain(except)),
+            );
+        }
+        let services = element.services.iter().flatten();
+        found.extend(services.flat_map(|service| self.referents.backend_prefixes(service)));
+        found
+    }
+
+    /// The subject, tied to the policy's namespace; workloads and the node itself are never mixed.
     fn subject(&self) -> Selector {
-        let subject = &self.rule.subject;
-        match &self.policy.namespace {
-            Some(namespace) if !has_reserved_key(subject) => subject.requiring(namespace),
-            _ => subject.clone(),
+        match (&self.rule.subject, &self.policy.namespace) {
+            (SubjectSelector::Nodes(nodes), _) => nodes.with_reserved("host"),
+            (SubjectSelector::Endpoints(subject), Some(namespace)) if !has_reserved_key(subject) => {
+                subject.requiring(namespace)
+            }
+            (SubjectSelector::Endpoints(subject), _) => subject.without_reserved("host"),
         }
     }
 
@@ -294,49 +254,21 @@ impl Resolver<'_> {
     }
 }
 
+/// Those of the peers that have a port under its name.
+fn having(peers: &Peers, port: &NamedPort) -> Peers {
+    match peers {
+        Peers::Any => Peers::Selected(vec![port.selector()]),
+        Peers::Selected(selectors) => {
+            Peers::Selected(selectors.iter().map(|selector| selector.joined(&port.selector())).collect())
+        }
+    }
+}
+
 fn has_reserved_key(selector: &Selector) -> bool {
     selector.has_key(|key| matches!(key.source(), KeySource::Is(name) if **name == *source::RESERVED))
 }
 
-fn selects_init(subject: &Selector) -> bool {
-    subject.has_key(|key| key.key() == "init" && key.source_name() == source::RESERVED)
+fn selects_init(subject: &SubjectSelector) -> bool {
+    matches!(subject, SubjectSelector::Endpoints(selector)
+        if selector.has_key(|key| key.key() == "init" && key.source_name() == source::RESERVED))
 }
-
-fn element_prefixes(element: &Element) -> impl Iterator<Item = IpNet> + '_ {
-    let sets = element.prefix_sets.iter().flatten();
-    let sets = sets.flat_map(|PrefixSet { prefix, except }| std::iter::once(prefix).chain(except));
-    element.prefixes.iter().flatten().chain(sets).copied()
-}
-
-/// What an entity stands for; everybody is the empty selector.
-fn entity_selectors(entity: Entity, cluster: &Label) -> Vec<Selector> {
-    let reserved = |names: &[&str]| names.iter().map(|name| Selector::reserved(name)).collect();
-    match entity {
-        Entity::All => vec![Selector::everything()],
-        Entity::World => reserved(&["world", "world-ipv4", "world-ipv6"]),
-        Entity::WorldIpv4 => reserved(&["world-ipv4"]),
-        Entity::WorldIpv6 => reserved(&["world-ipv6"]),
-        Entity::Cluster => {
-            let mut selectors: Vec<Selector> = reserved(&CLUSTER_ENTITIES);
-            selectors.push(Selector::label(cluster));
-            selectors
-        }
-        Entity::ClusterMesh => {
-            let mut selectors: Vec<Selector> = reserved(&CLUSTER_ENTITIES);
-            selectors.push(Selector::everything().requiring_key(source::K8S, KEY_CLUSTER));
-            selectors
-        }
-        Entity::Host => reserved(&["host"]),
-        Entity::RemoteNode => reserved(&["remote-node"]),
-        Entity::KubeApiserver => reserved(&["kube-apiserver"]),
-        Entity::Ingress => reserved(&["ingress"]),
-        Entity::Init => reserved(&["init"]),
-        Entity::Health => reserved(&["health"]),
-        Entity::Unmanaged => reserved(&["unmanaged"]),
-        Entity::None => Vec::new(),
-    }
-}
-
-/// The reserved identities that belong to a cluster.
-const CLUSTER_ENTITIES: [&str; 7] =
-    ["host", "remote-node", "init", "ingress", "health", "unmanaged", "kube-apiserver"];

@@ -5,14 +5,16 @@ use std::{collections::HashMap, sync::Arc};
 use villus_labels::{KEY_NAMESPACE, Label, source};
 
 use crate::{
-    Kind, ObjectKey, ParsedFile, Policy, Problem, ProblemKind, Refused,
+    Kind, ObjectKey, ParsedFile, Policy, Problem, ProblemKind, Referent, Refused, Rule,
+    cidr_group::read_group,
+    knp::read_network_policy,
+    metadata::{check_version, normalised, read_key},
     node::{Node, Value, read_documents},
-    read::{At, Reader, Schema},
+    read::{At, Fields, Reader, Schema},
+    service::read_service_object,
     spec::read_rule,
 };
 
-const API_VERSION: &str = "cilium.io/v2";
-const DEFAULT_NAMESPACE: &str = "default";
 /// Most problems that are listed for one file.
 const MAX_PROBLEMS: usize = 100;
 
@@ -44,15 +46,18 @@ pub fn parse(file: &str, text: &str) -> Result<ParsedFile, Refused> {
     for (index, node) in documents.iter().enumerate() {
         let mut reader =
             Reader { file, document: index + 1, object: None, problems: Vec::new(), warnings: Vec::new() };
-        let mut policies = Vec::new();
-        read_object(&mut reader, &At::root(node), &mut policies);
-        for (policy, at) in policies {
-            if let Some(first) = seen.insert(policy.key.clone(), index + 1) {
-                reader.object = Some(policy.key.to_string());
+        let mut objects = Vec::new();
+        read_object(&mut reader, &At::root(node), &mut objects);
+        for (object, at) in objects {
+            if let Some(first) = seen.insert(object.key().clone(), index + 1) {
+                reader.object = Some(object.key().to_string());
                 let message = format!("the object is also in document {first} of this file; keep one");
                 reader.problem(&at, ProblemKind::Duplicate, message);
             }
-            parsed.policies.push(policy);
+            match object {
+                Object::Policy(policy) => parsed.policies.push(policy),
+                Object::Referent(referent) => parsed.referents.push(referent),
+            }
         }
         problems.append(&mut reader.problems);
         parsed.warnings.append(&mut reader.warnings);
@@ -64,7 +69,22 @@ pub fn parse(file: &str, text: &str) -> Result<ParsedFile, Refused> {
     if problems.is_empty() { Ok(parsed) } else { Err(Refused { problems }) }
 }
 
-fn read_object<'n>(reader: &mut Reader<'_>, at: &At<'n>, policies: &mut Vec<(Policy, At<'n>)>) {
+/// One object of a file.
+enum Object {
+    Policy(Policy),
+    Referent(Referent),
+}
+
+impl Object {
+    fn key(&self) -> &ObjectKey {
+        match self {
+            Self::Policy(policy) => &policy.key,
+            Self::Referent(referent) => &referent.key,
+        }
+    }
+}
+
+fn read_object<'n>(reader: &mut Reader<'_>, at: &At<'n>, objects: &mut Vec<(Object, At<'n>)>) {
     reader.object = None;
     if !matches!(at.node.value, Value::Mapping(_)) {
         return reader.invalid(
@@ -75,15 +95,43 @@ fn read_object<'n>(reader: &mut Reader<'_>, at: &At<'n>, policies: &mut Vec<(Pol
     let text = |name: &str| at.node.get(name).and_then(Node::as_str).unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));
     reader.object = Some(describe(at.node, kind));
-    match kind {
-        "CiliumNetworkPolicy" => read_policy(reader, at, Kind::CiliumNetworkPolicy, policies),
+    let policy = |policy: Option<Policy>| policy.map(Object::Policy);
+    let referent = |referent: Option<Referent>| referent.map(Object::Referent);
+    let object = match kind {
+        "CiliumNetworkPolicy" => policy(read_policy(reader, at, Kind::CiliumNetworkPolicy)),
         "CiliumClusterwideNetworkPolicy" => {
-            read_policy(reader, at, Kind::CiliumClusterwideNetworkPolicy, policies);
+            policy(read_policy(reader, at, Kind::CiliumClusterwideNetworkPolicy))
         }
-        "List" | "CiliumNetworkPolicyList" | "CiliumClusterwideNetworkPolicyList" => {
+        "NetworkPolicy" => policy(read_policy(reader, at, Kind::NetworkPolicy)),
+        "CiliumCIDRGroup" => referent(read_group(reader, at)),
+        "Service" if matches!(version, "v1" | "") => referent(read_service_object(reader, at, Kind::Service)),
+        "Endpoints" => referent(read_service_object(reader, at, Kind::Endpoints)),
+        "EndpointSlice" => referent(read_service_object(reader, at, Kind::EndpointSlice)),
+        _ => return read_list_or_refuse(reader, at, version, kind, objects),
+    };
+    objects.extend(object.map(|object| (object, at.clone())));
+}
+
+/// The kinds that are no single object that is read: lists, and what is refused.
+fn read_list_or_refuse<'n>(
+    reader: &mut Reader<'_>,
+    at: &At<'n>,
+    version: &str,
+    kind: &str,
+    objects: &mut Vec<(Object, At<'n>)>,
+) {
+    match kind {
+        "List"
+        | "CiliumNetworkPolicyList"
+        | "CiliumClusterwideNetworkPolicyList"
+        | "NetworkPolicyList"
+        | "CiliumCIDRGroupList"
+        | "ServiceList"
+        | "EndpointsList"
+        | "EndpointSliceList" => {
             if let Some(items) = at.node.get("items") {
                 for item in reader.items(&at.field("items", items)).unwrap_or_default() {
-                    read_object(reader, &item, policies);
+                    read_object(reader, &item, objects);
                 }
             }
         }
@@ -100,7 +148,9 @@ fn read_object<'n>(reader: &mut Reader<'_>, at: &At<'n>, policies: &mut Vec<(Pol
         _ if is_policy_of_another_kind(version, kind) => reader.problem(
             &at.field("kind", at.node.get("kind").unwrap_or(at.node)),
             ProblemKind::NotEnforced,
-            format!("{kind} is not enforced; write a CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy"),
+            format!(
+                "{kind} is not enforced; write a CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or NetworkPolicy"
+            ),
         ),
         _ => reader.problem(
             &at.field("kind", at.node.get("kind").unwrap_or(at.node)),
@@ -123,8 +173,8 @@ fn describe(node: &Node, kind: &str) -> String {
 
 fn is_policy_of_another_kind(version: &str, kind: &str) -> bool {
     version.starts_with("cilium.io/")
-        || (version.starts_with("networking.k8s.io/") && kind == "NetworkPolicy")
-        || (version.starts_with("policy.networking.k8s.io/"))
+        || version.starts_with("policy.networking.k8s.io/")
+        || kind.ends_with("NetworkPolicy")
 }
 
 const OBJECT: Schema = Schema {
@@ -137,107 +187,58 @@ const OBJECT: Schema = Schema {
     ],
 };
 
-fn read_policy<'n>(reader: &mut Reader<'_>, at: &At<'n>, kind: Kind, policies: &mut Vec<(Policy, At<'n>)>) {
+fn read_policy(reader: &mut Reader<'_>, at: &At<'_>, kind: Kind) -> Option<Policy> {
     let before = reader.problems.len();
-    let Some(fields) = reader.fields(at, &OBJECT) else { return };
-    match fields.get("apiVersion").as_ref().map(|version| (version, version.node.as_str())) {
-        Some((_, Some(API_VERSION))) => {}
-        Some((version, _)) => reader.invalid(version, format!("must be `{API_VERSION}`")),
-        None => {
-            reader.problem(at, ProblemKind::Missing, format!("apiVersion is missing; write `{API_VERSION}`"))
+    let fields = reader.fields(at, &OBJECT)?;
+    let version = if kind == Kind::NetworkPolicy { "networking.k8s.io/v1" } else { "cilium.io/v2" };
+    check_version(reader, at, fields.get("apiVersion"), &[version]);
+    let key = read_key(reader, at, fields.get("metadata"), kind);
+    let namespace = key.as_ref().and_then(|key| key.namespace.as_deref());
+    let rules = match kind {
+        Kind::NetworkPolicy => read_one(reader, at, &fields),
+        _ => read_rules(reader, at, &fields, kind, namespace),
+    };
+    let key = key.filter(|_| reader.problems.len() == before)?;
+    let object = normalised(at.node, &key);
+    let label = |namespace: &Arc<str>| Label::new(source::K8S, KEY_NAMESPACE, namespace);
+    match key.namespace.as_ref().map(label).transpose() {
+        Ok(namespace) => Some(Policy { key, namespace, rules, object }),
+        Err(error) => {
+            reader.invalid(at, error.to_string());
+            None
         }
     }
-    let key = read_metadata(reader, at, fields.get("metadata"), kind);
+}
+
+fn read_one(reader: &mut Reader<'_>, at: &At<'_>, fields: &Fields<'_>) -> Vec<Rule> {
+    if let Some(specs) = fields.get("specs") {
+        reader.problem(&specs, ProblemKind::UnknownField, "a NetworkPolicy has one `spec`");
+    }
+    match fields.get("spec") {
+        Some(spec) => read_network_policy(reader, &spec).into_iter().collect(),
+        None => {
+            reader.problem(at, ProblemKind::Missing, "there is no `spec`; a policy needs one");
+            Vec::new()
+        }
+    }
+}
+
+fn read_rules(
+    reader: &mut Reader<'_>,
+    at: &At<'_>,
+    fields: &Fields<'_>,
+    kind: Kind,
+    namespace: Option<&str>,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
     let (spec, specs) = (fields.get("spec"), fields.get("specs"));
     if spec.is_none() && specs.is_none() {
-        reader.problem(
-            at,
-            ProblemKind::Missing,
-            "there is neither `spec` nor `specs`; a policy needs a rule",
-        );
+        let message = "there is neither `spec` nor `specs`; a policy needs a rule";
+        reader.problem(at, ProblemKind::Missing, message);
     }
-    rules.extend(spec.and_then(|spec| read_rule(reader, &spec, kind)));
+    rules.extend(spec.and_then(|spec| read_rule(reader, &spec, kind, namespace)));
     for spec in specs.and_then(|specs| reader.items(&specs)).unwrap_or_default() {
-        rules.extend(read_rule(reader, &spec, kind));
+        rules.extend(read_rule(reader, &spec, kind, namespace));
     }
-    if let Some(key) = key.filter(|_| reader.problems.len() == before) {
-        let object = normalised(at.node, &key);
-        let label = |namespace: &Arc<str>| Label::new(source::K8S, KEY_NAMESPACE, namespace);
-        match key.namespace.as_ref().map(label).transpose() {
-            Ok(namespace) => policies.push((Policy { key, namespace, rules, object }, at.clone())),
-            Err(error) => reader.invalid(at, error.to_string()),
-        }
-    }
-}
-
-fn read_metadata(
-    reader: &mut Reader<'_>,
-    at: &At<'_>,
-    metadata: Option<At<'_>>,
-    kind: Kind,
-) -> Option<ObjectKey> {
-    let Some(metadata) = metadata else {
-        reader.problem(at, ProblemKind::Missing, "metadata is missing; the object needs `metadata.name`");
-        return None;
-    };
-    let entries = reader.entries(&metadata)?;
-    let mut field = |name: &str| {
-        let (_, node) =
-            entries.iter().find(|(key, node)| key.text == name && !matches!(node.value, Value::Null))?;
-        let at = metadata.field(name, node);
-        let text = reader.text(&at)?;
-        if !is_object_name(text) {
-            reader.invalid(
-                &at,
-                "must be a name of Kubernetes: up to 253 lower-case letters, digits, `-` and `.`, \
-                 the ends a letter or digit",
-            );
-            return None;
-        }
-        Some((Arc::<str>::from(text), at))
-    };
-    let (name, namespace) = (field("name"), field("namespace"));
-    if !entries.iter().any(|(key, _)| key.text == "name") {
-        reader.problem(&metadata, ProblemKind::Missing, "the object has no name; write `metadata.name`");
-    }
-    let namespace = match (kind, namespace) {
-        (Kind::CiliumNetworkPolicy, Some((namespace, _))) => Some(namespace),
-        (Kind::CiliumNetworkPolicy, None) => Some(DEFAULT_NAMESPACE.into()),
-        (Kind::CiliumClusterwideNetworkPolicy, None) => None,
-        (Kind::CiliumClusterwideNetworkPolicy, Some((_, at))) => {
-            reader.invalid(
-                &at,
-                "a clusterwide policy is in no namespace; remove the field or write a CiliumNetworkPolicy",
-            );
-            None
-        }
-    };
-    let key = ObjectKey { kind, namespace, name: name?.0, origin: reader.file.into() };
-    reader.object = Some(key.to_string());
-    Some(key)
-}
-
-fn is_object_name(text: &str) -> bool {
-    let end = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    text.len() <= 253
-        && text.bytes().all(inner)
-        && end(text.as_bytes().first())
-        && end(text.as_bytes().last())
-}
-
-/// The object as JSON with its namespace, without its status and what the API server adds for itself.
-fn normalised(node: &Node, key: &ObjectKey) -> serde_json::Value {
-    let mut object = node.to_json();
-    if let Some(map) = object.as_object_mut() {
-        map.remove("status");
-    }
-    if let Some(metadata) = object.get_mut("metadata").and_then(|metadata| metadata.as_object_mut()) {
-        metadata.remove("managedFields");
-        if let Some(namespace) = &key.namespace {
-            metadata.insert("namespace".to_owned(), namespace.as_ref().into());
-        }
-    }
-    object
+    rules
 }

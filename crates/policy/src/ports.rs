@@ -61,32 +61,37 @@ impl PortMatch {
     }
 }
 
-/// The protocols and ports that an item of `toPorts` or `icmps` means (reference `policy` 3.1).
-pub(crate) fn port_matches(transport: Transport) -> impl Iterator<Item = PortMatch> {
-    let (protos, first, last): (&[u8], u16, u16) = match transport {
+/// The protocols and ports that an item of `toPorts` or `icmps` means (reference `policy` 3.1); none of a named
+/// port, whose number depends on the workload.
+pub(crate) fn port_matches(transport: &Transport) -> impl Iterator<Item = PortMatch> {
+    let (protos, first, last) = match *transport {
         Transport::Icmp { v6, kind } => {
-            let port = icmp_port(kind);
-            (if v6 { &[proto::ICMPV6] } else { &[proto::ICMP] }, port, port)
+            let (proto, port) = (if v6 { proto::ICMPV6 } else { proto::ICMP }, icmp_port(kind));
+            ([Some(proto), None, None], port, port)
+        }
+        Transport::Ports { protocol: Protocol::Any, first: 0, last } => {
+            ([Some(proto::ANY), None, None], 0, last)
         }
         Transport::Ports { protocol, first, last } => {
-            let protos = protocol_numbers(protocol, first == 0);
             // All ports of a protocol are one key, not sixteen blocks.
             let (first, last) = if first <= 1 && last == u16::MAX { (0, 0) } else { (first, last) };
-            (protos, first, last)
+            (protocol_numbers(protocol), first, last)
         }
+        Transport::Named { .. } => ([None; 3], 0, 0),
     };
-    protos.iter().map(move |proto| PortMatch { proto: *proto, first, last })
+    protos.into_iter().flatten().map(move |proto| PortMatch { proto, first, last })
 }
 
-fn protocol_numbers(protocol: Protocol, all_ports: bool) -> &'static [u8] {
+/// The protocols that a port can have.
+pub(crate) const fn protocol_numbers(protocol: Protocol) -> [Option<u8>; 3] {
     match protocol {
-        Protocol::Any if all_ports => &[proto::ANY],
-        Protocol::Any => &[proto::TCP, proto::UDP, proto::SCTP],
-        Protocol::Tcp => &[proto::TCP],
-        Protocol::Udp => &[proto::UDP],
-        Protocol::Sctp => &[proto::SCTP],
-        Protocol::Icmp => &[proto::ICMP],
-        Protocol::Icmpv6 => &[proto::ICMPV6],
+        Protocol::Any => [Some(proto::TCP), Some(proto::UDP), Some(proto::SCTP)],
+        Protocol::Tcp => [Some(proto::TCP), None, None],
+        Protocol::Udp => [Some(proto::UDP), None, None],
+        Protocol::Sctp => [Some(proto::SCTP), None, None],
+        Protocol::Icmp => [Some(proto::ICMP), None, None],
+        Protocol::Icmpv6 => [Some(proto::ICMPV6), None, None],
+        Protocol::Other(number) => [Some(number), None, None],
     }
 }
 
@@ -117,7 +122,7 @@ mod tests {
     #[test]
     fn any_with_a_port_is_three_protocols_and_without_one_is_all() {
         let of = |protocol, first, last| {
-            port_matches(Transport::Ports { protocol, first, last }).collect::<Vec<_>>()
+            port_matches(&Transport::Ports { protocol, first, last }).collect::<Vec<_>>()
         };
         assert_eq!(of(Protocol::Any, 0, 0), [PortMatch::ALL]);
         assert_eq!(of(Protocol::Any, 53, 53).iter().map(|m| m.proto).collect::<Vec<_>>(), [6, 17, 132]);
@@ -125,7 +130,7 @@ mod tests {
         assert_eq!(of(Protocol::Tcp, 1, 65535), [PortMatch { proto: 6, first: 0, last: 0 }]);
         assert_eq!(of(Protocol::Any, 1, 65535).iter().map(|m| m.proto).collect::<Vec<_>>(), [6, 17, 132]);
         assert_eq!(
-            port_matches(Transport::Icmp { v6: false, kind: 0 }).collect::<Vec<_>>(),
+            port_matches(&Transport::Icmp { v6: false, kind: 0 }).collect::<Vec<_>>(),
             [PortMatch { proto: 1, first: 256, last: 256 }]
         );
     }

@@ -49,12 +49,16 @@ impl<'a> At<'a> {
     }
 
     pub(crate) fn field(&self, name: &str, node: &'a Node) -> Self {
-        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
-        Self { node, path }
+        Self { node, path: self.path_of(name) }
     }
 
     pub(crate) fn key(&self, name: &str, node: &'a Node) -> Self {
         Self { node, path: format!("{}[{}]", self.path, shortened(name)) }
+    }
+
+    /// The path of a field.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
     fn item(&self, index: usize, node: &'a Node) -> Self {
@@ -63,6 +67,14 @@ impl<'a> At<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// A mapping of somebody else's, of which only some fields are read.
+    pub(crate) fn unchecked(at: &At<'a>) -> Option<Self> {
+        match &at.node.value {
+            Value::Mapping(entries) => Some(Self { at: at.clone(), entries }),
+            _ => None,
+        }
+    }
+
     /// The field, unless it is absent or null.
     pub(crate) fn get(&self, name: &str) -> Option<At<'a>> {
         let (_, node) = self.entries.iter().find(|(key, _)| key.text == name)?;

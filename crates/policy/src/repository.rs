@@ -10,9 +10,10 @@ use villus_abi::{Direction, PolicyKey};
 use villus_labels::{Labels, NumericIdentity, Selector};
 
 use crate::{
-    Clause, Cost, EndpointPolicy, EnforcementMode, ObjectKey, Origin, Overflow, Peers, Policy, ResolvedRule,
-    SelectorCache, Settings,
+    Clause, Cost, EndpointPolicy, EnforcementMode, ObjectKey, Origin, Overflow, Peers, Policy, Referents,
+    ResolvedRule, SelectorCache, Settings,
     endpoint::{Builder, Origins, TooMany},
+    named_port::without_named_ports,
     resolve,
 };
 
@@ -20,6 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Repository {
     settings: Settings,
+    pub(crate) referents: Referents,
     installed: BTreeMap<ObjectKey, Installed>,
     selectors: SelectorCache,
     prefixes: BTreeMap<IpNet, usize>,
@@ -83,7 +85,14 @@ impl Repository {
                 selectors.upsert(identity, &labels);
             }
         }
-        Self { settings, installed: BTreeMap::new(), selectors, prefixes: BTreeMap::new(), revision: 1 }
+        Self {
+            settings,
+            referents: Referents::default(),
+            installed: BTreeMap::new(),
+            selectors,
+            prefixes: BTreeMap::new(),
+            revision: 1,
+        }
     }
 
     // === policies ===
@@ -125,17 +134,45 @@ impl Repository {
             if self.installed.get(&policy.key).is_some_and(|old| *old.policy == policy) {
                 continue;
             }
-            // The new one first, so that selectors both use keep their selection.
-            let rules = resolve(&policy, &self.settings);
-            self.count(&rules, true, &mut touched);
-            change.subjects.extend(rules.iter().map(|rule| rule.subject.clone()));
-            change.updated.push(policy.key.clone());
-            let installed = Installed { policy: Arc::new(policy), rules };
-            if let Some(old) = self.installed.insert(installed.policy.key.clone(), installed) {
-                self.count(&old.rules, false, &mut touched);
-                change.subjects.extend(old.rules.into_iter().map(|rule| rule.subject));
+            let rules = resolve(&policy, &self.settings, &self.referents);
+            self.install(Arc::new(policy), rules, &mut change, &mut touched);
+        }
+        self.finish(change, touched)
+    }
+
+    /// Resolves the policies that refer to something by name anew.
+    pub(crate) fn resolve_again(&mut self) -> PolicyChange {
+        let mut change = PolicyChange::default();
+        let mut touched = Touched::new();
+        let referring = self.installed.values().filter(|installed| installed.policy.refers());
+        for policy in referring.map(|installed| installed.policy.clone()).collect::<Vec<_>>() {
+            let rules = resolve(&policy, &self.settings, &self.referents);
+            if self.installed.get(&policy.key).is_some_and(|old| old.rules != rules) {
+                self.install(policy, rules, &mut change, &mut touched);
             }
         }
+        self.finish(change, touched)
+    }
+
+    fn install(
+        &mut self,
+        policy: Arc<Policy>,
+        rules: Vec<ResolvedRule>,
+        change: &mut PolicyChange,
+        touched: &mut Touched,
+    ) {
+        // The new one first, so that selectors both use keep their selection.
+        self.count(&rules, true, touched);
+        change.subjects.extend(rules.iter().map(|rule| rule.subject.clone()));
+        change.updated.push(policy.key.clone());
+        let key = policy.key.clone();
+        if let Some(old) = self.installed.insert(key, Installed { policy, rules }) {
+            self.count(&old.rules, false, touched);
+            change.subjects.extend(old.rules.into_iter().map(|rule| rule.subject));
+        }
+    }
+
+    fn finish(&mut self, mut change: PolicyChange, touched: Touched) -> PolicyChange {
         if !change.is_empty() {
             self.revision += 1;
         }
@@ -180,7 +217,7 @@ impl Repository {
         }
         self.settings = settings;
         for (key, mut installed) in std::mem::take(&mut self.installed) {
-            let rules = resolve(&installed.policy, &self.settings);
+            let rules = resolve(&installed.policy, &self.settings, &self.referents);
             let mut touched = Touched::new();
             self.count(&rules, true, &mut touched);
             self.count(&installed.rules, false, &mut touched);
@@ -218,6 +255,12 @@ impl Repository {
         self.policies().filter(|policy| selector.matches(&policy.labels()))
     }
 
+    /// What a policy that is not in force would mean.
+    #[must_use]
+    pub fn resolve(&self, policy: &Policy) -> Vec<ResolvedRule> {
+        resolve(policy, &self.settings, &self.referents)
+    }
+
     /// The rules of a policy, their meaning resolved.
     #[must_use]
     pub fn rules(&self, key: &ObjectKey) -> &[ResolvedRule] {
@@ -240,7 +283,16 @@ impl Repository {
 
     /// Learns of an identity, or of its new labels.
     pub fn upsert_identity(&mut self, identity: NumericIdentity, labels: &Labels) -> IdentityChange {
-        IdentityChange { selectors: self.selectors.upsert(identity, labels) }
+        let labels = self.referents.with_ports(identity, labels);
+        IdentityChange { selectors: self.selectors.upsert(identity, &labels) }
+    }
+
+    /// The named ports of an identity are others.
+    pub(crate) fn relabel_identity(&mut self, identity: NumericIdentity) -> IdentityChange {
+        match self.selectors.labels_of(identity).map(without_named_ports) {
+            Some(labels) => self.upsert_identity(identity, &labels),
+            None => IdentityChange::default(),
+        }
     }
 
     /// Forgets an identity.

@@ -4,17 +4,28 @@ use std::{fmt, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
+use villus_abi::Direction;
 use villus_labels::{Label, Labels, Selector};
 
-use crate::{Position, Problem};
+use crate::{Position, Problem, Referent};
 
-/// The kinds of policy objects.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+/// The kinds of objects that are read: policies, and what they refer to by name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
     /// In a namespace; selects its pods only.
     CiliumNetworkPolicy,
     /// In no namespace.
     CiliumClusterwideNetworkPolicy,
+    /// Of Kubernetes itself: in a namespace; selects its pods only, and can only allow.
+    NetworkPolicy,
+    /// Prefixes under a name; in no namespace.
+    CiliumCidrGroup,
+    /// A service of Kubernetes: which pods it has, or none where its backends are written down.
+    Service,
+    /// The backends of the service of the same name.
+    Endpoints,
+    /// Some backends of a service.
+    EndpointSlice,
 }
 
 impl Kind {
@@ -24,11 +35,35 @@ impl Kind {
         match self {
             Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Self::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::CiliumCidrGroup => "CiliumCIDRGroup",
+            Self::Service => "Service",
+            Self::Endpoints => "Endpoints",
+            Self::EndpointSlice => "EndpointSlice",
         }
+    }
+
+    /// Whether objects of this kind are policies.
+    #[must_use]
+    pub const fn is_policy(self) -> bool {
+        matches!(self, Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy | Self::NetworkPolicy)
+    }
+
+    /// Whether objects of this kind are in a namespace.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::CiliumClusterwideNetworkPolicy | Self::CiliumCidrGroup)
     }
 }
 
-/// What one policy object is known by. Two sources may hold objects of one name; both count.
+impl Serialize for Kind {
+    /// As in the object's `kind`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// What one object is known by. Two sources may hold objects of one name; both count.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 pub struct ObjectKey {
     /// Its kind.
@@ -90,6 +125,20 @@ impl Policy {
     }
 }
 
+impl Policy {
+    /// Whether it refers to something by name: groups of prefixes, services, named ports.
+    #[must_use]
+    pub fn refers(&self) -> bool {
+        let named = |transport: &Transport| matches!(transport, Transport::Named { .. });
+        let grouped = |set: &PrefixSet| !matches!(set.base, PrefixBase::Prefix(_));
+        self.rules.iter().flat_map(Rule::elements).any(|(.., element)| {
+            element.services.is_some()
+                || element.prefix_sets.iter().flatten().any(grouped)
+                || element.transport.iter().flatten().any(named)
+        })
+    }
+}
+
 impl Serialize for Policy {
     /// The object.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -102,6 +151,8 @@ impl Serialize for Policy {
 pub struct ParsedFile {
     /// The policies, in the file's order.
     pub policies: Vec<Policy>,
+    /// What policies refer to by name.
+    pub referents: Vec<Referent>,
     /// What their authors may want to know.
     pub warnings: Vec<Problem>,
 }
@@ -113,8 +164,8 @@ pub struct Rule {
     pub path: Arc<str>,
     /// Where it stands.
     pub position: Option<Position>,
-    /// `endpointSelector`, as written.
-    pub subject: Selector,
+    /// `endpointSelector` or `nodeSelector`, as written.
+    pub subject: SubjectSelector,
     /// `ingress`.
     pub ingress: Option<Vec<Element>>,
     /// `egress`.
@@ -131,6 +182,41 @@ pub struct Rule {
     pub description: Option<String>,
 }
 
+impl Rule {
+    /// Its elements, with their direction and whether they deny.
+    pub fn elements(&self) -> impl Iterator<Item = (Direction, bool, &Element)> {
+        [
+            (Direction::Ingress, false, &self.ingress),
+            (Direction::Ingress, true, &self.ingress_deny),
+            (Direction::Egress, false, &self.egress),
+            (Direction::Egress, true, &self.egress_deny),
+        ]
+        .into_iter()
+        .flat_map(|(direction, deny, section)| {
+            section.iter().flatten().map(move |element| (direction, deny, element))
+        })
+    }
+}
+
+/// Whom a rule is about, as written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SubjectSelector {
+    /// `endpointSelector`: workloads, never the node itself.
+    Endpoints(Selector),
+    /// `nodeSelector`: the host endpoint of nodes with these labels.
+    Nodes(Selector),
+}
+
+impl SubjectSelector {
+    /// What it asks of labels.
+    #[must_use]
+    pub const fn selector(&self) -> &Selector {
+        match self {
+            Self::Endpoints(selector) | Self::Nodes(selector) => selector,
+        }
+    }
+}
+
 /// One element of a direction's section. `None` is a field that is absent; an empty list is not.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Element {
@@ -140,27 +226,76 @@ pub struct Element {
     pub position: Option<Position>,
     /// `fromEndpoints`, `toEndpoints`, as written.
     pub endpoints: Option<Vec<Selector>>,
+    /// `fromRequires`, `toRequires`, as written: what every endpoint that some rule names as a peer must meet too.
+    pub requires: Option<Vec<Selector>>,
+    /// `fromNodes`, `toNodes`, as written.
+    pub nodes: Option<Vec<Selector>>,
     /// `fromEntities`, `toEntities`.
     pub entities: Option<Vec<Entity>>,
     /// `fromCIDR`, `toCIDR`.
     pub prefixes: Option<Vec<IpNet>>,
     /// `fromCIDRSet`, `toCIDRSet`.
     pub prefix_sets: Option<Vec<PrefixSet>>,
+    /// `toServices`.
+    pub services: Option<Vec<ServiceRef>>,
     /// `toPorts` or `icmps`, absent when empty.
     pub transport: Option<Vec<Transport>>,
 }
 
-/// A prefix without some prefixes inside it.
+impl Element {
+    /// Whether it has a field that names peers, be its list empty or not.
+    #[must_use]
+    pub const fn names_peers(&self) -> bool {
+        self.endpoints.is_some()
+            || self.requires.is_some()
+            || self.nodes.is_some()
+            || self.entities.is_some()
+            || self.prefixes.is_some()
+            || self.prefix_sets.is_some()
+            || self.services.is_some()
+    }
+}
+
+/// Prefixes without some prefixes inside them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PrefixSet {
-    /// The prefix.
-    pub prefix: IpNet,
-    /// What is not meant; each lies inside.
+    /// The prefixes.
+    pub base: PrefixBase,
+    /// What is not meant.
     pub except: Vec<IpNet>,
 }
 
+/// Where the prefixes of a [`PrefixSet`] are written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PrefixBase {
+    /// `cidr`: here. What is excepted lies inside.
+    Prefix(IpNet),
+    /// `cidrGroupRef`: in the CiliumCIDRGroup of this name, as soon as there is one.
+    Group(Arc<str>),
+    /// `cidrGroupSelector`: in every CiliumCIDRGroup with such labels.
+    Groups(Selector),
+}
+
+/// One item of `toServices`: services, and by them their backends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceRef {
+    /// Services of this namespace; of any where there is none.
+    pub namespace: Option<Arc<str>>,
+    /// Which of them.
+    pub which: ServiceBase,
+}
+
+/// How a [`ServiceRef`] names its services.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServiceBase {
+    /// `k8sService`: by name.
+    Name(Arc<str>),
+    /// `k8sServiceSelector`: by labels.
+    Labels(Selector),
+}
+
 /// What an element asks of the transport.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Transport {
     /// Ports `first` to `last` of a protocol; `0` to `0` is all.
     Ports {
@@ -170,6 +305,13 @@ pub enum Transport {
         first: u16,
         /// Last port.
         last: u16,
+    },
+    /// The port that a workload has under this name: the subject's own in ingress, the peer's in egress.
+    Named {
+        /// The protocol.
+        protocol: Protocol,
+        /// The name, in lower case.
+        name: Arc<str>,
     },
     /// One ICMP type.
     Icmp {
@@ -195,6 +337,8 @@ pub enum Protocol {
     Icmp,
     /// 58.
     Icmpv6,
+    /// One that has no ports: 2, 50, 51 or 112.
+    Other(u8),
 }
 
 macro_rules! entities {

@@ -1,9 +1,12 @@
 //! Reading `toPorts` and `icmps`.
 
+use std::sync::Arc;
+
 use villus_labels::nearest;
 
 use crate::{
     ProblemKind, Protocol, Transport, icmp,
+    node::Value,
     read::{At, Reader, Schema},
 };
 
@@ -93,14 +96,36 @@ fn read_port(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Transport> {
         Some(at) => read_protocol(reader, &at)?,
         None => Protocol::Any,
     };
-    let port = fields.get("port");
+    read_port_of(reader, at, protocol, fields.get("port"), fields.get("endPort"))
+}
+
+/// `port` and `endPort` of an item: a number, a range or a name; all ports where there is none.
+pub(crate) fn read_port_of(
+    reader: &mut Reader<'_>,
+    at: &At<'_>,
+    protocol: Protocol,
+    port: Option<At<'_>>,
+    end: Option<At<'_>>,
+) -> Option<Transport> {
+    let has_ports = matches!(protocol, Protocol::Any | Protocol::Tcp | Protocol::Udp | Protocol::Sctp);
+    if let Some(name) = port.as_ref().and_then(port_name) {
+        let at = port.as_ref().unwrap_or(at);
+        if !has_ports {
+            reader.invalid(at, "the protocol has no ports; remove the name");
+            return None;
+        }
+        if let Some(end) = &end {
+            reader.invalid(end, "endPort needs the number of the first port, not its name");
+            return None;
+        }
+        return Some(Transport::Named { protocol, name });
+    }
     let first = match &port {
-        Some(at) => read_number(reader, at, true)?,
+        Some(at) => read_number(reader, at)?,
         None => 0,
     };
-    let end = fields.get("endPort");
     let last = match &end {
-        Some(at) => read_number(reader, at, false)?,
+        Some(at) => read_number(reader, at)?,
         None => 0,
     };
     if let (Some(at), true) = (&end, last != 0 && last < first) {
@@ -111,14 +136,20 @@ fn read_port(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Transport> {
         reader.invalid(at, "endPort needs a port to start from; write `port: \"1\"` for the lowest");
         return None;
     }
-    if matches!(protocol, Protocol::Icmp | Protocol::Icmpv6) && first != 0 {
-        reader.invalid(port.as_ref().unwrap_or(at), "ICMP has no ports; name its types under `icmps`");
+    if !has_ports && first != 0 {
+        let icmp = matches!(protocol, Protocol::Icmp | Protocol::Icmpv6);
+        let message = if icmp {
+            "ICMP has no ports; name its types under `icmps`"
+        } else {
+            "the protocol has no ports; remove the port"
+        };
+        reader.invalid(port.as_ref().unwrap_or(at), message);
         return None;
     }
     Some(Transport::Ports { protocol, first, last: last.max(first) })
 }
 
-fn read_protocol(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Protocol> {
+pub(crate) fn read_protocol(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Protocol> {
     let text = reader.text(at)?;
     match text.to_ascii_uppercase().as_str() {
         "" | "ANY" => Some(Protocol::Any),
@@ -127,22 +158,28 @@ fn read_protocol(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Protocol> {
         "SCTP" => Some(Protocol::Sctp),
         "ICMP" => Some(Protocol::Icmp),
         "ICMPV6" => Some(Protocol::Icmpv6),
-        known @ ("VRRP" | "IGMP" | "ESP" | "AH") => {
-            let message = format!("protocol {known} is not enforced; remove the item");
-            reader.problem(at, ProblemKind::NotEnforced, message);
-            None
+        "IGMP" => Some(Protocol::Other(2)),
+        "ESP" => Some(Protocol::Other(50)),
+        "AH" => {
+            reader.warn(
+                at,
+                "in IPv6 AH is a header, not a protocol: what follows it is what rules speak about",
+            );
+            Some(Protocol::Other(51))
         }
+        "VRRP" => Some(Protocol::Other(112)),
         _ => {
-            reader.invalid(at, "unknown protocol; use TCP, UDP, SCTP, ICMP, ICMPv6 or ANY");
+            let message = "unknown protocol; use TCP, UDP, SCTP, ICMP, ICMPv6, VRRP, IGMP, ESP, AH or ANY";
+            reader.invalid(at, message);
             None
         }
     }
 }
 
 /// A port's number: a text as Kubernetes wants it, or a number.
-fn read_number(reader: &mut Reader<'_>, at: &At<'_>, name_possible: bool) -> Option<u16> {
+fn read_number(reader: &mut Reader<'_>, at: &At<'_>) -> Option<u16> {
     let text = match &at.node.value {
-        crate::node::Value::Number(number) => number.to_string(),
+        Value::Number(number) => number.to_string(),
         _ => reader.text(at)?.to_owned(),
     };
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -152,21 +189,26 @@ fn read_number(reader: &mut Reader<'_>, at: &At<'_>, name_possible: bool) -> Opt
     }
     match text.parse::<u16>() {
         Ok(number) if digits => Some(number),
-        _ if name_possible && is_port_name(&text) => {
-            let message = format!("named ports are not resolved; write the number of `{text}`");
-            reader.problem(at, ProblemKind::NotEnforced, message);
-            None
-        }
         _ => {
             let shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
-            reader.invalid(at, format!("port {shown} is not a number from 0 to 65535"));
+            let message = format!(
+                "port {shown} is not a number from 0 to 65535, nor a name of up to 15 letters, digits and `-`"
+            );
+            reader.invalid(at, message);
             None
         }
     }
 }
 
-/// A service name of RFC 6335.
-fn is_port_name(text: &str) -> bool {
+/// A port given by its name, in lower case.
+fn port_name(at: &At<'_>) -> Option<Arc<str>> {
+    let text = at.node.as_str().filter(|text| is_port_name(text))?;
+    Some(text.to_ascii_lowercase().into())
+}
+
+/// Whether a text is a service name of RFC 6335, in letters of either case.
+#[must_use]
+pub fn is_port_name(text: &str) -> bool {
     (1..=15).contains(&text.len())
         && text.bytes().any(|b| b.is_ascii_alphabetic())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
@@ -213,7 +255,7 @@ fn read_icmps(reader: &mut Reader<'_>, at: &At<'_>, found: &mut Vec<Transport>) 
 
 fn read_icmp_type(reader: &mut Reader<'_>, at: &At<'_>, v6: bool) -> Option<u8> {
     let text = match &at.node.value {
-        crate::node::Value::Number(number) => number.to_string(),
+        Value::Number(number) => number.to_string(),
         _ => reader.text(at)?.to_owned(),
     };
     let digits = text.bytes().all(|b| b.is_ascii_digit());

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use villus_abi::{Direction, PolicyKey};
 use villus_labels::{KeySource, Label, Labels, NumericIdentity, Operator, Selector, cidr_labels};
 use villus_policy::{
-    Element, EndpointPolicy, EnforcementMode, Entity, Policy, Protocol, Repository, Rule, Settings,
-    Transport, parse,
+    Element, EndpointPolicy, EnforcementMode, Entity, Policy, PrefixBase, Protocol, Repository, Rule,
+    Settings, Transport, parse,
 };
 
 // === the reference ===
@@ -57,10 +57,11 @@ fn speaks_of_reserved(selector: &Selector) -> bool {
 
 fn is_subject(policy: &Policy, rule: &Rule, labels: &Labels) -> bool {
     match &policy.key.namespace {
-        Some(namespace) if !speaks_of_reserved(&rule.subject) => {
-            find(labels, "k8s", NAMESPACE) == Some(namespace) && selects(&rule.subject, labels, NAMESPACE)
+        Some(namespace) if !speaks_of_reserved(rule.subject.selector()) => {
+            find(labels, "k8s", NAMESPACE) == Some(namespace)
+                && selects(rule.subject.selector(), labels, NAMESPACE)
         }
-        _ => selects(&rule.subject, labels, ""),
+        _ => selects(rule.subject.selector(), labels, "") && find(labels, "reserved", "host").is_none(),
     }
 }
 
@@ -71,7 +72,8 @@ fn endpoint_is_meant(
     peer: &Peer,
     settings: &Settings,
 ) -> bool {
-    let for_init = rule.subject.requirements().iter().any(|r| r.key.to_string() == "reserved:init");
+    let for_init =
+        rule.subject.selector().requirements().iter().any(|r| r.key.to_string() == "reserved:init");
     let keys: Vec<&str> = selector.requirements().iter().map(|r| r.key.key()).collect();
     let names_namespace = keys.iter().any(|k| *k == NAMESPACE || k.starts_with(NAMESPACE_LABELS));
     let outside;
@@ -143,7 +145,10 @@ fn peer_is_meant(policy: &Policy, rule: &Rule, element: &Element, peer: &Peer, s
     endpoints.iter().flatten().any(|s| endpoint_is_meant(policy, rule, s, peer, settings))
         || entities.iter().flatten().any(|e| entity_is_meant(*e, peer, settings.cluster.value()))
         || prefixes.iter().flatten().any(inside)
-        || prefix_sets.iter().flatten().any(|set| inside(&set.prefix) && !set.except.iter().any(inside))
+        || prefix_sets.iter().flatten().any(|set| {
+            let PrefixBase::Prefix(prefix) = &set.base else { return false };
+            inside(prefix) && !set.except.iter().any(inside)
+        })
 }
 
 fn transport_is_meant(element: &Element, flow: Flow) -> bool {
@@ -152,6 +157,7 @@ fn transport_is_meant(element: &Element, flow: Flow) -> bool {
         Transport::Icmp { v6, kind } => {
             flow.proto == if *v6 { 58 } else { 1 } && flow.port == u16::from(*kind)
         }
+        Transport::Named { .. } => false,
         Transport::Ports { protocol, first, last } => {
             let all = *last == 0;
             let proto = match protocol {
@@ -161,6 +167,7 @@ fn transport_is_meant(element: &Element, flow: Flow) -> bool {
                 Protocol::Sctp => flow.proto == 132,
                 Protocol::Icmp => flow.proto == 1,
                 Protocol::Icmpv6 => flow.proto == 58,
+                Protocol::Other(number) => flow.proto == *number,
             };
             proto && (all || (*first..=*last).contains(&flow.port))
         }

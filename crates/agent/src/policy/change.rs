@@ -31,6 +31,7 @@ impl Node {
         let affected = self.absorb_identities();
         self.regenerate(affected);
         self.bump_unaffected();
+        self.note_policies();
         self.identities.save(&self.state);
     }
 

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
+use villus_policy::ParsedFile;
 
-use super::FileState;
+use super::{FileState, import::merge};
 use crate::node::Node;
 
 /// Below `lib-dir`, the last good versions of policy files.
@@ -67,7 +68,7 @@ impl Node {
             self.sources.files.remove(&path);
             self.conditions.note(&format!("policy file {}", path.display()), None);
             self.keep_good(&path.display().to_string(), None);
-            self.take_over(&path.display().to_string(), Vec::new());
+            self.take_over(&path.display().to_string(), ParsedFile::default());
         }
         for (path, text) in found {
             self.read_file(path, text);
@@ -90,8 +91,9 @@ impl Node {
         let (problem, warnings) = match parsed {
             Ok((text, parsed)) => {
                 self.keep_good(&name, Some(&text));
-                self.take_over(&name, parsed.policies);
-                (None, parsed.warnings.iter().map(ToString::to_string).collect())
+                let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
+                self.take_over(&name, parsed);
+                (None, warnings)
             }
             Err(problem) => {
                 if !self.sources.files.contains_key(&path) {
@@ -127,7 +129,7 @@ impl Node {
     fn take_over_good(&mut self, name: &str) {
         let Ok(text) = std::fs::read_to_string(self.good_version(name)) else { return };
         if let Ok(parsed) = villus_policy::parse(name, &text) {
-            self.take_over(name, parsed.policies);
+            self.take_over(name, parsed);
         }
     }
 
@@ -136,10 +138,12 @@ impl Node {
         self.state.path(GOOD).join(name.replace('%', "%%").replace('/', "%"))
     }
 
-    /// Makes these policies all of an origin.
-    fn take_over(&mut self, origin: &str, policies: Vec<villus_policy::Policy>) {
-        let change = self.repository.replace_origin(origin, policies);
-        if !change.is_empty() && self.sources.complete {
+    /// Makes what a file holds all of its origin.
+    fn take_over(&mut self, origin: &str, parsed: ParsedFile) {
+        let mut all = None;
+        merge(&mut all, self.repository.replace_referents(origin, parsed.referents));
+        merge(&mut all, self.repository.replace_origin(origin, parsed.policies));
+        if let Some(change) = all.filter(|change| !change.is_empty() && self.sources.complete) {
             self.realize(&change);
         }
     }

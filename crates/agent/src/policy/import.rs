@@ -8,7 +8,7 @@ use villus_api::model::{
 };
 use villus_api::{ApiError, ApiResult};
 use villus_labels::Selector;
-use villus_policy::{ObjectKey, Policy, PolicyChange, Problem, ProblemKind, Refused};
+use villus_policy::{ObjectKey, ParsedFile, Policy, PolicyChange, Problem, ProblemKind, Refused};
 
 use super::API;
 use crate::node::Node;
@@ -24,9 +24,10 @@ impl Node {
             }
             let text = std::fs::read_to_string(&path)?;
             match villus_policy::parse(&path.display().to_string(), &text) {
-                Ok(parsed) => {
-                    for mut policy in parsed.policies {
-                        policy.key.origin = API.into();
+                Ok(mut parsed) => {
+                    of_the_api(&mut parsed);
+                    self.repository.upsert_referents(parsed.referents);
+                    for policy in parsed.policies {
                         self.repository.upsert(policy);
                     }
                 }
@@ -43,35 +44,34 @@ impl Node {
     /// Takes over all policies of a text, or none.
     pub fn import(&mut self, import: &PolicyImport) -> ApiResult<ChangeReply> {
         let file = if import.file.is_empty() { "the text" } else { &import.file };
-        let parsed = villus_policy::parse(file, &import.text).map_err(refusal)?;
-        let mut policies = parsed.policies;
-        for policy in &mut policies {
-            policy.key.origin = API.into();
-        }
+        let mut parsed = villus_policy::parse(file, &import.text).map_err(refusal)?;
+        of_the_api(&mut parsed);
         let mut reply = ChangeReply {
             revision: self.repository.revision(),
             dry_run: import.dry_run,
             warnings: parsed.warnings.iter().map(ToString::to_string).collect(),
             ..ChangeReply::default()
         };
-        for policy in &policies {
-            match self.repository.policy(&policy.key) {
-                None => reply.added.push(name_of(&policy.key)),
-                Some(_) => reply.replaced.push(name_of(&policy.key)),
+        for key in objects(&parsed).map(|(key, _)| key) {
+            if self.repository.policy(key).is_some() || self.repository.referents().get(key).is_some() {
+                reply.replaced.push(name_of(key));
+            } else {
+                reply.added.push(name_of(key));
             }
         }
         if import.dry_run {
             return Ok(reply);
         }
         self.must_be_complete()?;
-        for policy in &policies {
-            self.keep(policy).map_err(|error| {
-                ApiError::internal(format!("policy {} cannot be written down: {error}", policy.key.name))
+        for (key, object) in objects(&parsed) {
+            self.keep(key, object).map_err(|error| {
+                ApiError::internal(format!("{key} cannot be written down: {error}"))
                     .hint("free space on the file system of lib-dir")
             })?;
         }
         let mut all = None;
-        for policy in policies {
+        merge(&mut all, self.repository.upsert_referents(parsed.referents));
+        for policy in parsed.policies {
             merge(&mut all, self.repository.upsert(policy));
         }
         self.carry(all, &mut reply);
@@ -106,8 +106,10 @@ impl Node {
                 return Err(ApiError::internal(format!("the file of policy {}: {error}", key.name)));
             }
         }
-        let change = self.repository.delete(keys);
-        self.carry(Some(change), &mut reply);
+        let mut all = None;
+        merge(&mut all, self.repository.delete_referents(&keys));
+        merge(&mut all, self.repository.delete(keys));
+        self.carry(all, &mut reply);
         Ok(reply)
     }
 
@@ -129,7 +131,7 @@ impl Node {
     }
 
     fn summary(&self, policy: &Policy) -> PolicySummary {
-        let rules = villus_policy::resolve(policy, self.repository.settings());
+        let rules = self.repository.resolve(policy);
         let selected = |endpoint: &&crate::endpoint::Endpoint| {
             rules.iter().any(|rule| rule.subject.matches(&endpoint.identity_labels))
         };
@@ -161,12 +163,16 @@ impl Node {
                 Selector::parse(text).map_err(|error| ApiError::bad_field("labels", error.to_string()))?
             }
         };
-        let picks = |policy: &&Policy| {
-            &*policy.key.origin == API
-                && (name.is_empty() || *policy.key.name == *name)
-                && (namespace.is_empty() || policy.key.namespace.as_deref() == Some(namespace))
+        let picks = |key: &&ObjectKey| {
+            &*key.origin == API
+                && (name.is_empty() || *key.name == *name)
+                && (namespace.is_empty() || key.namespace.as_deref() == Some(namespace))
         };
-        Ok(self.repository.policies_with_labels(&selector).filter(picks).map(|p| p.key.clone()).collect())
+        let policies = self.repository.policies_with_labels(&selector).map(|policy| &policy.key);
+        // Labels are those of policies.
+        let referents = self.repository.referents().objects().map(|referent| &referent.key);
+        let referents = referents.filter(|_| labels.is_empty());
+        Ok(policies.chain(referents).filter(picks).cloned().collect())
     }
 
     fn not_imported(&self, name: &str) -> ApiError {
@@ -178,9 +184,9 @@ impl Node {
         }
     }
 
-    fn keep(&self, policy: &Policy) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(&policy.object).map_err(io::Error::other)?;
-        write_atomic(&self.file_of(&policy.key), &text)
+    fn keep(&self, key: &ObjectKey, object: &serde_json::Value) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(object).map_err(io::Error::other)?;
+        write_atomic(&self.file_of(key), &text)
     }
 
     fn file_of(&self, key: &ObjectKey) -> PathBuf {
@@ -198,7 +204,23 @@ impl Node {
     }
 }
 
-fn merge(all: &mut Option<PolicyChange>, change: PolicyChange) {
+/// Makes a text's objects the API's own.
+fn of_the_api(parsed: &mut ParsedFile) {
+    for policy in &mut parsed.policies {
+        policy.key.origin = API.into();
+    }
+    for referent in &mut parsed.referents {
+        referent.key.origin = API.into();
+    }
+}
+
+/// The objects of a text as JSON.
+fn objects(parsed: &ParsedFile) -> impl Iterator<Item = (&ObjectKey, &serde_json::Value)> {
+    let referents = parsed.referents.iter().map(|referent| (&referent.key, &referent.object));
+    referents.chain(parsed.policies.iter().map(|policy| (&policy.key, &policy.object)))
+}
+
+pub(super) fn merge(all: &mut Option<PolicyChange>, change: PolicyChange) {
     match all {
         None => *all = Some(change),
         Some(all) => {

@@ -3,6 +3,7 @@
 mod change;
 mod directory;
 mod import;
+mod notes;
 mod regenerate;
 mod rejudge;
 

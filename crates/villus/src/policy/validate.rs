@@ -28,6 +28,9 @@ struct Checked {
     file: String,
     valid: bool,
     policies: Vec<ObjectKey>,
+    /// What policies can refer to: groups of prefixes, services and their backends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    referents: Vec<ObjectKey>,
     problems: Vec<Problem>,
 }
 
@@ -38,19 +41,22 @@ impl Checked {
                 file: file.name.clone(),
                 valid: true,
                 policies: parsed.policies.into_iter().map(|policy| policy.key).collect(),
+                referents: parsed.referents.into_iter().map(|referent| referent.key).collect(),
                 problems: parsed.warnings,
             },
             Err(refused) => Self {
                 file: file.name.clone(),
                 valid: false,
                 policies: Vec::new(),
+                referents: Vec::new(),
                 problems: refused.problems,
             },
         }
     }
 
     fn text(&self) -> String {
-        let names: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
+        let names: Vec<String> =
+            self.policies.iter().chain(&self.referents).map(ToString::to_string).collect();
         let verdict = match (self.valid, names.as_slice()) {
             (false, _) => "not valid".to_owned(),
             (true, []) => "valid, no policy".to_owned(),

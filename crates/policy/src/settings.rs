@@ -1,0 +1,58 @@
+//! Options that change what policies mean.
+
+use serde::Serialize;
+use villus_labels::{KEY_CLUSTER, Label, LabelError, source};
+
+/// What the meaning of a policy depends on beside its text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// `enable-policy`.
+    pub mode: EnforcementMode,
+    /// Whether the node itself may always reach its endpoints (`allow-localhost`, already decided).
+    pub allow_localhost: bool,
+    /// The label of the local cluster, `k8s:io.cilium.k8s.policy.cluster=<cluster-name>`.
+    pub cluster: Label,
+    /// Selectors that name no cluster mean the local one (`policy-default-local-cluster`).
+    pub default_local_cluster: bool,
+}
+
+impl Settings {
+    /// Mode `default`, localhost by policy, selectors mean any cluster.
+    ///
+    /// # Errors
+    /// A cluster name that can't be a label's value.
+    pub fn new(cluster_name: &str) -> Result<Self, LabelError> {
+        Ok(Self {
+            mode: EnforcementMode::Default,
+            allow_localhost: false,
+            cluster: Label::new(source::K8S, KEY_CLUSTER, cluster_name)?,
+            default_local_cluster: false,
+        })
+    }
+}
+
+/// When endpoints are enforced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnforcementMode {
+    /// An endpoint is free in a direction until a rule selects it there.
+    #[default]
+    Default,
+    /// Every endpoint is enforced.
+    Always,
+    /// None is.
+    Never,
+}
+
+impl EnforcementMode {
+    /// Reads the option's value.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "default" => Some(Self::Default),
+            "always" => Some(Self::Always),
+            "never" => Some(Self::Never),
+            _ => None,
+        }
+    }
+}
