@@ -1,6 +1,7 @@
 //! The running agent: the node behind its lock, and the tasks around it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use villus_api::{ApiError, ApiResult};
 use villus_flows::History;
@@ -38,10 +39,30 @@ impl Agent {
         work: impl FnOnce(&mut Node) -> T + Send + 'static,
     ) -> ApiResult<T> {
         let node = self.node.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            // What a panic left is still the best that is known.
-            work(&mut node.lock().unwrap_or_else(PoisonError::into_inner))
-        });
+        let done = tokio::task::spawn_blocking(move || work(&mut lock(&node)));
         done.await.map_err(|error| ApiError::internal(format!("the operation broke off: {error}")))
     }
+
+    /// Attaches the programs of one endpoint the way that the options say, while others have their turn with the node. Says
+    /// whether there was one.
+    pub async fn settle_one(&self) -> bool {
+        let node = self.node.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let mut locked = lock(&node);
+            let Some(work) = locked.next_to_settle(Instant::now()) else { return false };
+            // Taken before the node is let go of, so that who deletes the endpoint cannot come between.
+            let busy = work.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(locked);
+            let result = work.attacher.attach_endpoint(work.ifindex);
+            drop(busy);
+            lock(&node).settled(work.id, result);
+            true
+        });
+        done.await.unwrap_or(false)
+    }
+}
+
+fn lock(node: &Mutex<Node>) -> MutexGuard<'_, Node> {
+    // What a panic left is still the best that is known.
+    node.lock().unwrap_or_else(PoisonError::into_inner)
 }

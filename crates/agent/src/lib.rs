@@ -9,6 +9,7 @@
 
 mod agent;
 mod api;
+mod attach;
 mod cleanup;
 mod conditions;
 mod emergency;
@@ -25,6 +26,7 @@ mod run;
 mod shutdown;
 mod start;
 mod state;
+mod sweep;
 mod tasks;
 mod wake;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -62,8 +62,11 @@ pub(crate) struct Node {
     pub started: Instant,
     /// Ids whose slots hold empty policy maps.
     pub ready: BTreeSet<u16>,
-    /// Endpoints whose programs are still attached the quick way, and when the last of them was made.
-    pub quick: BTreeSet<u16>,
+    /// Endpoints whose programs are attached, but not the way that the options say; that of which this is being mended,
+    /// with what is held meanwhile; and when the last endpoint was made.
+    pub unsettled: BTreeSet<u16>,
+    pub settling: Option<u16>,
+    pub settle_lock: Arc<Mutex<()>>,
     pub last_made: Instant,
     /// The programs of this version are on every device.
     pub attached: bool,

@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use villus_api::model::EndpointState;
 use villus_config::Config;
-use villus_datapath::{Hook, OldFlows, now};
 use villus_identity::{AddressPool, Ipcache, PoolState};
-use villus_net::endpoint_devices;
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
@@ -28,8 +25,6 @@ const REST: Duration = Duration::from_secs(30);
 /// Empty policy maps that are made ready at once, and how few may be left before more are.
 const READY: usize = 16;
 const LOW: usize = 8;
-/// How long no endpoint was made before attachments are put right.
-const QUIET: Duration = Duration::from_millis(1500);
 
 impl Node {
     /// Everything up to the point where policies are read. Must be called inside a runtime.
@@ -86,7 +81,9 @@ impl Node {
             wake: Arc::new(Wake::new()),
             started,
             ready: Default::default(),
-            quick: Default::default(),
+            unsettled: Default::default(),
+            settling: None,
+            settle_lock: Default::default(),
             last_made: started,
             attached: false,
             counts: Default::default(),
@@ -98,22 +95,6 @@ impl Node {
         node.read_journal();
         node.remember_old_flows();
         Ok((node, lock))
-    }
-
-    fn remember_old_flows(&mut self) {
-        if self.kernel.resized.is_empty() {
-            return;
-        }
-        let interfaces = self.all_interfaces();
-        match OldFlows::of_attached(&self.kernel.links(), &interfaces, &self.kernel.maps) {
-            Ok(old) => self.kernel.old_flows = Some(old),
-            Err(error) => self.conditions.note("old flows", Some(error.to_string())),
-        }
-    }
-
-    fn all_interfaces(&self) -> Vec<u32> {
-        villus_net::NodeState::read()
-            .map_or_else(|_| Vec::new(), |state| state.links.iter().map(|l| l.index).collect())
     }
 
     /// Takes over endpoints and what belongs to them; their identities are allocated here, so this waits for the store.
@@ -154,7 +135,7 @@ impl Node {
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
         self.regenerate(live.iter().copied());
         tracing::debug!(took = ?self.started.elapsed(), "policy maps are right");
-        self.sweep_policies();
+        self.sweep();
         self.claim_node();
         for id in &live {
             self.claim_addresses(*id);
@@ -172,102 +153,6 @@ impl Node {
         self.write_config()?;
         self.prepare_slots();
         Ok(())
-    }
-
-    /// Programs of this version on every device, link by link.
-    pub fn attach_all(&mut self) {
-        let live = self.endpoints.values().filter(|e| e.is_live());
-        let live: Vec<(u16, u32)> =
-            live.filter_map(|e| Some((e.id(), e.file.device.as_ref()?.index()))).collect();
-        for (id, index) in &live {
-            let result = self.kernel.attach_endpoint(*index);
-            self.conditions.note(&format!("programs of endpoint {id}"), result.err().map(|e| e.to_string()));
-            if let Some(endpoint) = self.endpoints.get_mut(id)
-                && endpoint.state == EndpointState::Restoring
-            {
-                endpoint.enter(EndpointState::Ready, "taken over");
-            }
-        }
-        self.attached = true;
-        self.attach_uplinks();
-        if let Some(old) = self.kernel.old_flows.take()
-            && let Err(error) = old.carry(&self.kernel.maps, now())
-        {
-            self.conditions.note("old flows", Some(error.to_string()));
-        }
-        tracing::debug!(took = ?self.started.elapsed(), endpoints = live.len(), "programs are attached");
-    }
-
-    /// Remembers that a new endpoint's programs are to be attached the way that the options say.
-    pub fn attach_later(&mut self, id: u16, later: bool) {
-        self.last_made = Instant::now();
-        if later {
-            self.quick.insert(id);
-        }
-    }
-
-    /// Attaches one endpoint's programs the way that the options say, when no endpoint was made for a moment; the old
-    /// attachment goes after the new one is there. Says whether there are more.
-    pub fn attach_properly(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.last_made) < QUIET {
-            return false;
-        }
-        let Some(id) = self.quick.pop_first() else { return false };
-        if let Some(endpoint) = self.endpoints.get(&id).filter(|e| e.is_live())
-            && let Some(device) = &endpoint.file.device
-        {
-            let result = self.kernel.attach_endpoint(device.index());
-            self.conditions.note(&format!("programs of endpoint {id}"), result.err().map(|e| e.to_string()));
-        }
-        !self.quick.is_empty()
-    }
-
-    /// The program of uplinks on those that there are, and on no other device.
-    pub fn attach_uplinks(&mut self) {
-        if !self.kernel.programs().are_loaded() {
-            return;
-        }
-        let uplinks: Vec<(u32, String)> =
-            self.network.uplinks.used.iter().map(|uplink| (uplink.index, uplink.name.clone())).collect();
-        for (index, name) in &uplinks {
-            let result = self.kernel.attach_uplink(*index);
-            self.conditions.note(&format!("program of uplink {name}"), result.err().map(|e| e.to_string()));
-        }
-        let interfaces = self.all_interfaces();
-        let attached = self.kernel.links().list(&interfaces).unwrap_or_default();
-        for attachment in attached.iter().filter(|a| a.hook == Hook::FromNetwork) {
-            if !uplinks.iter().any(|(index, _)| *index == attachment.ifindex)
-                && let Err(error) = self.kernel.links().detach(Hook::FromNetwork, attachment.ifindex)
-            {
-                tracing::warn!(%error, "a former uplink keeps its program");
-            }
-        }
-        if let Err(error) = self.kernel.links().sweep() {
-            tracing::warn!(%error, "pins of gone links stay");
-        }
-    }
-
-    /// Policy maps and devices of endpoints that nobody knows: a crash left them.
-    fn sweep_policies(&mut self) {
-        for id in self.kernel.policies.endpoints().unwrap_or_default() {
-            if !self.endpoints.get(&id).is_some_and(|e| e.is_live())
-                && let Err(error) = self.kernel.policies.remove(id)
-            {
-                tracing::warn!(endpoint = id, %error, "a left-over policy map stays");
-            }
-        }
-        let known: Vec<u32> =
-            self.endpoints.values().filter_map(|e| Some(e.file.device.as_ref()?.index())).collect();
-        for (link, owner) in endpoint_devices().unwrap_or_default() {
-            if known.contains(&link.index) {
-                continue;
-            }
-            tracing::warn!(device = link.name, owner, "a device that no endpoint claims is removed");
-            let removed = villus_net::Rtnl::open().and_then(|mut node| node.delete_link(link.index));
-            if let Err(error) = removed {
-                tracing::warn!(device = link.name, %error, "it stays");
-            }
-        }
     }
 
     /// Makes empty policy maps for endpoints to come, in one go.

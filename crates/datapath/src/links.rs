@@ -115,12 +115,37 @@ impl<'a> Links<'a> {
     }
 
     /// Makes an interface run the object's program, and only that one of ours. If an older one of ours runs
-    /// there it is replaced atomically; if it was attached the other way it goes after the new one is there.
+    /// there it is replaced atomically; if it was attached the other way it goes after the new one is there: of the two
+    /// the kernel asks only the TCX link, whose verdict is final. An empty clsact stays behind until [`Self::detach`], for
+    /// the kernel stops a device for a moment when its clsact goes.
     ///
     /// # Errors
     /// [`crate::Error::Kernel`] naming hook and interface.
     pub fn attach(&self, object: &Object, hook: Hook, ifindex: u32, mode: AttachMode) -> Result<Attached> {
         self.attach_program(hook.program(object), hook, ifindex, mode)
+    }
+
+    /// As [`Self::attach`], but without waiting for a grace period of the kernel, as each new TCX link does: a
+    /// program of ours that is there is replaced where it is, and where there is none a filter of clsact is made. Says whether
+    /// the interface has what `mode` asks for; if not, [`Self::attach`] gives it that.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_at_once(
+        &self,
+        object: &Object,
+        hook: Hook,
+        ifindex: u32,
+        mode: AttachMode,
+    ) -> Result<bool> {
+        let (program, what) = (hook.program(object), what(hook, ifindex));
+        if self.replace_tcx(program, hook, ifindex).on("attach", &what)?.is_none() {
+            attach_tc(program, hook, ifindex).on("attach", &what)?;
+            return Ok(mode == AttachMode::Tc);
+        }
+        // Both are there if moving from one to the other was cut short.
+        let filtered = tc::filters(ifindex, hook.side()).on("list filters of", &what)?;
+        Ok(mode == AttachMode::Tcx && !filtered.iter().any(tc::Filter::is_ours))
     }
 
     /// As [`Self::attach`], with any program.
@@ -138,7 +163,7 @@ impl<'a> Links<'a> {
         match mode {
             AttachMode::Tcx => {
                 let attached = self.attach_tcx(program, hook, ifindex).on("attach", &what)?;
-                let replaced = self.detach_tc(hook, ifindex).on("detach", &what)?;
+                let replaced = tc::detach(ifindex, hook.side()).on("detach", &what)?;
                 Ok(if replaced { Attached::Replaced } else { attached })
             }
             AttachMode::Tc => {
@@ -155,8 +180,12 @@ impl<'a> Links<'a> {
     /// [`crate::Error::Kernel`].
     pub fn detach(&self, hook: Hook, ifindex: u32) -> Result<bool> {
         let tcx = self.detach_tcx(hook, ifindex).on("detach", what(hook, ifindex));
-        let tc = self.detach_tc(hook, ifindex).on("detach", what(hook, ifindex));
-        Ok(tcx? | tc?)
+        let tc = tc::detach(ifindex, hook.side()).on("detach", what(hook, ifindex));
+        let removed = tcx? | tc?;
+        if removed {
+            remove_empty_clsact(ifindex).on("remove the clsact of", format!("interface {ifindex}"))?;
+        }
+        Ok(removed)
     }
 
     /// What is attached: all pinned links, and the filters on `interfaces`.
@@ -206,22 +235,28 @@ impl<'a> Links<'a> {
     }
 
     fn attach_tcx(&self, program: &Program, hook: Hook, ifindex: u32) -> io::Result<Attached> {
-        let path = self.pins.path(&pin(hook, ifindex));
-        if let Some(link) = self.pinned(hook, ifindex)? {
-            let info = sys::link_info(link.as_fd())?;
-            if info.ifindex == Some(ifindex) && info.attach_type == hook.tcx() as u32 {
-                if info.program == program.info.id {
-                    return Ok(Attached::Unchanged);
-                }
-                sys::tcx_update(link.as_fd(), program.as_fd())?;
-                return Ok(Attached::Replaced);
-            }
-            // The interface it was for is gone and the number has been given to another.
-            std::fs::remove_file(&path)?;
+        if let Some(attached) = self.replace_tcx(program, hook, ifindex)? {
+            return Ok(attached);
         }
         let link = sys::tcx_create(program.as_fd(), ifindex, hook.tcx())?;
-        sys::pin(link.as_fd(), &path)?;
+        sys::pin(link.as_fd(), &self.pins.path(&pin(hook, ifindex)))?;
         Ok(Attached::Made)
+    }
+
+    /// Puts a program behind the link of an interface; `None` if it has none.
+    fn replace_tcx(&self, program: &Program, hook: Hook, ifindex: u32) -> io::Result<Option<Attached>> {
+        let Some(link) = self.pinned(hook, ifindex)? else { return Ok(None) };
+        let info = sys::link_info(link.as_fd())?;
+        if info.ifindex != Some(ifindex) || info.attach_type != hook.tcx() as u32 {
+            // The interface it was for is gone and the number has been given to another.
+            std::fs::remove_file(self.pins.path(&pin(hook, ifindex)))?;
+            return Ok(None);
+        }
+        if info.program == program.info.id {
+            return Ok(Some(Attached::Unchanged));
+        }
+        sys::tcx_update(link.as_fd(), program.as_fd())?;
+        Ok(Some(Attached::Replaced))
     }
 
     fn detach_tcx(&self, hook: Hook, ifindex: u32) -> io::Result<bool> {
@@ -234,15 +269,18 @@ impl<'a> Links<'a> {
         std::fs::remove_file(self.pins.path(&pin(hook, ifindex)))?;
         Ok(true)
     }
+}
 
-    #[allow(clippy::unused_self, reason = "the pair of detach_tcx")]
-    fn detach_tc(&self, hook: Hook, ifindex: u32) -> io::Result<bool> {
-        let removed = tc::detach(ifindex, hook.side())?;
-        if removed && tc::is_empty(ifindex, Side::Ingress)? && tc::is_empty(ifindex, Side::Egress)? {
+/// Removes an interface's clsact unless somebody's filter hangs on it.
+fn remove_empty_clsact(ifindex: u32) -> io::Result<()> {
+    let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL));
+    let removed = (|| {
+        if tc::is_empty(ifindex, Side::Ingress)? && tc::is_empty(ifindex, Side::Egress)? {
             tc::remove_clsact(ifindex)?;
         }
-        Ok(removed)
-    }
+        Ok(())
+    })();
+    removed.or_else(|e| if gone(&e) { Ok(()) } else { Err(e) })
 }
 
 fn attach_tc(program: &Program, hook: Hook, ifindex: u32) -> io::Result<Attached> {

@@ -177,11 +177,12 @@ impl OldFlows {
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn carry(self, maps: &Maps, now: Tick) -> Result<usize> {
+    pub fn carry(&self, maps: &Maps, now: Tick) -> Result<usize> {
         let mut carried = 0;
-        for raw in self.maps {
+        for raw in &self.maps {
             let tcp = raw.info().name.contains("tcp");
             let name = raw.info().name.clone();
+            let raw = raw.try_clone().on("open", &name)?;
             if raw.key_len() == size_of::<FlowKey4>() {
                 let to = if tcp { &maps.ct4_tcp } else { &maps.ct4_any };
                 carried += carry(&Map::<FlowKey4, Flow>::new(raw, name)?, to, now)?;

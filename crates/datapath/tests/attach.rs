@@ -5,7 +5,7 @@ mod common;
 
 use villus_datapath::{
     AttachMode::{Tc, Tcx},
-    Attached, Error, Features, Hook, Links, Maps, Pins, Program, Sizes, refuse_cilium, sys,
+    Attached, Error, Features, Hook, Links, Maps, Object, Pins, Program, Sizes, refuse_cilium, sys, tc,
 };
 use villus_testbed::{alone, run, try_run};
 
@@ -95,7 +95,40 @@ fn the_way_of_attaching_can_change() {
         let found = links.list(&[ifindex]).unwrap();
         assert_eq!((found.len(), found[0].mode), (1, mode));
     }
-    assert_eq!(run("tc", &["qdisc", "show", "dev", "v0", "clsact"]), "");
+    assert!(links.remove_all(&[ifindex]).is_empty());
+    assert_eq!(run("tc", &["qdisc", "show", "dev", "v0", "clsact"]), "", "it goes with the last program");
+    assert_eq!(pins.list().unwrap(), [""; 0]);
+}
+
+#[test]
+fn what_is_attached_at_once_waits_for_nothing_and_says_whether_it_is_the_wanted_way() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let maps = Maps::open(&pins, &Sizes::default()).unwrap();
+    let (links, ifindex, old) = (Links::new(&pins), veth("v0"), program(0));
+    let object = Object::load(&pins, &maps).unwrap();
+    let at_once = |mode| links.attach_at_once(&object, Hook::FromEndpoint, ifindex, mode).unwrap();
+    let modes =
+        || links.list(&[ifindex]).unwrap().iter().map(|link| (link.mode, link.program)).collect::<Vec<_>>();
+    let ours = object.from_endpoint.info.id;
+    // Nothing there: a filter.
+    assert!(!at_once(Tcx));
+    assert!(at_once(Tc));
+    assert_eq!(modes(), [(Tc, ours)]);
+    // A filter of before: replaced as it is.
+    links.attach_program(&old, Hook::FromEndpoint, ifindex, Tc).unwrap();
+    assert!(!at_once(Tcx));
+    assert_eq!(modes(), [(Tc, ours)]);
+    // A link of before, and a filter that moving has left.
+    links.attach_program(&old, Hook::FromEndpoint, ifindex, Tcx).unwrap();
+    assert!(!at_once(Tc));
+    assert!(at_once(Tcx));
+    assert_eq!(modes(), [(Tcx, ours)]);
+    tc::attach(std::os::fd::AsFd::as_fd(&old), "from_endpoint", ifindex, tc::Side::Ingress).unwrap();
+    assert!(!at_once(Tcx));
+    links.attach(&object, Hook::FromEndpoint, ifindex, Tcx).unwrap();
+    assert!(at_once(Tcx));
+    assert_eq!(modes(), [(Tcx, ours)]);
     assert!(links.remove_all(&[ifindex]).is_empty());
 }
 

@@ -14,6 +14,7 @@ mod error;
 mod foreign;
 mod host_side;
 mod journal;
+mod left_over;
 mod mac;
 mod monitor;
 mod nat;
@@ -32,6 +33,7 @@ pub use endpoint::{
 pub use error::{Errors, NetError};
 pub use foreign::{ForeignDrop, foreign_drops, iptables_drops, nft_drops};
 pub use journal::{Change, Journal, Recorder, Restored};
+pub use left_over::remove_left_over;
 pub use mac::{InvalidMac, Mac};
 pub use monitor::{Monitor, MonitorStop, NetEvent};
 pub use nat::{

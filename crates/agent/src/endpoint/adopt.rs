@@ -43,8 +43,8 @@ impl Node {
         let device = Device::Adopted(adopted);
         endpoint.file.device = Some(device.clone());
         self.install(id).map_err(ApiError::internal)?;
-        let later = self.kernel.attach_quickly(index).map_err(ApiError::internal)?;
-        self.attach_later(id, later);
+        // The kernel stops a device for a moment when it gets a clsact, and this one may be busy.
+        self.kernel.attacher().attach_endpoint(index).map_err(ApiError::internal)?;
         Ok(device)
     }
 

@@ -227,7 +227,7 @@ impl Node {
         let spec = EndpointLinkSpec {
             owner: &owner,
             host_name: &host_name,
-            host_mac: request.host_mac.unwrap_or_else(|| Mac::from_seed(&format!("node {seed}"))),
+            host_mac: request.host_mac.unwrap_or_else(|| self.host_mac(&host_name)),
             netns: &netns,
             container_name: device,
             container_mac: request.mac.unwrap_or_else(|| Mac::from_seed(&format!("workload {seed}"))),
@@ -244,8 +244,9 @@ impl Node {
             };
             endpoint.file.device = Some(Device::Made(link.clone()));
             self.install(id).map_err(|error| error.to_string())?;
-            let later = self.kernel.attach_quickly(link.host_index).map_err(|error| error.to_string())?;
-            self.attach_later(id, later);
+            let attacher = self.kernel.attacher();
+            let settled = attacher.attach_at_once(link.host_index).map_err(|error| error.to_string())?;
+            self.settle_later(id, settled);
             Ok::<(), String>(())
         });
         made.map(Device::Made).map_err(refused_device)

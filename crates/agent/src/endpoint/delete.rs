@@ -34,12 +34,13 @@ impl Node {
 
     /// Takes an endpoint out of the kernel and off its device; id, identity and addresses stay its own.
     pub fn take_down(&mut self, id: u16) -> Vec<String> {
+        self.wait_settled(id);
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Vec::new() };
         let addresses = endpoint.file.addresses.clone();
         let device = endpoint.file.device.take();
         let mut errors = self.uninstall(id, device.as_ref().map(Device::index), &addresses);
         if let Some(device) = &device {
-            errors.extend(self.kernel.detach_endpoint(device.index()));
+            errors.extend(self.kernel.attacher().detach_endpoint(device.index()));
             let released = match device {
                 Device::Made(link) => remove_endpoint_link(link),
                 Device::Adopted(link) => release_interface(link),

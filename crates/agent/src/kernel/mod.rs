@@ -1,5 +1,6 @@
 //! The kernel as the agent holds it: pins, maps, programs, and what they should say.
 
+mod attach;
 mod config;
 mod equal;
 mod ipcache;
@@ -11,12 +12,12 @@ use std::sync::Arc;
 use villus_config::Config;
 use villus_config::config::AttachMode as Choice;
 use villus_datapath::{
-    AttachMode, Features, Flows, Hook, Links, Maps, OldFlows, Pins, PolicyMaps, Resized, now, refuse_cilium,
-    resize,
+    AttachMode, Features, Flows, Links, Maps, OldFlows, Pins, PolicyMaps, now, refuse_cilium, resize,
 };
 
 use crate::AgentError;
 
+pub(crate) use attach::Attacher;
 pub(crate) use config::{Runtime, config_of};
 pub(crate) use equal::{Drift, Wanted, make_equal};
 pub(crate) use ipcache::IpcacheMap;
@@ -31,7 +32,6 @@ pub(crate) struct Kernel {
     pub flows: Flows,
     pub mode: AttachMode,
     pub features: Features,
-    pub resized: Vec<Resized>,
     /// Flow maps of before a resize, until all programs are replaced.
     pub old_flows: Option<OldFlows>,
 }
@@ -54,13 +54,15 @@ impl Kernel {
         tracing::debug!(took = ?begin.elapsed(), "the kernel can be worked with");
         let pins = Arc::new(Pins::open(&config.paths.bpf_root)?);
         let wanted = sizes::of(config);
-        let resized = resize(&pins, &wanted, now())?;
+        for map in resize(&pins, &wanted, now())? {
+            tracing::info!(map = map.pin, from = map.from, to = map.to, copied = map.copied, "another size");
+        }
         let maps = Arc::new(Maps::open(&pins, &wanted)?);
-        tracing::debug!(took = ?begin.elapsed(), resized = resized.len(), "maps are open");
+        tracing::debug!(took = ?begin.elapsed(), "maps are open");
         let programs = Programs::load(pins.clone(), maps.clone())?;
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), config.datapath.policy_map_max)?;
         let flows = Flows::new(maps.clone());
-        Ok(Self { pins, maps, programs, policies, flows, mode, features, resized, old_flows: None })
+        Ok(Self { pins, maps, programs, policies, flows, mode, features, old_flows: None })
     }
 
     /// The programs, perhaps still on their way.
@@ -73,39 +75,9 @@ impl Kernel {
         Links::new(&self.pins)
     }
 
-    /// Makes an endpoint's device run the two programs of endpoints, the way that the options say.
-    pub fn attach_endpoint(&self, ifindex: u32) -> villus_datapath::Result<()> {
-        self.attach_endpoint_by(ifindex, self.mode)
-    }
-
-    /// As [`Self::attach_endpoint`], the way that is quickest: each TCX link of a new device waits for a grace period of the
-    /// kernel, a filter of clsact for nothing. Says whether it is another way than the options ask for.
-    pub fn attach_quickly(&self, ifindex: u32) -> villus_datapath::Result<bool> {
-        self.attach_endpoint_by(ifindex, AttachMode::Tc)?;
-        Ok(self.mode != AttachMode::Tc)
-    }
-
-    fn attach_endpoint_by(&self, ifindex: u32, mode: AttachMode) -> villus_datapath::Result<()> {
-        let object = self.programs.wait()?;
-        // To the endpoint first: once it can send, answers are judged as well.
-        self.links().attach(object, Hook::ToEndpoint, ifindex, mode)?;
-        self.links().attach(object, Hook::FromEndpoint, ifindex, mode)?;
-        Ok(())
-    }
-
-    /// Takes our programs off an endpoint's device.
-    pub fn detach_endpoint(&self, ifindex: u32) -> Vec<String> {
-        let links = self.links();
-        [Hook::FromEndpoint, Hook::ToEndpoint]
-            .into_iter()
-            .filter_map(|hook| links.detach(hook, ifindex).err())
-            .map(|error| error.to_string())
-            .collect()
-    }
-
-    /// Makes an uplink run its program.
-    pub fn attach_uplink(&self, ifindex: u32) -> villus_datapath::Result<()> {
-        self.links().attach(self.programs.wait()?, Hook::FromNetwork, ifindex, self.mode).map(drop)
+    /// What attaches programs.
+    pub fn attacher(&self) -> Attacher {
+        Attacher { pins: self.pins.clone(), programs: self.programs.clone(), mode: self.mode }
     }
 }
 

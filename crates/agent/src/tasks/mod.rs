@@ -34,6 +34,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.add(reconcile::compare(agent.clone()));
     tasks.add(reconcile::maintain(agent.clone()));
     tasks.add(reconcile::attach(agent.clone()));
+    tasks.add(reconcile::settle(agent.clone()));
     Ok(tasks)
 }
 

@@ -46,8 +46,14 @@ pub(super) async fn maintain(agent: Agent) {
         for labels in freed.unwrap_or_default() {
             agent.identities.release(&labels).await;
         }
-        // One at a time: others have their turn in between.
-        while agent.with(|node| node.attach_properly(Instant::now())).await.unwrap_or(false) {}
+    }
+}
+
+/// Attaches programs of endpoints the way that the options say, one endpoint after the other, when it is quiet.
+pub(super) async fn settle(agent: Agent) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        while agent.settle_one().await {}
     }
 }
 
