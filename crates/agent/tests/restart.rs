@@ -11,6 +11,7 @@ use std::{
 use common::{TestNode, allow, echoes};
 use villus_api::EndpointRef;
 use villus_api::model::EndpointState;
+use villus_datapath::{AttachMode, Links, Maps, Pins, view_policy};
 use villus_testbed::{alone, eventually, run};
 
 #[test]
@@ -83,6 +84,42 @@ fn killed_and_started_again_no_packet_is_lost_and_everything_is_as_before() {
 
     node.stop();
     assert!(echoes(&mut open), "an agent that was told to end leaves the datapath");
+}
+
+#[test]
+fn programs_move_to_their_wanted_place_under_traffic_without_a_packet_lost_or_judged_twice() {
+    const COUNT: usize = 4000;
+    alone!();
+    let mut node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    node.import(&allow("dns", "server", "client", 53).replace("TCP", "UDP"));
+    // Killed right after: the next agent finds everything attached the quick way.
+    node.kill();
+    node.start();
+    let pins = Pins::existing("/tmp/node/bpf".as_ref()).unwrap();
+    let modes = || {
+        let links = villus_net::NodeState::read().unwrap().links;
+        let indices: Vec<u32> = links.iter().map(|link| link.index).collect();
+        let all = Links::new(&pins).list(&indices).unwrap();
+        all.iter().map(|attached| attached.mode).collect::<Vec<_>>()
+    };
+    assert_eq!(modes(), [AttachMode::Tc; 4]);
+    let (asked, asks) = (server.udp(server.v4(), 53), client.udp(client.v4(), 5000));
+    asks.connect((server.v4(), 53)).unwrap();
+    let counter = std::thread::spawn(move || {
+        let mut buffer = [0; 8];
+        (0..COUNT).take_while(|_| asked.recv(&mut buffer).is_ok()).count()
+    });
+    for _ in 0..COUNT {
+        asks.send(b"q").unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(counter.join().unwrap(), COUNT);
+    assert_eq!(modes(), [AttachMode::Tcx; 4]);
+    let policy = view_policy(&pins, &Maps::existing(&pins).unwrap(), server.id()).unwrap();
+    let packets: u64 = policy.entries.values().map(|entry| entry.packets).sum();
+    assert_eq!(packets, COUNT as u64, "each packet is judged once");
 }
 
 #[test]

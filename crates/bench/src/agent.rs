@@ -8,12 +8,21 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use villus_api::{Client, EndpointRef, model::EndpointChangeRequest};
+use villus_api::{
+    Client, EndpointRef,
+    model::{EndpointChangeRequest, EndpointPatch, PolicyImport},
+};
+use villus_datapath::Pins;
 
 use crate::{report::Row, wire::Workload};
 
 const INSIDE: &str = "BENCH_AGENT_INSIDE";
 const MANY: usize = 100;
+const ALL: usize = 250;
+const IDENTITIES: usize = 1000;
+const CREATE: &str = "Cilium 1.19.4, second CNI ADD (reference)";
+/// Longer than moving the programs of a hundred endpoints takes.
+const SETTLE: Duration = Duration::from_secs(12);
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Runs the benchmark in namespaces of its own.
@@ -151,14 +160,7 @@ fn measure(dir: &Path) -> Result<Vec<Row>> {
         }
     }
     times.sort_by(f64::total_cmp);
-    rows.push(row(
-        "endpoint create, median",
-        times[MANY / 2],
-        "ms",
-        220.0,
-        "Cilium 1.19.4, second CNI ADD (reference)",
-        Some(15.0),
-    ));
+    rows.push(row("endpoint create, median", times[MANY / 2], "ms", 220.0, CREATE, Some(15.0)));
     rows.push(row(
         "agent resident memory, 100 endpoints",
         agent.resident()?,
@@ -170,6 +172,18 @@ fn measure(dir: &Path) -> Result<Vec<Row>> {
     drop(agent);
     let (agent, restored) = Agent::start(dir, MANY)?;
     rows.push(row(
+        "killed agent to serving, 100 endpoints just made",
+        restored.as_secs_f64(),
+        "s",
+        12.0,
+        "Cilium 1.19.4, no endpoints (reference)",
+        Some(1.0),
+    ));
+    // Time to move their programs to links that stay.
+    std::thread::sleep(SETTLE);
+    drop(agent);
+    let (agent, restored) = Agent::start(dir, MANY)?;
+    rows.push(row(
         "killed agent to serving, 100 endpoints restored",
         restored.as_secs_f64(),
         "s",
@@ -177,8 +191,90 @@ fn measure(dir: &Path) -> Result<Vec<Row>> {
         "Cilium 1.19.4, no endpoints (reference)",
         Some(1.0),
     ));
-    drop(agent);
+    rows.extend(at_scale(&agent, dir, workloads)?);
     Ok(rows)
+}
+
+/// 250 endpoints, the last 150 of them made at the same time, and a thousand identities.
+fn at_scale(agent: &Agent, dir: &Path, mut workloads: Vec<Workload>) -> Result<Vec<Row>> {
+    let before = workloads.len();
+    while workloads.len() < ALL {
+        workloads.push(Workload::new()?);
+    }
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (before..)
+            .zip(&workloads[before..])
+            .map(|(n, workload)| scope.spawn(move || agent.add(workload, n)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread broke off"))?.map(drop))
+    })?;
+    let together = start.elapsed().as_secs_f64() * 1e3 / (ALL - before) as f64;
+    let endpoints = agent.client.endpoints(&[]).map_err(|e| anyhow!("{e}"))?;
+    ensure!(endpoints.len() == ALL, "{} endpoints instead of {ALL}", endpoints.len());
+    // A change of labels is another identity; those of before stay known.
+    for round in 0..IDENTITIES / ALL {
+        for endpoint in &endpoints {
+            let labels =
+                vec![format!("k8s:app=app{}", endpoint.id % 20), format!("k8s:own={}-{round}", endpoint.id)];
+            let patch = EndpointPatch { labels: Some(labels), ..EndpointPatch::default() };
+            let id = EndpointRef::Id(endpoint.id);
+            agent.client.patch_endpoint(&id, &patch).map_err(|e| anyhow!("{e}"))?;
+        }
+    }
+    let known = agent.client.identities(&[]).map_err(|e| anyhow!("{e}"))?.len();
+    ensure!(known >= IDENTITIES, "{known} identities instead of {IDENTITIES}");
+    let import = PolicyImport { text: policies(), ..PolicyImport::default() };
+    agent.client.import_policy(&import).map_err(|e| anyhow!("{e}"))?;
+    Ok(vec![
+        row("endpoint create, 150 at once, each", together, "ms", 220.0, CREATE, Some(15.0)),
+        row(
+            "agent resident memory, 250 endpoints, 1000 identities",
+            agent.resident()?,
+            "MB",
+            160.0,
+            "Cilium 1.19.4, 3 endpoints (reference)",
+            Some(60.0),
+        ),
+        row(
+            "kernel memory of all maps, 250 endpoints, 1000 identities",
+            kernel_memory(dir)?,
+            "MB",
+            233.0,
+            "Cilium's defaults, 3 endpoints (reference)",
+            None,
+        ),
+    ])
+}
+
+/// Twenty applications; each may be reached by the next one, on two ports.
+fn policies() -> String {
+    (0..20)
+        .map(|n| {
+            format!(
+                "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: app{n}, namespace: default}}\n\
+                 spec:\n  endpointSelector: {{matchLabels: {{app: app{n}}}}}\n  ingress:\n  \
+                 - fromEndpoints: [{{matchLabels: {{app: app{}}}}}]\n    \
+                 toPorts: [{{ports: [{{port: \"80\", protocol: TCP}}, {{port: \"443\", protocol: TCP}}]}}]\n---\n",
+                (n + 1) % 20
+            )
+        })
+        .collect()
+}
+
+/// Megabytes of everything that is pinned, policy maps included.
+fn kernel_memory(dir: &Path) -> Result<f64> {
+    let pins = Pins::existing(&dir.join("bpf"))?;
+    let mut bytes = 0;
+    for name in pins.list()? {
+        // Pins of links are no maps.
+        if let Ok(Some(map)) = pins.map(&name) {
+            bytes += map.memory()?;
+        }
+    }
+    Ok(bytes as f64 / (1024.0 * 1024.0))
 }
 
 fn row(case: &str, ours: f64, unit: &str, baseline: f64, name: &str, goal: Option<f64>) -> Row {
