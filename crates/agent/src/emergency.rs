@@ -93,7 +93,7 @@ impl Node {
 
     /// What an endpoint's policy map should hold: what policy asks for, as far as no deed says otherwise.
     pub fn wanted_entries(&self, id: u16) -> Option<Entries> {
-        let policy = self.endpoints.get(&id)?.wanted.as_ref()?;
+        let policy = self.policy_of(id)?;
         let mut wanted: Entries = policy.map_entries().collect();
         self.emergency.honour(id, &mut wanted);
         Some(wanted)

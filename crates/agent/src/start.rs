@@ -133,6 +133,7 @@ impl Node {
         self.sources.complete = true;
         self.note_policies();
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
+        live.iter().for_each(|id| self.track(*id));
         self.regenerate(live.iter().copied());
         tracing::debug!(took = ?self.started.elapsed(), "policy maps are right");
         self.sweep();
@@ -140,7 +141,8 @@ impl Node {
         for id in &live {
             self.claim_addresses(*id);
         }
-        self.claim_prefixes();
+        let prefixes: Vec<_> = self.prefixes.keys().copied().collect();
+        self.claim_prefixes(&prefixes);
         if let Some(source) = self.ipcache_source.take() {
             source.complete();
         }

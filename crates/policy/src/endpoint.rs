@@ -1,16 +1,18 @@
 //! What one endpoint's policy map should hold, and which rules asked for it.
 
-use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 use villus_abi::{Direction, PolicyEntry, PolicyKey};
 
-use crate::{Explanation, Origin, Verdict, explain};
+use crate::{
+    Explanation, Origin, Verdict,
+    askers::{Askers, Decision},
+    explain,
+    shapes::ShapeCounts,
+};
 
-/// The rules that asked for an entry, sorted. Entries of one clause share one list.
+/// The rules that asked for an entry, sorted.
 pub type Origins = Arc<[Origin]>;
 
 /// One wanted entry of a policy map.
@@ -22,35 +24,118 @@ pub struct Wanted {
     pub origins: Origins,
 }
 
-impl Wanted {
-    /// The value to write, its counters at zero.
-    #[must_use]
-    pub fn entry(&self) -> PolicyEntry {
-        if self.deny { PolicyEntry::DENY } else { PolicyEntry::ALLOW }
-    }
-}
-
-/// The policy of one endpoint, compiled. Index 0 is ingress, 1 is egress.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// The policy of an endpoint, compiled; endpoints of one subject share it. Index 0 is ingress, 1 is egress.
+///
+/// Two are equal if they hold the same entries for the same reasons, whatever revision they were made from.
+#[derive(Clone, Debug, Default)]
 pub struct EndpointPolicy {
     /// The repository's revision it was made from.
     pub revision: u64,
-    /// Every entry that the map should hold.
-    pub entries: BTreeMap<PolicyKey, Wanted>,
     /// Whether what no entry allows is denied.
     pub enforced: [bool; 2],
+    /// Whether what is denied passes all the same, and is reported.
+    pub audit: [bool; 2],
     /// What made it so: rules, `reserved:init` or an option. Empty where nothing is enforced.
     pub enforced_by: [Vec<Origin>; 2],
-    /// Shapes of key in use beside the four classic ones: bits of [`PolicyKey::mask_bit`].
-    pub mask: [u32; 2],
-    /// Whether some entry denies one identity.
-    pub deny_identity: [bool; 2],
+    entries: BTreeMap<PolicyKey, Decision>,
+    askers: Askers,
+    shapes: ShapeCounts,
+}
+
+/// An entry of a compiled policy that is different now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Edit {
+    /// Its key.
+    pub key: PolicyKey,
+    /// What stood there.
+    pub before: Option<PolicyEntry>,
+    /// What stands there.
+    pub after: Option<PolicyEntry>,
 }
 
 impl EndpointPolicy {
-    /// The entries as they are written to the map, in order of their keys.
+    /// A policy of entries whose origins nobody knows, such as those of a kernel map. Everything else is denied.
+    pub fn of_entries(entries: impl IntoIterator<Item = (PolicyKey, PolicyEntry)>) -> Self {
+        let mut policy = Self { enforced: [true; 2], ..Self::default() };
+        for (key, entry) in entries {
+            let decision = policy.askers.nobody(entry.is_deny());
+            policy.put(key, decision);
+        }
+        policy
+    }
+
+    /// A policy of asks: keys, each with the number of the one of `askers` who asks for it. `asks` is consumed.
+    pub(crate) fn of_asks(mut askers: Askers, asks: &mut Vec<(PolicyKey, u32)>) -> Self {
+        asks.sort_unstable();
+        asks.dedup();
+        let mut shapes = ShapeCounts::default();
+        let mut entries = Vec::with_capacity(asks.len());
+        let mut numbers = Vec::new();
+        for same in asks.chunk_by(|a, b| a.0 == b.0) {
+            numbers.clear();
+            numbers.extend(same.iter().map(|(_, ask)| *ask));
+            let Some((key, _)) = same.first() else { continue };
+            let decision = askers.decide(&numbers);
+            shapes.add(key, decision.is_deny());
+            entries.push((*key, decision));
+        }
+        asks.clear();
+        Self { entries: entries.into_iter().collect(), askers, shapes, ..Self::default() }
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The keys, sorted.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = PolicyKey> + '_ {
+        self.entries.keys().copied()
+    }
+
+    /// The entry of a key, and who asked for it.
+    #[must_use]
+    pub fn get(&self, key: &PolicyKey) -> Option<Wanted> {
+        self.entries.get(key).map(|decision| self.wanted(*decision))
+    }
+
+    /// The entry of a key as it is written to the map, its counters at zero.
+    #[must_use]
+    pub fn entry(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        self.entries.get(key).map(|decision| decision.entry())
+    }
+
+    /// The entries in order of their keys, and who asked for them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (PolicyKey, Wanted)> + '_ {
+        self.entries.iter().map(|(key, decision)| (*key, self.wanted(*decision)))
+    }
+
+    fn wanted(&self, decision: Decision) -> Wanted {
+        Wanted { deny: decision.is_deny(), origins: self.askers.origins(decision) }
+    }
+
+    /// The entries as they are written to the map, their counters at zero, in order of their keys.
     pub fn map_entries(&self) -> impl ExactSizeIterator<Item = (PolicyKey, PolicyEntry)> + '_ {
-        self.entries.iter().map(|(key, wanted)| (*key, wanted.entry()))
+        self.entries.iter().map(|(key, decision)| (*key, decision.entry()))
+    }
+
+    /// Shapes of key in use beside the four classic ones: bits of [`PolicyKey::mask_bit`].
+    #[must_use]
+    pub fn mask(&self) -> [u32; 2] {
+        self.shapes.mask()
+    }
+
+    /// Whether some entry denies one identity.
+    #[must_use]
+    pub fn deny_identity(&self) -> [bool; 2] {
+        self.shapes.deny_identity()
     }
 
     /// What the datapath will say: `port` in host order, for ICMP the type.
@@ -64,25 +149,119 @@ impl EndpointPolicy {
     pub fn explain(&self, direction: Direction, identity: u32, port: u16, proto: u8) -> Explanation {
         explain::explain(self, direction, identity, port, proto)
     }
+
+    // === changing ===
+
+    /// Makes these asks all that there is about one identity; says which entries are different.
+    pub(crate) fn replace_identity(&mut self, identity: u32, asks: &mut Vec<(PolicyKey, u32)>) -> Vec<Edit> {
+        asks.sort_unstable();
+        asks.dedup();
+        let mut edits = Vec::new();
+        let gone: Vec<PolicyKey> = self
+            .keys_of(identity)
+            .filter(|key| asks.binary_search_by(|(asked, _)| asked.cmp(key)).is_err())
+            .collect();
+        for key in gone {
+            let before = self.take(&key).map(Decision::entry);
+            edits.push(Edit { key, before, after: None });
+        }
+        let mut numbers = Vec::new();
+        for same in asks.chunk_by(|a, b| a.0 == b.0) {
+            numbers.clear();
+            numbers.extend(same.iter().map(|(_, ask)| *ask));
+            let Some((key, _)) = same.first() else { continue };
+            let decision = self.askers.decide(&numbers);
+            let before = self.put(*key, decision).map(Decision::entry);
+            let after = Some(decision.entry());
+            if before != after {
+                edits.push(Edit { key: *key, before, after });
+            }
+        }
+        edits
+    }
+
+    /// How many entries there would be if there were this many about one identity.
+    pub(crate) fn len_with(&self, identity: u32, entries: usize) -> usize {
+        self.len() - self.keys_of(identity).count() + entries
+    }
+
+    fn keys_of(&self, identity: u32) -> impl Iterator<Item = PolicyKey> + '_ {
+        let first = PolicyKey { identity, ..PolicyKey::default() };
+        let last = PolicyKey { identity, dport: u16::MAX, proto: u8::MAX, direction: u8::MAX };
+        self.entries.range(first..=last).map(|(key, _)| *key)
+    }
+
+    fn put(&mut self, key: PolicyKey, decision: Decision) -> Option<Decision> {
+        self.shapes.add(&key, decision.is_deny());
+        let before = self.entries.insert(key, decision);
+        self.forget(&key, before);
+        before
+    }
+
+    fn take(&mut self, key: &PolicyKey) -> Option<Decision> {
+        let before = self.entries.remove(key);
+        self.forget(key, before);
+        before
+    }
+
+    fn forget(&mut self, key: &PolicyKey, decision: Option<Decision>) {
+        if let Some(decision) = decision {
+            self.shapes.remove(key, decision.is_deny());
+            self.askers.release(decision);
+        }
+    }
+
+    /// The entries that are different in `after`.
+    pub(crate) fn edits_to(&self, after: &Self) -> Vec<Edit> {
+        let mut edits = Vec::new();
+        let (mut old, mut new) = (self.map_entries().peekable(), after.map_entries().peekable());
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => return edits,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+            };
+            let before = if order.is_le() { old.next() } else { None };
+            let now = if order.is_ge() { new.next() } else { None };
+            let Some((key, _)) = before.or(now) else { return edits };
+            let (before, after) = (before.map(|(_, entry)| entry), now.map(|(_, entry)| entry));
+            if before != after {
+                edits.push(Edit { key, before, after });
+            }
+        }
+    }
 }
+
+// === impl EndpointPolicy ===
+
+impl PartialEq for EndpointPolicy {
+    fn eq(&self, other: &Self) -> bool {
+        let head = |policy: &Self| (policy.enforced, policy.audit, policy.mask(), policy.deny_identity());
+        head(self) == head(other) && self.enforced_by == other.enforced_by && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for EndpointPolicy {}
 
 impl Serialize for EndpointPolicy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Row<'a> {
+        struct Row {
             #[serde(flatten)]
             key: KeyShape,
             #[serde(flatten)]
-            wanted: &'a Wanted,
+            wanted: Wanted,
         }
-        let rows: Vec<Row<'_>> =
-            self.entries.iter().map(|(key, wanted)| Row { key: KeyShape::from(*key), wanted }).collect();
-        let mut shape = serializer.serialize_struct("EndpointPolicy", 6)?;
+        let rows: Vec<Row> =
+            self.iter().map(|(key, wanted)| Row { key: KeyShape::from(key), wanted }).collect();
+        let mut shape = serializer.serialize_struct("EndpointPolicy", 7)?;
         shape.serialize_field("revision", &self.revision)?;
         shape.serialize_field("enforced", &self.enforced)?;
+        shape.serialize_field("audit", &self.audit)?;
         shape.serialize_field("enforcedBy", &self.enforced_by)?;
-        shape.serialize_field("mask", &self.mask)?;
-        shape.serialize_field("denyIdentity", &self.deny_identity)?;
+        shape.serialize_field("mask", &self.mask())?;
+        shape.serialize_field("denyIdentity", &self.deny_identity())?;
         shape.serialize_field("entries", &rows)?;
         shape.end()
     }
@@ -112,55 +291,4 @@ impl From<PolicyKey> for KeyShape {
             direction: key.dir().name(),
         }
     }
-}
-
-/// More entries than allowed were asked for.
-pub(crate) struct TooMany;
-
-/// Collects entries, merging what several rules ask for.
-pub(crate) struct Builder {
-    pub(crate) policy: EndpointPolicy,
-    max_entries: usize,
-    merged: HashMap<(usize, usize), [Origins; 3]>,
-}
-
-impl Builder {
-    pub(crate) fn new(revision: u64, max_entries: usize) -> Self {
-        let policy = EndpointPolicy { revision, ..EndpointPolicy::default() };
-        Self { policy, max_entries, merged: HashMap::new() }
-    }
-
-    pub(crate) fn add(&mut self, key: PolicyKey, deny: bool, origins: &Origins) -> Result<(), TooMany> {
-        let direction = usize::from(key.dir() == Direction::Egress);
-        let full = self.policy.entries.len() >= self.max_entries;
-        match self.policy.entries.entry(key) {
-            Entry::Vacant(_) if full => return Err(TooMany),
-            Entry::Vacant(place) => {
-                place.insert(Wanted { deny, origins: origins.clone() });
-            }
-            Entry::Occupied(mut place) => {
-                let wanted = place.get_mut();
-                wanted.deny |= deny;
-                wanted.origins = union(&mut self.merged, &wanted.origins, origins);
-            }
-        }
-        self.policy.mask[direction] |= key.mask_bit();
-        self.policy.deny_identity[direction] |= deny && key.identity != 0;
-        Ok(())
-    }
-}
-
-/// Both lists as one. The same two give the same list again; the cache holds them, so addresses stay theirs.
-fn union(merged: &mut HashMap<(usize, usize), [Origins; 3]>, a: &Origins, b: &Origins) -> Origins {
-    if Arc::ptr_eq(a, b) {
-        return a.clone();
-    }
-    let key = (a.as_ptr() as usize, b.as_ptr() as usize);
-    let [_, _, both] = merged.entry(key).or_insert_with(|| {
-        let mut both: Vec<Origin> = a.iter().chain(b.iter()).cloned().collect();
-        both.sort_unstable();
-        both.dedup();
-        [a.clone(), b.clone(), both.into()]
-    });
-    both.clone()
 }

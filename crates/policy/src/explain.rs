@@ -137,9 +137,9 @@ pub(crate) fn explain(
         _ => port,
     };
     let side = usize::from(direction == Direction::Egress);
-    let lookups: Vec<Lookup> = keys(identity, port, proto, direction, policy.mask[side])
+    let lookups: Vec<Lookup> = keys(identity, port, proto, direction, policy.mask()[side])
         .into_iter()
-        .map(|(key, shape)| Lookup { key, shape, found: policy.entries.get(&key).cloned() })
+        .map(|(key, shape)| Lookup { key, shape, found: policy.get(&key) })
         .collect();
     let first = |deny: bool| {
         lookups

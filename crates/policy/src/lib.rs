@@ -4,18 +4,24 @@
 //! enforced; [`Repository`] keeps the policies and the identities their selectors select; an [`EndpointPolicy`]
 //! is what one endpoint's policy map should hold, each entry with the rules that asked for it.
 //!
+//! Policies of subjects that are acquired are kept compiled: what an identity or a policy changes touches only
+//! what it affects, and [`Repository::sync`] says which entries are different.
+//!
 //! The datapath looks at every key that can match, any deny wins, else the most specific allow counts. So
 //! nothing is spelled out for denies. The crate refuses to know about kernels, nodes and files: it gets texts and
 //! labels, and gives entries.
 #![forbid(unsafe_code)]
 
+mod askers;
 mod budget;
 mod cidr_group;
+mod compile;
 mod element;
 mod endpoint;
 mod entity;
 mod explain;
 mod icmp;
+mod index;
 mod knp;
 mod lower;
 mod metadata;
@@ -31,16 +37,19 @@ mod referent;
 mod referents;
 mod repository;
 mod rule;
+mod rules;
 mod selector;
 mod selectors;
 mod service;
 mod settings;
+mod shapes;
 mod spec;
+mod subject;
 mod transport;
 mod unresolved;
 
 pub use budget::{Cost, Overflow};
-pub use endpoint::{EndpointPolicy, Origins, Wanted};
+pub use endpoint::{Edit, EndpointPolicy, Origins, Wanted};
 pub use explain::{Explanation, Lookup, Verdict};
 pub use lower::{Clause, Peers, ResolvedRule, resolve};
 pub use named_port::{NamedPort, NamedPortError, with_named_ports};
@@ -51,12 +60,13 @@ pub use ports::{PortMatch, icmp_port, proto};
 pub use problem::{Problem, ProblemKind, Refused};
 pub use referent::{Content, Referent};
 pub use referents::Referents;
-pub use repository::{IdentityChange, PolicyChange, Repository};
+pub use repository::{PolicyChange, Repository};
 pub use rule::{
-    Element, Entity, Kind, ObjectKey, ParsedFile, Policy, PrefixBase, PrefixSet, Protocol, Rule, ServiceBase,
-    ServiceRef, SubjectSelector, Transport,
+    Element, Entity, Kind, ObjectKey, ObjectText, ParsedFile, Policy, PrefixBase, PrefixSet, Protocol, Rule,
+    ServiceBase, ServiceRef, SubjectSelector, Transport,
 };
-pub use selectors::{SelectorCache, SelectorRow};
+pub use selectors::{SelectorCache, SelectorId, SelectorRow};
 pub use settings::{EnforcementMode, Settings};
+pub use subject::{SubjectChange, SubjectId};
 pub use transport::is_port_name;
 pub use unresolved::{Unresolved, unresolved};

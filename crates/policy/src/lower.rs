@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use villus_abi::Direction;
-use villus_labels::{KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Selector, source};
+use villus_abi::{Direction, PolicyKey};
+use villus_labels::{
+    KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Labels, NumericIdentity, Selector, source,
+};
 
 use crate::{
     Element, NamedPort, Origin, Policy, Position, PrefixBase, PrefixSet, Referents, Rule, RuleOrigin,
@@ -37,6 +39,14 @@ pub struct Clause {
     pub origin: Origin,
 }
 
+impl Clause {
+    /// The keys that the clause asks for about one peer that its selectors select; [`NumericIdentity::UNKNOWN`] is
+    /// everybody.
+    pub fn keys(&self, peer: NumericIdentity) -> impl Iterator<Item = PolicyKey> {
+        self.ports.iter().flat_map(move |ports| ports.keys(peer.0, self.direction))
+    }
+}
+
 /// A rule, or the part of one that speaks about subjects with a certain named port, its meaning resolved.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ResolvedRule {
@@ -50,6 +60,14 @@ pub struct ResolvedRule {
     pub clauses: Vec<Clause>,
     /// The prefixes that need identities of their own.
     pub prefixes: Vec<IpNet>,
+}
+
+impl ResolvedRule {
+    /// Whether it speaks about this subject.
+    #[must_use]
+    pub fn selects(&self, subject: &Labels) -> bool {
+        self.subject.matches(subject)
+    }
 }
 
 /// Resolves every rule of a policy, as things are now: what it refers to by name may come, change and go.

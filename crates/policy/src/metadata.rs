@@ -5,7 +5,7 @@ use std::sync::Arc;
 use villus_labels::{Label, Labels, source};
 
 use crate::{
-    Kind, ObjectKey, ProblemKind,
+    Kind, ObjectKey, ObjectText, ProblemKind,
     node::{Node, Value},
     read::{At, Fields, Reader},
 };
@@ -116,7 +116,7 @@ pub(crate) fn read_own_labels(reader: &mut Reader<'_>, fields: &Fields<'_>) -> L
 }
 
 /// The object as JSON with its namespace, without its status and what the API server adds for itself.
-pub(crate) fn normalised(node: &Node, key: &ObjectKey) -> serde_json::Value {
+pub(crate) fn normalised(node: &Node, key: &ObjectKey) -> ObjectText {
     let mut object = node.to_json();
     if let Some(map) = object.as_object_mut() {
         map.remove("status");
@@ -127,5 +127,5 @@ pub(crate) fn normalised(node: &Node, key: &ObjectKey) -> serde_json::Value {
             metadata.insert("namespace".to_owned(), namespace.as_ref().into());
         }
     }
-    object
+    object.into()
 }

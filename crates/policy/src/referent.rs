@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use villus_labels::{Labels, Selector};
 
-use crate::ObjectKey;
+use crate::{ObjectKey, ObjectText};
 
 /// One object that policies may refer to.
 #[derive(Clone, PartialEq, Debug)]
@@ -16,7 +16,7 @@ pub struct Referent {
     /// What it says.
     pub content: Content,
     /// The object as JSON, its namespace filled in, its status left out.
-    pub object: serde_json::Value,
+    pub object: ObjectText,
 }
 
 /// What a [`Referent`] says.

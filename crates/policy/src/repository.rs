@@ -6,15 +6,16 @@ use std::{
 };
 
 use ipnet::IpNet;
-use villus_abi::{Direction, PolicyKey};
 use villus_labels::{Labels, NumericIdentity, Selector};
 
 use crate::{
-    Clause, Cost, EndpointPolicy, EnforcementMode, ObjectKey, Origin, Overflow, Peers, Policy, Referents,
-    ResolvedRule, SelectorCache, Settings,
-    endpoint::{Builder, Origins, TooMany},
+    EndpointPolicy, ObjectKey, Overflow, Policy, Referents, ResolvedRule, SelectorCache, Settings,
+    SubjectChange, SubjectId,
+    compile::{Compiler, TooMany},
     named_port::without_named_ports,
     resolve,
+    rules::{RuleId, Rules},
+    subject::Subjects,
 };
 
 /// The policies in force. Same policies and identities give the same entries, in whatever order they came.
@@ -23,7 +24,9 @@ pub struct Repository {
     settings: Settings,
     pub(crate) referents: Referents,
     installed: BTreeMap<ObjectKey, Installed>,
+    rules: Rules,
     selectors: SelectorCache,
+    subjects: Subjects,
     prefixes: BTreeMap<IpNet, usize>,
     revision: u64,
 }
@@ -31,7 +34,7 @@ pub struct Repository {
 #[derive(Debug)]
 struct Installed {
     policy: Arc<Policy>,
-    rules: Vec<ResolvedRule>,
+    rules: Vec<RuleId>,
 }
 
 /// Prefixes whose users were counted, and whether they had any before.
@@ -68,13 +71,6 @@ impl PolicyChange {
     }
 }
 
-/// What a change of identities did.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct IdentityChange {
-    /// The selectors whose selection changed, sorted.
-    pub selectors: Vec<Selector>,
-}
-
 impl Repository {
     /// An empty repository, at revision 1, that knows the reserved identities.
     #[must_use]
@@ -89,7 +85,9 @@ impl Repository {
             settings,
             referents: Referents::default(),
             installed: BTreeMap::new(),
+            rules: Rules::default(),
             selectors,
+            subjects: Subjects::default(),
             prefixes: BTreeMap::new(),
             revision: 1,
         }
@@ -125,8 +123,7 @@ impl Repository {
         let mut touched = Touched::new();
         for key in removed {
             if let Some(old) = self.installed.remove(&key) {
-                self.count(&old.rules, false, &mut touched);
-                change.subjects.extend(old.rules.into_iter().map(|rule| rule.subject));
+                self.uninstall(old.rules, &mut touched, &mut change.subjects);
                 change.removed.push(key);
             }
         }
@@ -147,13 +144,14 @@ impl Repository {
         let referring = self.installed.values().filter(|installed| installed.policy.refers());
         for policy in referring.map(|installed| installed.policy.clone()).collect::<Vec<_>>() {
             let rules = resolve(&policy, &self.settings, &self.referents);
-            if self.installed.get(&policy.key).is_some_and(|old| old.rules != rules) {
+            if !self.rules(&policy.key).eq(&rules) {
                 self.install(policy, rules, &mut change, &mut touched);
             }
         }
         self.finish(change, touched)
     }
 
+    /// The new rules first, then without the old ones, so that selectors both use keep their selection.
     fn install(
         &mut self,
         policy: Arc<Policy>,
@@ -161,14 +159,25 @@ impl Repository {
         change: &mut PolicyChange,
         touched: &mut Touched,
     ) {
-        // The new one first, so that selectors both use keep their selection.
-        self.count(&rules, true, touched);
-        change.subjects.extend(rules.iter().map(|rule| rule.subject.clone()));
-        change.updated.push(policy.key.clone());
+        let mut ids = Vec::with_capacity(rules.len());
+        for rule in rules {
+            change.subjects.push(rule.subject.clone());
+            self.count_prefixes(&rule, true, touched);
+            let selected: Vec<SubjectId> =
+                self.subjects.iter().filter(|(_, subject)| rule.selects(subject)).map(|(id, _)| id).collect();
+            let id = self.rules.add(rule, &mut self.selectors);
+            for subject in &selected {
+                self.subjects.relate(*subject, id, true);
+            }
+            if let Some(stored) = self.rules.get_mut(id) {
+                stored.subjects.extend(selected);
+            }
+            ids.push(id);
+        }
         let key = policy.key.clone();
-        if let Some(old) = self.installed.insert(key, Installed { policy, rules }) {
-            self.count(&old.rules, false, touched);
-            change.subjects.extend(old.rules.into_iter().map(|rule| rule.subject));
+        change.updated.push(key.clone());
+        if let Some(old) = self.installed.insert(key, Installed { policy, rules: ids }) {
+            self.uninstall(old.rules, touched, &mut change.subjects);
         }
     }
 
@@ -189,23 +198,24 @@ impl Repository {
         change
     }
 
-    /// Counts or uncounts the selectors and prefixes of rules.
-    fn count(&mut self, rules: &[ResolvedRule], add: bool, touched: &mut Touched) {
-        for rule in rules {
-            for selector in rule.clauses.iter().flat_map(peer_selectors) {
-                if add {
-                    self.selectors.acquire(selector);
-                } else {
-                    self.selectors.release(selector);
-                }
+    fn uninstall(&mut self, rules: Vec<RuleId>, touched: &mut Touched, subjects: &mut Vec<Selector>) {
+        for id in rules {
+            let Some(stored) = self.rules.remove(id, &mut self.selectors) else { continue };
+            for subject in &stored.subjects {
+                self.subjects.relate(*subject, id, false);
             }
-            for prefix in &rule.prefixes {
-                touched.entry(*prefix).or_insert_with(|| self.prefixes.contains_key(prefix));
-                let users = self.prefixes.entry(*prefix).or_default();
-                *users = if add { *users + 1 } else { users.saturating_sub(1) };
-                if *users == 0 {
-                    self.prefixes.remove(prefix);
-                }
+            self.count_prefixes(&stored.rule, false, touched);
+            subjects.push(stored.rule.subject);
+        }
+    }
+
+    fn count_prefixes(&mut self, rule: &ResolvedRule, add: bool, touched: &mut Touched) {
+        for prefix in &rule.prefixes {
+            touched.entry(*prefix).or_insert_with(|| self.prefixes.contains_key(prefix));
+            let users = self.prefixes.entry(*prefix).or_default();
+            *users = if add { *users + 1 } else { users.saturating_sub(1) };
+            if *users == 0 {
+                self.prefixes.remove(prefix);
             }
         }
     }
@@ -216,14 +226,13 @@ impl Repository {
             return;
         }
         self.settings = settings;
-        for (key, mut installed) in std::mem::take(&mut self.installed) {
-            let rules = resolve(&installed.policy, &self.settings, &self.referents);
-            let mut touched = Touched::new();
-            self.count(&rules, true, &mut touched);
-            self.count(&installed.rules, false, &mut touched);
-            installed.rules = rules;
-            self.installed.insert(key, installed);
+        let all: Vec<Arc<Policy>> =
+            self.installed.values().map(|installed| installed.policy.clone()).collect();
+        for policy in all {
+            let rules = resolve(&policy, &self.settings, &self.referents);
+            self.install(policy, rules, &mut PolicyChange::default(), &mut Touched::new());
         }
+        self.subjects.spoil_all();
         self.revision += 1;
     }
 
@@ -262,9 +271,9 @@ impl Repository {
     }
 
     /// The rules of a policy, their meaning resolved.
-    #[must_use]
-    pub fn rules(&self, key: &ObjectKey) -> &[ResolvedRule] {
-        self.installed.get(key).map_or(&[], |installed| &installed.rules)
+    pub fn rules(&self, key: &ObjectKey) -> impl Iterator<Item = &ResolvedRule> {
+        let ids = self.installed.get(key).map(|installed| &installed.rules);
+        ids.into_iter().flatten().filter_map(|id| Some(&self.rules.get(*id)?.rule))
     }
 
     /// Every prefix that some policy names. Each needs an identity with the labels of
@@ -282,134 +291,105 @@ impl Repository {
     }
 
     /// Learns of an identity, or of its new labels.
-    pub fn upsert_identity(&mut self, identity: NumericIdentity, labels: &Labels) -> IdentityChange {
-        let labels = self.referents.with_ports(identity, labels);
-        IdentityChange { selectors: self.selectors.upsert(identity, &labels) }
+    pub fn upsert_identity(&mut self, identity: NumericIdentity, labels: &Labels) {
+        if identity != NumericIdentity::UNKNOWN {
+            let labels = self.referents.with_ports(identity, labels);
+            let change = self.selectors.upsert(identity, &labels);
+            let compiler = Self::compiler(&self.settings, &self.rules, &self.selectors, self.revision);
+            self.subjects.follow(identity, &change, compiler);
+        }
     }
 
     /// The named ports of an identity are others.
-    pub(crate) fn relabel_identity(&mut self, identity: NumericIdentity) -> IdentityChange {
-        match self.selectors.labels_of(identity).map(without_named_ports) {
-            Some(labels) => self.upsert_identity(identity, &labels),
-            None => IdentityChange::default(),
+    pub(crate) fn relabel_identity(&mut self, identity: NumericIdentity) {
+        if let Some(labels) = self.selectors.labels_of(identity).map(without_named_ports) {
+            self.upsert_identity(identity, &labels);
         }
     }
 
     /// Forgets an identity.
-    pub fn remove_identity(&mut self, identity: NumericIdentity) -> IdentityChange {
-        IdentityChange { selectors: self.selectors.remove(identity) }
+    pub fn remove_identity(&mut self, identity: NumericIdentity) {
+        let change = self.selectors.remove(identity);
+        let compiler = Self::compiler(&self.settings, &self.rules, &self.selectors, self.revision);
+        self.subjects.follow(identity, &change, compiler);
     }
 
-    /// Whether the policy of an endpoint with these labels is different after a change of identities.
-    #[must_use]
-    pub fn affects(&self, change: &IdentityChange, subject: &Labels) -> bool {
-        !change.selectors.is_empty()
-            && self
-                .rules_of(subject)
-                .flat_map(|rule| &rule.clauses)
-                .flat_map(peer_selectors)
-                .any(|selector| change.selectors.binary_search(selector).is_ok())
+    // === policies of endpoints ===
+
+    /// The rules that select a subject, in order of their origins.
+    pub fn rules_of(&self, subject: &Labels) -> impl Iterator<Item = &ResolvedRule> {
+        let ids = self.rules.selecting(subject);
+        let mut rules: Vec<&ResolvedRule> =
+            ids.into_iter().filter_map(|id| Some(&self.rules.get(id)?.rule)).collect();
+        rules.sort_by(|a, b| a.origin.cmp(&b.origin));
+        rules.into_iter()
     }
 
-    // === endpoints ===
-
-    /// The rules that select an endpoint with these labels.
-    pub fn rules_of<'a>(&'a self, subject: &'a Labels) -> impl Iterator<Item = &'a ResolvedRule> {
-        let rules = self.installed.values().flat_map(|installed| &installed.rules);
-        rules.filter(|rule| rule.subject.matches(subject))
-    }
-
-    /// What the policy map of an endpoint with these labels should hold.
+    /// What the policy map of a subject should hold, compiled from nothing.
     ///
     /// # Errors
     /// More than `max_entries` entries, with what costs most; then what was in force before should stay.
     pub fn endpoint_policy(&self, subject: &Labels, max_entries: usize) -> Result<EndpointPolicy, Overflow> {
-        self.compile(subject, max_entries).map_err(|TooMany| self.overflow(subject, max_entries))
+        let compiler = Self::compiler(&self.settings, &self.rules, &self.selectors, self.revision);
+        let rules = self.rules.selecting(subject);
+        let clauses = compiler.clauses(&rules);
+        compiler
+            .compile(subject, &rules, &clauses, max_entries)
+            .map_err(|TooMany| compiler.overflow(&clauses, max_entries))
     }
 
-    fn compile(&self, subject: &Labels, max_entries: usize) -> Result<EndpointPolicy, TooMany> {
-        let mut builder = Builder::new(self.revision, max_entries);
-        for direction in Direction::ALL {
-            let side = usize::from(direction == Direction::Egress);
-            let by = self.enforced_by(subject, side);
-            let enforced = !by.is_empty();
-            builder.policy.enforced[side] = enforced;
-            builder.policy.enforced_by[side] = by;
-            if !enforced {
-                let origins: Origins = Arc::from([Origin::NotEnforced]);
-                builder.add(PolicyKey::new(0, 0, 0, direction), false, &origins)?;
+    fn compiler<'a>(
+        settings: &'a Settings,
+        rules: &'a Rules,
+        selectors: &'a SelectorCache,
+        revision: u64,
+    ) -> Compiler<'a> {
+        Compiler { settings, rules, selectors, revision }
+    }
+
+    /// From now on the policy of a subject is kept compiled, until it is released as often as it was acquired. It is
+    /// there after the next [`Self::sync`].
+    pub fn acquire_subject(&mut self, subject: &Labels) -> SubjectId {
+        let selecting = self.rules.selecting(subject);
+        let (id, new) = self.subjects.acquire(subject);
+        if new {
+            for rule in selecting {
+                self.subjects.relate(id, rule, true);
+                if let Some(stored) = self.rules.get_mut(rule) {
+                    stored.subjects.insert(id);
+                }
             }
         }
-        if self.settings.mode == EnforcementMode::Never {
-            return Ok(builder.policy);
-        }
-        if self.settings.allow_localhost && builder.policy.enforced[0] {
-            let origins: Origins = Arc::from([Origin::AllowLocalhost]);
-            let key = PolicyKey::new(NumericIdentity::HOST.0, 0, 0, Direction::Ingress);
-            builder.add(key, false, &origins)?;
-        }
-        for clause in self.rules_of(subject).flat_map(|rule| &rule.clauses) {
-            self.add_clause(&mut builder, clause)?;
-        }
-        Ok(builder.policy)
+        id
     }
 
-    fn enforced_by(&self, subject: &Labels, side: usize) -> Vec<Origin> {
-        if self.settings.mode == EnforcementMode::Never {
-            return Vec::new();
-        }
-        let rules = self.rules_of(subject).filter(|rule| rule.default_deny[side]);
-        let mut by: Vec<Origin> = rules.map(|rule| rule.origin.clone()).collect();
-        if self.settings.mode == EnforcementMode::Always {
-            by.push(Origin::AlwaysEnforced);
-        }
-        if subject.has_reserved("init") {
-            by.push(Origin::Init);
-        }
-        by.sort_unstable();
-        by.dedup();
-        by
+    /// Somebody does not need a subject's policy any more.
+    pub fn release_subject(&mut self, id: SubjectId) {
+        self.subjects.release(id, &mut self.rules, &mut self.selectors);
     }
 
-    fn add_clause(&self, builder: &mut Builder, clause: &Clause) -> Result<(), TooMany> {
-        let origins: Origins = Arc::from([clause.origin.clone()]);
-        let mut add = |identity: u32| {
-            let mut keys = clause.ports.iter().flat_map(|ports| ports.keys(identity, clause.direction));
-            keys.try_for_each(|key| builder.add(key, clause.deny, &origins))
-        };
-        match &clause.peers {
-            Peers::Any => add(0),
-            Peers::Selected(selectors) => selectors
-                .iter()
-                .flat_map(|selector| self.selectors.identities_of(selector))
-                .try_for_each(|identity| add(identity.0)),
+    /// The policy of a subject as of the last [`Self::sync`], with its version: the last one that fitted.
+    #[must_use]
+    pub fn compiled(&self, id: SubjectId) -> Option<(&Arc<EndpointPolicy>, u64)> {
+        let compiled = self.subjects.get(id).filter(|compiled| compiled.version > 0)?;
+        Some((&compiled.policy, compiled.version))
+    }
+
+    /// Why the policy of a subject is not what its rules ask for: it has more entries than [`Settings::max_entries`].
+    #[must_use]
+    pub fn overflow(&self, id: SubjectId) -> Option<&Overflow> {
+        self.subjects.get(id)?.overflow.as_ref()
+    }
+
+    /// Brings all compiled policies up to date; says which entries are different since the last time. One identity that
+    /// came or went costs what its own entries cost, a policy the compiling of those it selects.
+    pub fn sync(&mut self) -> Vec<SubjectChange> {
+        let touched = self.subjects.take_touched();
+        let mut changes = Vec::with_capacity(touched.len());
+        for id in touched {
+            self.subjects.refresh(id, &self.settings, &self.rules, &mut self.selectors, self.revision);
+            changes.extend(self.subjects.take_change(id));
         }
+        changes
     }
-
-    fn overflow(&self, subject: &Labels, max_entries: usize) -> Overflow {
-        let clauses = self.rules_of(subject).flat_map(|rule| &rule.clauses);
-        let costs = clauses.map(|clause| self.cost(clause)).collect();
-        Overflow::new(max_entries, costs)
-    }
-
-    fn cost(&self, clause: &Clause) -> Cost {
-        let keys: usize = clause.ports.iter().map(|ports| ports.key_count()).sum();
-        let count = |selector: &Selector| self.selectors.identities_of(selector).len();
-        let (identities, costliest) = match &clause.peers {
-            Peers::Any => (1, None),
-            Peers::Selected(selectors) => (
-                selectors.iter().map(count).sum(),
-                selectors.iter().max_by_key(|selector| count(selector)).cloned(),
-            ),
-        };
-        Cost { origin: clause.origin.clone(), entries: identities * keys, identities, costliest }
-    }
-}
-
-fn peer_selectors(clause: &Clause) -> impl Iterator<Item = &Selector> {
-    match &clause.peers {
-        Peers::Any => &[],
-        Peers::Selected(selectors) => selectors.as_slice(),
-    }
-    .iter()
 }

@@ -1,23 +1,38 @@
 //! Which identities each selector in use selects, kept up to date as identities come and go.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
-use villus_labels::{Labels, NumericIdentity, Operator, Selector};
+use villus_labels::{Labels, NumericIdentity, Selector};
+
+use crate::{
+    SubjectId,
+    index::{Index, Postings},
+};
+
+/// A selector in use. Numbers of selectors that nobody uses any more are given to others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SelectorId(u32);
 
 /// Selectors in use, shared between all rules that write the same, and the identities they select.
 #[derive(Default, Debug)]
 pub struct SelectorCache {
-    selectors: HashMap<Selector, Selected>,
+    ids: HashMap<Selector, SelectorId>,
+    slots: Vec<Option<Selected>>,
+    free: Vec<SelectorId>,
     identities: BTreeMap<NumericIdentity, Labels>,
-    index: Index,
+    index: Index<SelectorId>,
+    postings: Postings,
 }
 
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct Selected {
+    selector: Selector,
     users: usize,
     /// Sorted.
     identities: Vec<NumericIdentity>,
+    /// Compiled policies that ask for what it selects, each with the numbers of its asks.
+    askers: BTreeMap<SubjectId, Vec<u32>>,
 }
 
 /// One row of `policy selectors`.
@@ -31,49 +46,132 @@ pub struct SelectorRow {
     pub identities: Vec<NumericIdentity>,
 }
 
+/// What an identity's coming, going or new labels did to selectors.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Reselected {
+    /// Those that select it now and did not, or the other way round.
+    pub(crate) changed: Vec<SelectorId>,
+    /// Those that select it now.
+    pub(crate) selecting: Vec<SelectorId>,
+}
+
 impl SelectorCache {
     /// Counts one more user of a selector.
-    pub fn acquire(&mut self, selector: &Selector) {
-        if let Some(known) = self.selectors.get_mut(selector) {
-            known.users += 1;
-            return;
+    pub fn acquire(&mut self, selector: &Selector) -> SelectorId {
+        if let Some(id) = self.ids.get(selector) {
+            let id = *id;
+            if let Some(known) = self.slot_mut(id) {
+                known.users += 1;
+            }
+            return id;
         }
-        let matching = self.identities.iter().filter(|(_, labels)| selector.matches(labels));
-        let identities = matching.map(|(identity, _)| *identity).collect();
-        self.index.add(selector);
-        self.selectors.insert(selector.clone(), Selected { users: 1, identities });
+        let identities = self.select(selector);
+        let selected = Selected { selector: selector.clone(), users: 1, identities, askers: BTreeMap::new() };
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None => {
+                self.slots.push(None);
+                SelectorId(u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX))
+            }
+        };
+        self.slots[id.0 as usize] = Some(selected);
+        self.index.add(selector, id);
+        self.ids.insert(selector.clone(), id);
+        id
+    }
+
+    fn select(&self, selector: &Selector) -> Vec<NumericIdentity> {
+        let matches = |identity: &NumericIdentity| {
+            self.identities.get(identity).is_some_and(|labels| selector.matches(labels))
+        };
+        match self.postings.candidates(selector) {
+            Some(mut candidates) => {
+                candidates.retain(matches);
+                candidates.shrink_to_fit();
+                candidates
+            }
+            None => self.identities.keys().filter(|identity| matches(identity)).copied().collect(),
+        }
     }
 
     /// Counts one user less; the last one takes the selector with it.
-    pub fn release(&mut self, selector: &Selector) {
-        let Some(known) = self.selectors.get_mut(selector) else { return };
+    pub fn release(&mut self, id: SelectorId) {
+        let Some(known) = self.slot_mut(id) else { return };
         known.users -= 1;
-        if known.users == 0 {
-            self.selectors.remove(selector);
-            self.index.remove(selector);
+        if known.users > 0 {
+            return;
         }
+        if let Some(gone) = self.slots.get_mut(id.0 as usize).and_then(Option::take) {
+            self.ids.remove(&gone.selector);
+            self.index.remove(&gone.selector, id);
+            self.free.push(id);
+        }
+    }
+
+    fn slot(&self, id: SelectorId) -> Option<&Selected> {
+        self.slots.get(id.0 as usize)?.as_ref()
+    }
+
+    fn slot_mut(&mut self, id: SelectorId) -> Option<&mut Selected> {
+        self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
     /// What a selector in use selects, sorted; nothing if nobody uses it.
     #[must_use]
     pub fn identities_of(&self, selector: &Selector) -> &[NumericIdentity] {
-        self.selectors.get(selector).map_or(&[], |selected| &selected.identities)
+        self.ids.get(selector).map_or(&[], |id| self.selection(*id))
     }
 
-    /// Learns of an identity, or of its new labels. Returns the selectors whose selection changed.
-    pub fn upsert(&mut self, identity: NumericIdentity, labels: &Labels) -> Vec<Selector> {
+    /// What a selector selects, sorted.
+    #[must_use]
+    pub fn selection(&self, id: SelectorId) -> &[NumericIdentity] {
+        self.slot(id).map_or(&[], |selected| &selected.identities)
+    }
+
+    /// A selector in use.
+    #[must_use]
+    pub fn selector(&self, id: SelectorId) -> Option<&Selector> {
+        self.slot(id).map(|selected| &selected.selector)
+    }
+
+    // === who asks ===
+
+    /// An ask of a compiled policy is about what the selector selects.
+    pub(crate) fn link(&mut self, id: SelectorId, subject: SubjectId, ask: u32) {
+        if let Some(selected) = self.slot_mut(id) {
+            selected.askers.entry(subject).or_default().push(ask);
+        }
+    }
+
+    /// No ask of a compiled policy is about what the selector selects any more.
+    pub(crate) fn unlink(&mut self, id: SelectorId, subject: SubjectId) {
+        if let Some(selected) = self.slot_mut(id) {
+            selected.askers.remove(&subject);
+        }
+    }
+
+    /// Compiled policies that ask for what a selector selects, each with the numbers of its asks.
+    pub(crate) fn askers(&self, id: SelectorId) -> impl Iterator<Item = (SubjectId, &[u32])> {
+        let askers = self.slot(id).map(|selected| &selected.askers);
+        askers.into_iter().flatten().map(|(subject, asks)| (*subject, asks.as_slice()))
+    }
+
+    // === identities ===
+
+    /// Learns of an identity, or of its new labels.
+    pub(crate) fn upsert(&mut self, identity: NumericIdentity, labels: &Labels) -> Reselected {
         let old = self.identities.insert(identity, labels.clone());
         if old.as_ref() == Some(labels) {
-            return Vec::new();
+            return Reselected::default();
         }
         self.reselect(identity, old.as_ref(), Some(labels))
     }
 
-    /// Forgets an identity. Returns the selectors whose selection changed.
-    pub fn remove(&mut self, identity: NumericIdentity) -> Vec<Selector> {
+    /// Forgets an identity.
+    pub(crate) fn remove(&mut self, identity: NumericIdentity) -> Reselected {
         match self.identities.remove(&identity) {
             Some(old) => self.reselect(identity, Some(&old), None),
-            None => Vec::new(),
+            None => Reselected::default(),
         }
     }
 
@@ -82,24 +180,34 @@ impl SelectorCache {
         identity: NumericIdentity,
         old: Option<&Labels>,
         new: Option<&Labels>,
-    ) -> Vec<Selector> {
-        let mut candidates = HashSet::new();
+    ) -> Reselected {
+        let mut candidates: Vec<SelectorId> = Vec::new();
         for labels in [old, new].into_iter().flatten() {
             candidates.extend(self.index.candidates(labels));
         }
-        let mut changed: Vec<Selector> = Vec::new();
-        for selector in candidates {
-            let Some(selected) = self.selectors.get_mut(&selector) else { continue };
-            let wanted = new.is_some_and(|labels| selector.matches(labels));
+        candidates.sort_unstable();
+        candidates.dedup();
+        let mut reselected = Reselected::default();
+        for id in candidates {
+            let Some(selected) = self.slots.get_mut(id.0 as usize).and_then(Option::as_mut) else { continue };
+            let wanted = new.is_some_and(|labels| selected.selector.matches(labels));
+            if wanted {
+                reselected.selecting.push(id);
+            }
             match (selected.identities.binary_search(&identity), wanted) {
                 (Ok(at), false) => drop(selected.identities.remove(at)),
                 (Err(at), true) => selected.identities.insert(at, identity),
                 _ => continue,
             }
-            changed.push(selector);
+            reselected.changed.push(id);
         }
-        changed.sort_unstable();
-        changed
+        if let Some(old) = old {
+            self.postings.remove(identity, old);
+        }
+        if let Some(new) = new {
+            self.postings.add(identity, new);
+        }
+        reselected
     }
 
     /// The identities known, with their labels.
@@ -117,9 +225,10 @@ impl SelectorCache {
     #[must_use]
     pub fn rows(&self) -> Vec<SelectorRow> {
         let mut rows: Vec<SelectorRow> = self
-            .selectors
+            .slots
             .iter()
-            .map(|(selector, Selected { users, identities })| SelectorRow {
+            .flatten()
+            .map(|Selected { selector, users, identities, .. }| SelectorRow {
                 selector: selector.clone(),
                 users: *users,
                 identities: identities.clone(),
@@ -127,84 +236,6 @@ impl SelectorCache {
             .collect();
         rows.sort_unstable_by(|a, b| a.selector.cmp(&b.selector));
         rows
-    }
-}
-
-/// Finds the selectors that labels may meet without trying all: by the key of one requirement that needs it.
-#[derive(Default, Debug)]
-struct Index {
-    by_key: HashMap<Box<str>, HashMap<Box<str>, HashSet<Selector>>>,
-    /// Those that need no label to be there.
-    others: HashSet<Selector>,
-}
-
-/// Under this value stand the selectors that only need the key.
-const ANY_VALUE: &str = "\u{0}";
-
-impl Index {
-    /// Key and values under which a selector is found; the namespace only if nothing tells more.
-    fn places(selector: &Selector) -> Option<(&str, Vec<&str>)> {
-        let rank = |key: &str, operator: &Operator| {
-            let common =
-                usize::from(key == villus_labels::KEY_NAMESPACE || key == villus_labels::KEY_CLUSTER);
-            match operator {
-                Operator::In(values) => Some((common, values.len())),
-                Operator::Exists => Some((common + 2, 0)),
-                Operator::NotIn(_) | Operator::DoesNotExist => None,
-            }
-        };
-        let (_, requirement) = selector
-            .requirements()
-            .iter()
-            .filter_map(|requirement| {
-                Some((rank(requirement.key.key(), &requirement.operator)?, requirement))
-            })
-            .min_by_key(|(rank, _)| *rank)?;
-        let values = match &requirement.operator {
-            Operator::In(values) => values.iter().map(|value| &**value).collect(),
-            _ => vec![ANY_VALUE],
-        };
-        Some((requirement.key.key(), values))
-    }
-
-    fn add(&mut self, selector: &Selector) {
-        let Some((key, values)) = Self::places(selector) else {
-            self.others.insert(selector.clone());
-            return;
-        };
-        let by_value = self.by_key.entry(key.into()).or_default();
-        for value in values {
-            by_value.entry(value.into()).or_default().insert(selector.clone());
-        }
-    }
-
-    fn remove(&mut self, selector: &Selector) {
-        let Some((key, values)) = Self::places(selector) else {
-            self.others.remove(selector);
-            return;
-        };
-        let Some(by_value) = self.by_key.get_mut(key) else { return };
-        for value in values {
-            if let Some(selectors) = by_value.get_mut(value) {
-                selectors.remove(selector);
-                if selectors.is_empty() {
-                    by_value.remove(value);
-                }
-            }
-        }
-        if by_value.is_empty() {
-            self.by_key.remove(key);
-        }
-    }
-
-    fn candidates(&self, labels: &Labels) -> impl Iterator<Item = Selector> {
-        let keyed = labels.iter().filter_map(|label| Some((label, self.by_key.get(label.key())?)));
-        keyed
-            .flat_map(|(label, by_value)| [by_value.get(label.value()), by_value.get(ANY_VALUE)])
-            .flatten()
-            .chain([&self.others])
-            .flatten()
-            .cloned()
     }
 }
 
@@ -222,21 +253,24 @@ mod tests {
         let mut cache = SelectorCache::default();
         let web = Selector::parse("app=web").unwrap();
         cache.upsert(NumericIdentity(300), &labels("app=web"));
-        cache.acquire(&web);
-        cache.acquire(&web);
+        let id = cache.acquire(&web);
+        assert_eq!(cache.acquire(&web), id);
         assert_eq!(cache.identities_of(&web), [NumericIdentity(300)]);
-        assert_eq!(cache.upsert(NumericIdentity(299), &labels("app=web,env=a")), std::slice::from_ref(&web));
-        assert!(cache.upsert(NumericIdentity(299), &labels("app=web,env=b")).is_empty());
-        assert!(cache.upsert(NumericIdentity(400), &labels("app=db")).is_empty());
+        let came = cache.upsert(NumericIdentity(299), &labels("app=web,env=a"));
+        assert_eq!(came, Reselected { changed: vec![id], selecting: vec![id] });
+        let stays = cache.upsert(NumericIdentity(299), &labels("app=web,env=b"));
+        assert_eq!(stays, Reselected { changed: vec![], selecting: vec![id] });
+        assert_eq!(cache.upsert(NumericIdentity(400), &labels("app=db")), Reselected::default());
         assert_eq!(cache.identities_of(&web), [299, 300].map(NumericIdentity));
-        assert_eq!(cache.remove(NumericIdentity(300)), std::slice::from_ref(&web));
+        assert_eq!(cache.remove(NumericIdentity(300)).changed, [id]);
         assert_eq!(
             cache.rows(),
             [SelectorRow { selector: web.clone(), users: 2, identities: vec![NumericIdentity(299)] }]
         );
-        cache.release(&web);
-        cache.release(&web);
-        assert!(cache.rows().is_empty() && cache.index.by_key.is_empty());
+        cache.release(id);
+        cache.release(id);
+        assert!(cache.rows().is_empty() && cache.index.is_empty());
+        assert_eq!(cache.identities_of(&web), []);
     }
 
     fn any_selector() -> impl Strategy<Value = Selector> {
@@ -261,19 +295,19 @@ mod tests {
         ) {
             let mut cache = SelectorCache::default();
             let (early, late) = selectors.split_at(selectors.len() / 2);
-            early.iter().for_each(|s| cache.acquire(s));
+            early.iter().for_each(|s| { cache.acquire(s); });
             for (identity, what) in steps {
                 match what {
                     Some(values) => {
                         let (a, b, c) = values;
                         let text: Vec<String> = [a, b, c].iter().enumerate().filter(|(_, v)| **v < 3)
-                            .map(|(k, v)| format!("k{k}=v{v}")).collect();
+                            .map(|(k, v)| if *v == 2 { format!("k{k}") } else { format!("k{k}=v{v}") }).collect();
                         drop(cache.upsert(NumericIdentity(identity), &labels(&text.join(","))));
                     }
                     None => drop(cache.remove(NumericIdentity(identity))),
                 }
             }
-            late.iter().for_each(|s| cache.acquire(s));
+            late.iter().for_each(|s| { cache.acquire(s); });
             for selector in &selectors {
                 let expected: Vec<_> = cache.identities().filter(|(_, l)| selector.matches(l)).map(|(i, _)| i).collect();
                 prop_assert_eq!(cache.identities_of(selector), expected);

@@ -14,10 +14,12 @@ pub struct Settings {
     pub cluster: Label,
     /// Selectors that name no cluster mean the local one (`policy-default-local-cluster`).
     pub default_local_cluster: bool,
+    /// How many entries the policies that are kept compiled may have (`bpf-policy-map-max`, less what is kept free).
+    pub max_entries: usize,
 }
 
 impl Settings {
-    /// Mode `default`, localhost by policy, selectors mean any cluster.
+    /// Mode `default`, localhost by policy, selectors mean any cluster, any number of entries.
     ///
     /// # Errors
     /// A cluster name that can't be a label's value.
@@ -27,6 +29,7 @@ impl Settings {
             allow_localhost: false,
             cluster: Label::new(source::K8S, KEY_CLUSTER, cluster_name)?,
             default_local_cluster: false,
+            max_entries: usize::MAX,
         })
     }
 }

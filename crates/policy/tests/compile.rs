@@ -105,16 +105,16 @@ fn an_unselected_endpoint_is_free_and_one_rule_makes_one_entry() {
     let free = compiled_with(Settings::new("default").unwrap(), &text, &labels("app=client"));
     assert_eq!(free.enforced, [false, false]);
     assert_eq!(
-        free.entries.keys().copied().collect::<Vec<_>>(),
+        free.keys().collect::<Vec<_>>(),
         [PolicyKey::new(0, 0, 0, INGRESS), PolicyKey::new(0, 0, 0, EGRESS)]
     );
     let server = compiled(&text);
     assert_eq!(server.enforced, [true, false]);
     assert_eq!(
-        server.entries.keys().copied().collect::<Vec<_>>(),
+        server.keys().collect::<Vec<_>>(),
         [PolicyKey::new(0, 0, 0, EGRESS), PolicyKey::new(CLIENT, 80, 6, INGRESS)]
     );
-    assert_eq!((server.mask, server.deny_identity), ([0, 0], [false, false]));
+    assert_eq!((server.mask(), server.deny_identity()), ([0, 0], [false, false]));
 }
 
 #[test]
@@ -146,8 +146,8 @@ fn shapes_of_keys_set_their_bits() {
          egressDeny:\n- toEntities: [host]\n- icmps: [{fields: [{type: EchoReply}]}]",
     ));
     let sizes = [3, 5, 6, 7, 8, 9].iter().fold(0, |mask, log2| mask | 1 << log2);
-    assert_eq!(policy.mask, [sizes, MASK_PROTO]);
-    assert_eq!(policy.deny_identity, [false, true]);
+    assert_eq!(policy.mask(), [sizes, MASK_PROTO]);
+    assert_eq!(policy.deny_identity(), [false, true]);
     assert!(policy.verdict(INGRESS, WORLD, 8999, 6).is_allowed());
     assert!(!policy.verdict(INGRESS, WORLD, 9000, 6).is_allowed());
     assert!(policy.verdict(EGRESS, WORLD, 53, 17).is_allowed());
@@ -174,13 +174,16 @@ fn nothing_is_spelled_out_for_denies() {
     let mut repository = repository(Settings::new("default").unwrap());
     let change = repository.replace_origin("p.yaml", parse("p.yaml", &text).unwrap().policies);
     assert_eq!(change.new_prefixes.len(), 5000);
+    let subjects = [server(), labels("app=x")].map(|labels| repository.acquire_subject(&labels));
+    assert_eq!(repository.sync().len(), 2);
     for (i, prefix) in change.new_prefixes.iter().enumerate() {
         let identity = NumericIdentity(NumericIdentity::SCOPE_LOCAL + 1 + i as u32);
-        let change = repository.upsert_identity(identity, &cidr_labels(*prefix));
-        assert!(repository.affects(&change, &server()) && !repository.affects(&change, &labels("app=x")));
+        repository.upsert_identity(identity, &cidr_labels(*prefix));
     }
+    let changes = repository.sync();
+    assert_eq!(changes.iter().map(|c| (c.subject, c.edits.len())).collect::<Vec<_>>(), [(subjects[0], 5000)]);
     let policy = repository.endpoint_policy(&server(), 16_384).unwrap();
-    assert_eq!(policy.entries.len(), 5000 + 40 + 1, "the last one is for ingress, which is free");
+    assert_eq!(policy.len(), 5000 + 40 + 1, "the last one is for ingress, which is free");
 
     let overflow = repository.endpoint_policy(&server(), 4096).unwrap_err();
     assert_eq!((overflow.asked, overflow.max_entries, overflow.costs.len()), (5040, 4096, 2));
@@ -250,6 +253,6 @@ fn a_verdict_is_explained_down_to_the_rule() {
     );
     assert_eq!(json["lookups"][4]["found"]["origins"][0]["policy"]["name"], "deny");
     let json = serde_json::to_value(&policy).unwrap();
-    assert_eq!(json["entries"].as_array().unwrap().len(), policy.entries.len());
+    assert_eq!(json["entries"].as_array().unwrap().len(), policy.len());
     assert_eq!(json["entries"][1]["direction"], "Ingress");
 }

@@ -38,13 +38,13 @@ fn own_examples_are_taken() {
     let policy = &addresses.policies[0];
     assert_eq!(policy.rules.len(), 2);
     assert_eq!(&*policy.rules[1].path, "specs[1]");
-    assert_eq!(policy.object.pointer("/metadata/namespace").unwrap(), "default");
+    assert_eq!(policy.object.to_json().pointer("/metadata/namespace").unwrap(), "default");
     let icmps = policy.rules[0].egress.as_ref().unwrap()[1].transport.as_ref().unwrap();
     assert_eq!(icmps[0], Transport::Icmp { v6: false, kind: 8 });
     let list = parse("list.json", &testdata("list.json")).unwrap();
     assert_eq!(list.policies.len(), 2);
-    assert!(list.policies[0].object.get("status").is_none());
-    assert!(list.policies[0].object.pointer("/metadata/managedFields").is_none());
+    assert!(list.policies[0].object.to_json().get("status").is_none());
+    assert!(list.policies[0].object.to_json().pointer("/metadata/managedFields").is_none());
 }
 
 #[test]

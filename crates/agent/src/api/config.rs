@@ -69,8 +69,7 @@ impl Node {
                 crate::policy::settings(&self.config, runtime.enforcement).map_err(ApiError::internal)?;
             self.repository.set_settings(settings);
             if self.sources.complete {
-                let all: Vec<u16> = self.endpoints.keys().copied().collect();
-                self.regenerate(all);
+                self.follow_policies();
             }
         }
         if before.audit && !runtime.audit {

@@ -66,13 +66,12 @@ impl Node {
     }
 
     fn policy_model(&self, endpoint: &Endpoint) -> EndpointPolicyStatus {
-        let Some(policy) = &endpoint.wanted else { return EndpointPolicyStatus::default() };
+        let Some(policy) = self.policy_of(endpoint.id()) else { return EndpointPolicyStatus::default() };
         let audit = endpoint.file.audit.unwrap_or(self.runtime.audit);
         let identities = |direction: Direction, deny: bool| {
             let mut all: Vec<u32> = policy
-                .entries
-                .iter()
-                .filter(|(key, wanted)| key.dir() == direction && wanted.deny == deny)
+                .map_entries()
+                .filter(|(key, entry)| key.dir() == direction && entry.is_deny() == deny)
                 .map(|(key, _)| key.identity)
                 .collect();
             all.sort_unstable();
@@ -181,7 +180,7 @@ fn health(endpoint: &Endpoint) -> EndpointHealth {
         EndpointState::Restoring => ("Pending", "Pending"),
         _ => ("Bootstrap", "Bootstrap"),
     };
-    let policy = match (&endpoint.problem, &endpoint.wanted) {
+    let policy = match (&endpoint.problem, endpoint.subject) {
         (Some(_), _) => "Warning",
         (None, Some(_)) => "OK",
         (None, None) => overall,

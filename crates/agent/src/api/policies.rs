@@ -17,7 +17,7 @@ impl Node {
             text => LabelSelector::parse(text)
                 .map_err(|error| ApiError::bad_field("labels", error.to_string()))?,
         };
-        let objects: Vec<&serde_json::Value> = self
+        let objects: Vec<&str> = self
             .repository
             .policies_with_labels(&selector)
             .filter(|policy| query.name.is_empty() || *policy.key.name == *query.name)
@@ -25,7 +25,7 @@ impl Node {
                 query.namespace.is_empty()
                     || policy.key.namespace.as_deref() == Some(query.namespace.as_str())
             })
-            .map(|policy| &policy.object)
+            .map(|policy| policy.object.text())
             .collect();
         if objects.is_empty()
             && !(query.name.is_empty() && query.labels.is_empty() && query.namespace.is_empty())
@@ -33,8 +33,7 @@ impl Node {
             return Err(ApiError::not_found("no policy is meant")
                 .hint("`villus policy get` without a name shows all"));
         }
-        let policy = serde_json::to_string(&objects).map_err(ApiError::internal)?;
-        Ok(Policy { policy, revision: self.repository.revision() })
+        Ok(Policy { policy: format!("[{}]", objects.join(",")), revision: self.repository.revision() })
     }
 
     /// Selectors in use.
@@ -53,7 +52,7 @@ impl Node {
     /// Policies that use a selector.
     fn users_of(&self, selector: &LabelSelector) -> Vec<String> {
         let uses = |policy: &&villus_policy::Policy| {
-            self.repository.rules(&policy.key).iter().flat_map(|rule| &rule.clauses).any(|clause| {
+            self.repository.rules(&policy.key).flat_map(|rule| &rule.clauses).any(|clause| {
                 matches!(&clause.peers, villus_policy::Peers::Selected(all) if all.contains(selector))
             })
         };

@@ -81,12 +81,12 @@ impl Node {
             world.ipcache.insert(key, value);
         }
         for (id, endpoint) in &self.endpoints {
-            let Some(policy) = endpoint.wanted.as_ref().filter(|_| endpoint.is_live()) else { continue };
+            let Some(policy) = self.policy_of(*id).filter(|_| endpoint.is_live()) else { continue };
             // What policy asks for, whatever was done by hand.
             world.set_policy(u32::from(*id), policy.map_entries());
             let slot = u32::from(*id);
             if let Some(record) = world.endpoints.get_mut(&slot) {
-                record.mask = policy.mask;
+                record.mask = policy.mask();
             }
         }
         world

@@ -162,8 +162,9 @@ impl Node {
         request: &Request,
     ) -> ApiResult<()> {
         let id = planned.id;
-        let affected = self.absorb_identities();
-        self.regenerate(affected);
+        self.absorb_identities();
+        self.track(id);
+        self.follow_policies();
         let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
         endpoint.file.identity = identity.0;
         endpoint.enter(EndpointState::Regenerating, format!("identity {identity}"));
@@ -187,12 +188,13 @@ impl Node {
 
     /// Writes a new endpoint's policy before anything can ask it.
     fn fill_policy(&mut self, id: u16) -> ApiResult<()> {
-        let endpoint = self.endpoints.get(&id).ok_or_else(|| gone(id))?;
-        let policy = self.compile(endpoint).map_err(|overflow| {
-            ApiError::conflict(format!("its policy does not fit: {overflow}"))
-                .hint("raise bpf-policy-map-max or make the policies select less")
-        })?;
-        let entries = policy.map_entries().collect();
+        let subject = self.endpoints.get(&id).and_then(|e| e.subject).ok_or_else(|| gone(id))?;
+        if let Some(overflow) = self.repository.overflow(subject) {
+            return Err(ApiError::conflict(format!("its policy does not fit: {overflow}"))
+                .hint("raise bpf-policy-map-max or make the policies select less"));
+        }
+        let (policy, version) = self.repository.compiled(subject).ok_or_else(|| gone(id))?;
+        let (entries, revision) = (policy.map_entries().collect(), self.repository.revision());
         let policies = &mut self.kernel.policies;
         let existing = policies.endpoints().map_err(ApiError::internal)?.contains(&id);
         if !existing {
@@ -204,9 +206,9 @@ impl Node {
         let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
         endpoint.shapes = applied.shapes;
         endpoint.size = (u32::try_from(entries.len()).unwrap_or(u32::MAX), applied.capacity);
-        endpoint.realized = policy.revision;
+        endpoint.realized = revision;
+        endpoint.version = version;
         endpoint.builds += 1;
-        endpoint.wanted = Some(std::sync::Arc::new(policy));
         Ok(())
     }
 

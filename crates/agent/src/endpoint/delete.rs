@@ -57,6 +57,7 @@ impl Node {
         note(self.kernel.flows.purge(&addresses).map(drop));
         note(self.kernel.policies.remove(id));
         self.unclaim_addresses(id);
+        self.untrack(id);
         errors
     }
 

@@ -12,13 +12,12 @@ mod restore;
 mod vanish;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Instant;
 
 use villus_api::model::{EndpointLogEntry, EndpointState};
 use villus_datapath::Shapes;
 use villus_labels::{Labels, NumericIdentity};
-use villus_policy::EndpointPolicy;
+use villus_policy::SubjectId;
 
 pub(crate) use find::find;
 pub(crate) use labels::{LabelRules, Labelled};
@@ -41,8 +40,10 @@ pub(crate) struct Endpoint {
     pub identity_labels: Labels,
     pub state: EndpointState,
     pub log: VecDeque<EndpointLogEntry>,
-    /// What its policy map should hold.
-    pub wanted: Option<Arc<EndpointPolicy>>,
+    /// Whose policy its map should hold.
+    pub subject: Option<SubjectId>,
+    /// Which version of that policy its map holds; 0 if that is not known.
+    pub version: u64,
     /// Revision of the rules that its policy map holds.
     pub realized: u64,
     /// How often its policy was compiled.
@@ -73,7 +74,8 @@ impl Endpoint {
             identity_labels: labelled.identity,
             state: EndpointState::WaitingForIdentity,
             log: VecDeque::new(),
-            wanted: None,
+            subject: None,
+            version: 0,
             realized: 0,
             builds: 0,
             shapes: Shapes::default(),

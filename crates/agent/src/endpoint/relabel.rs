@@ -34,8 +34,8 @@ impl Node {
     /// Gives an endpoint labels and their identity, which was allocated before. Returns the identity-relevant labels that
     /// it had.
     pub fn relabel(&mut self, id: u16, labelled: Labelled, identity: NumericIdentity) -> ApiResult<Labels> {
-        let affected = self.absorb_identities();
-        self.regenerate(affected);
+        self.absorb_identities();
+        self.follow_policies();
         let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
         endpoint.file.labels = labelled.all.iter().map(ToString::to_string).collect();
         endpoint.labels = labelled.all;
@@ -43,6 +43,7 @@ impl Node {
         let old = endpoint.identity();
         if old != identity {
             // Its own rules first, then who it is to others.
+            self.track(id);
             self.regenerate([id]);
             let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
             endpoint.file.identity = identity.0;

@@ -34,7 +34,6 @@ impl Node {
         }
         let endpoint = self.endpoints.get_mut(&id)?;
         endpoint.gone_since = Some(Instant::now());
-        endpoint.wanted = None;
         endpoint.enter(EndpointState::Disconnected, why);
         let labels = endpoint.identity_labels.clone();
         let addresses = endpoint.file.addresses.clone();

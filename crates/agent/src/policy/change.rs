@@ -1,6 +1,5 @@
 //! From a change of policies or identities to the maps, in an order in which nothing is denied on the way.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -17,22 +16,19 @@ impl Node {
     /// Carries a change of policies into the kernel: new prefixes get numbers, policy maps know them, then addresses
     /// have them; prefixes that nobody names go the other way round.
     pub fn realize(&mut self, change: &PolicyChange) {
-        let mut affected: BTreeSet<u16> = self
-            .endpoints
-            .values()
-            .filter(|endpoint| change.affects(&endpoint.identity_labels))
-            .map(|endpoint| endpoint.id())
-            .collect();
         self.acquire_prefixes(&change.new_prefixes);
-        affected.extend(self.absorb_identities());
-        self.regenerate(affected);
-        self.claim_prefixes();
-        self.release_prefixes(&change.gone_prefixes);
-        let affected = self.absorb_identities();
-        self.regenerate(affected);
-        self.bump_unaffected();
+        self.absorb_identities();
+        self.follow_policies();
+        self.claim_prefixes(&change.new_prefixes);
+        if !change.gone_prefixes.is_empty() {
+            self.release_prefixes(&change.gone_prefixes);
+            self.absorb_identities();
+            self.follow_policies();
+        }
         self.note_policies();
-        self.identities.save(&self.state);
+        if !(change.new_prefixes.is_empty() && change.gone_prefixes.is_empty()) {
+            self.identities.save(&self.state);
+        }
     }
 
     /// Gives prefixes numbers. Those that get none stay part of the world, which is said in the status.
@@ -51,10 +47,11 @@ impl Node {
         }
     }
 
-    /// Maps every prefix in use to its number.
-    pub fn claim_prefixes(&mut self) {
+    /// Maps prefixes that have a number to it.
+    pub fn claim_prefixes(&mut self, prefixes: &[IpNet]) {
         let mut edit = self.ipcache.edit();
-        for (prefix, identity) in self.prefixes.iter().filter(|(prefix, _)| prefix.prefix_len() > 0) {
+        for prefix in prefixes.iter().filter(|prefix| prefix.prefix_len() > 0) {
+            let Some(identity) = self.prefixes.get(prefix) else { continue };
             let mapping = Mapping::plain(*identity);
             edit.upsert(*prefix, Claim { rank: Rank::Generated, owner: OWNER.into(), revision: 0, mapping });
         }
@@ -73,30 +70,21 @@ impl Node {
         }
     }
 
-    /// Learns of identities that came or went; returns the endpoints whose policy is different for it.
-    pub fn absorb_identities(&mut self) -> BTreeSet<u16> {
-        let mut affected = BTreeSet::new();
+    /// Learns of identities that came or went; [`Self::follow_policies`] carries on what it means.
+    pub fn absorb_identities(&mut self) {
         for change in self.identity_feed.take() {
-            let selectors = match change.kind {
+            match change.kind {
                 Kind::Inserted | Kind::Updated => self.repository.upsert_identity(change.key, &change.value),
                 Kind::Deleted => self.repository.remove_identity(change.key),
-            };
-            let repository = &self.repository;
-            affected.extend(
-                self.endpoints
-                    .values()
-                    .filter(|endpoint| repository.affects(&selectors, &endpoint.identity_labels))
-                    .map(|endpoint| endpoint.id()),
-            );
+            }
         }
-        affected
     }
 
     /// What identities that came or went mean for policy maps.
     pub fn follow_identities(&mut self) {
-        let affected = self.absorb_identities();
+        self.absorb_identities();
         if self.sources.complete {
-            self.regenerate(affected);
+            self.follow_policies();
         }
     }
 }

@@ -8,7 +8,7 @@ use villus_api::model::{
 };
 use villus_api::{ApiError, ApiResult};
 use villus_labels::Selector;
-use villus_policy::{ObjectKey, ParsedFile, Policy, PolicyChange, Problem, ProblemKind, Refused};
+use villus_policy::{ObjectKey, ObjectText, ParsedFile, Policy, PolicyChange, Problem, ProblemKind, Refused};
 
 use super::API;
 use crate::node::Node;
@@ -184,7 +184,7 @@ impl Node {
         }
     }
 
-    fn keep(&self, key: &ObjectKey, object: &serde_json::Value) -> io::Result<()> {
+    fn keep(&self, key: &ObjectKey, object: &ObjectText) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(object).map_err(io::Error::other)?;
         write_atomic(&self.file_of(key), &text)
     }
@@ -215,7 +215,7 @@ fn of_the_api(parsed: &mut ParsedFile) {
 }
 
 /// The objects of a text as JSON.
-fn objects(parsed: &ParsedFile) -> impl Iterator<Item = (&ObjectKey, &serde_json::Value)> {
+fn objects(parsed: &ParsedFile) -> impl Iterator<Item = (&ObjectKey, &ObjectText)> {
     let referents = parsed.referents.iter().map(|referent| (&referent.key, &referent.object));
     referents.chain(parsed.policies.iter().map(|policy| (&policy.key, &policy.object)))
 }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use villus_config::Config;
 use villus_config::config::{AllowLocalhost, Enforcement};
+use villus_datapath::ROOM;
 use villus_labels::{KEY_CLUSTER, Label, source};
 use villus_policy::{EnforcementMode, Settings};
 
@@ -55,6 +56,7 @@ pub(crate) fn settings(config: &Config, enforcement: Enforcement) -> Result<Sett
     };
     // Without Kubernetes nobody probes endpoints from the node.
     settings.allow_localhost = config.policy.allow_localhost == AllowLocalhost::Always;
+    settings.max_entries = (config.datapath.policy_map_max as usize).saturating_sub(ROOM);
     settings.cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
         .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
     Ok(settings)

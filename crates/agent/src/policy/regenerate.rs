@@ -1,54 +1,91 @@
 //! Compiling endpoints' policies and writing them into their maps.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_api::model::EndpointState;
 use villus_datapath::policy_pin;
-use villus_datapath::{Applied, Entries, ROOM};
-use villus_policy::{EndpointPolicy, Overflow};
+use villus_datapath::{Applied, Entries};
+use villus_policy::{EndpointPolicy, SubjectChange, SubjectId};
 use villus_table::Backoff;
 
 use crate::endpoint::Endpoint;
 use crate::node::Node;
 
 impl Node {
-    /// What an endpoint's policy map should hold.
-    ///
-    /// # Errors
-    /// It would not fit.
-    pub fn compile(&self, endpoint: &Endpoint) -> Result<EndpointPolicy, Overflow> {
-        let most = (self.config.datapath.policy_map_max as usize).saturating_sub(ROOM);
-        self.repository.endpoint_policy(&endpoint.identity_labels, most)
+    /// What an endpoint's policy map should hold, as far as policies say.
+    pub fn policy_of(&self, id: u16) -> Option<&Arc<EndpointPolicy>> {
+        self.compiled_of(id).map(|(policy, _)| policy)
     }
 
-    /// Compiles these endpoints' policies and writes what differs, all replacements within one grace period. What
-    /// does not fit or fails leaves the map as it was, and is tried again.
-    pub fn regenerate(&mut self, ids: impl IntoIterator<Item = u16>) {
-        let mut batch: Vec<(u16, Entries)> = Vec::new();
-        let ids: Vec<u16> = ids.into_iter().collect();
-        if !ids.is_empty() {
-            self.read_journal();
+    fn compiled_of(&self, id: u16) -> Option<(&Arc<EndpointPolicy>, u64)> {
+        self.repository.compiled(self.endpoints.get(&id)?.subject?)
+    }
+
+    /// From now on the policy of an endpoint with its labels of now is kept compiled.
+    pub fn track(&mut self, id: u16) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        let subject = self.repository.acquire_subject(&endpoint.identity_labels);
+        if let Some(before) = endpoint.subject.replace(subject) {
+            self.repository.release_subject(before);
         }
-        for id in ids {
-            let Some(endpoint) = self.endpoints.get(&id) else { continue };
-            let compiled = self.compile(endpoint);
+        endpoint.version = 0;
+    }
+
+    /// An endpoint has no policy any more.
+    pub fn untrack(&mut self, id: u16) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id)
+            && let Some(before) = endpoint.subject.take()
+        {
+            self.repository.release_subject(before);
+        }
+    }
+
+    /// Brings compiled policies up to date and carries what is different into the maps. Endpoints that are not
+    /// concerned hold the new revision all the same.
+    pub fn follow_policies(&mut self) {
+        let changes: BTreeMap<SubjectId, SubjectChange> =
+            self.repository.sync().into_iter().map(|change| (change.subject, change)).collect();
+        let concerned =
+            self.endpoints.values().filter(|e| e.subject.is_some_and(|s| changes.contains_key(&s)));
+        let ids: Vec<u16> = concerned.map(Endpoint::id).collect();
+        self.write_policies(ids);
+        self.note_revision();
+    }
+
+    /// Writes these endpoints' policies into their maps, whatever they hold.
+    pub fn regenerate(&mut self, ids: impl IntoIterator<Item = u16>) {
+        self.follow_policies();
+        self.write_policies(ids.into_iter().collect());
+        self.note_revision();
+    }
+
+    /// Writes what differs, all replacements within one grace period. What does not fit or fails leaves the map as it
+    /// was, and is tried again.
+    fn write_policies(&mut self, ids: Vec<u16>) {
+        let mut batch: Vec<(u16, Entries)> = Vec::new();
+        if ids.is_empty() {
+            return;
+        }
+        self.read_journal();
+        for id in ids.iter().copied() {
             let Some(endpoint) = self.endpoints.get_mut(&id) else { continue };
             endpoint.builds += 1;
-            match compiled {
-                Ok(policy) => {
-                    endpoint.wanted = Some(Arc::new(policy));
-                    let live = endpoint.is_live();
-                    if live && !self.is_held(id) {
-                        self.adopt_put_back(id);
-                        batch.extend(self.wanted_entries(id).map(|entries| (id, entries)));
-                    }
-                }
-                Err(overflow) => endpoint.fail_policy(overflow.to_string(), None),
+            let overflow = endpoint.subject.and_then(|subject| self.repository.overflow(subject));
+            if let Some(overflow) = overflow {
+                endpoint.fail_policy(overflow.to_string(), None);
+            } else if endpoint.is_live() && !self.is_held(id) {
+                self.adopt_put_back(id);
+                batch.extend(self.wanted_entries(id).map(|entries| (id, entries)));
             }
         }
+        self.apply(&batch);
+        self.note_policy_conditions(&ids);
+    }
+
+    fn apply(&mut self, batch: &[(u16, Entries)]) {
         if batch.is_empty() {
-            self.note_policy_conditions();
             return;
         }
         let wanted: Vec<(u16, &Entries)> = batch.iter().map(|(id, entries)| (*id, entries)).collect();
@@ -60,13 +97,11 @@ impl Node {
                 }
             }
             Err(error) => {
-                for (id, _) in &batch {
+                for (id, _) in batch {
                     self.failed(*id, error.to_string());
                 }
             }
         }
-        self.note_policy_conditions();
-        self.wake.realized.send_modify(|count| *count += 1);
         self.wake.rejudge.notify_one();
     }
 
@@ -75,12 +110,15 @@ impl Node {
             Ok(applied) => applied,
             Err(error) => return self.failed(id, error.to_string()),
         };
+        let (entries, version) =
+            self.compiled_of(id).map_or((0, 0), |(policy, version)| (policy.len(), version));
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
         endpoint.shapes = applied.shapes;
         endpoint.hand_made = applied.hand_made.len();
-        let entries = endpoint.wanted.as_ref().map_or(0, |policy| policy.entries.len()) + endpoint.hand_made;
+        let entries = entries + endpoint.hand_made;
         endpoint.size = (u32::try_from(entries).unwrap_or(u32::MAX), applied.capacity);
-        endpoint.realized = endpoint.wanted.as_ref().map_or(0, |policy| policy.revision);
+        endpoint.realized = self.repository.revision();
+        endpoint.version = version;
         endpoint.problem = None;
         endpoint.failures = 0;
         endpoint.retry = None;
@@ -107,11 +145,13 @@ impl Node {
         }
     }
 
-    /// Endpoints that a change did not concern hold its revision all the same.
-    pub fn bump_unaffected(&mut self) {
+    /// Endpoints whose maps hold what the newest revision asks for hold that revision, whether it concerned them or not.
+    fn note_revision(&mut self) {
         let revision = self.repository.revision();
-        for endpoint in self.endpoints.values_mut() {
-            if endpoint.problem.is_none() && endpoint.wanted.is_some() {
+        for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.problem.is_none()) {
+            let version =
+                endpoint.subject.and_then(|s| self.repository.compiled(s)).map(|(_, version)| version);
+            if version == Some(endpoint.version) {
                 endpoint.realized = revision;
             }
         }
@@ -131,8 +171,9 @@ impl Node {
         }
     }
 
-    fn note_policy_conditions(&mut self) {
-        for (id, endpoint) in &self.endpoints {
+    fn note_policy_conditions(&mut self, ids: &[u16]) {
+        for id in ids {
+            let Some(endpoint) = self.endpoints.get(id) else { continue };
             let problem = endpoint
                 .problem
                 .as_ref()

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use villus_abi::Flow;
 use villus_abi::flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED};
 use villus_abi::policy::Direction;
-use villus_datapath::{Entries, FlowKey, Flows, Maps, Pins, Shapes, is_expired, now, view_policy};
+use villus_datapath::{Entries, FlowKey, Flows, Maps, Pins, is_expired, now, view_policy};
 use villus_identity::Ipcache;
-use villus_policy::{EndpointPolicy, Wanted, icmp_port, proto};
+use villus_policy::{EndpointPolicy, icmp_port, proto};
 
 use crate::node::Node;
 
@@ -62,17 +62,7 @@ impl Rejudge {
 
 /// The entries of a map as a policy that can be asked.
 fn policy_of(entries: Entries) -> EndpointPolicy {
-    let shapes = Shapes::of(&entries);
-    let nobody: Arc<[villus_policy::Origin]> = Arc::from([]);
-    let wanted = |deny| Wanted { deny, origins: nobody.clone() };
-    EndpointPolicy {
-        revision: 0,
-        entries: entries.into_iter().map(|(key, entry)| (key, wanted(entry.is_deny()))).collect(),
-        enforced: [true; 2],
-        enforced_by: [Vec::new(), Vec::new()],
-        mask: shapes.mask,
-        deny_identity: shapes.deny_identity,
-    }
+    EndpointPolicy::of_entries(entries)
 }
 
 /// Whether an endpoint that admitted the flow would not do so now.

@@ -1,0 +1,259 @@
+//! Whose policies are compiled, and what came of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use villus_abi::{PolicyEntry, PolicyKey};
+use villus_labels::{Labels, NumericIdentity};
+
+use crate::{
+    Edit, EndpointPolicy, Overflow, SelectorCache, SelectorId,
+    compile::{ClauseRef, Compiler, TooMany, number_of},
+    rules::{RuleId, Rules},
+    selectors::Reselected,
+};
+
+/// A subject, that is all that rules know of an endpoint: its identity-relevant labels and those of its named ports
+/// ([`crate::with_named_ports`]). Endpoints alike in them share one compiled policy. Numbers are not used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SubjectId(u32);
+
+/// How the policy of a subject differs from what it was at the last [`crate::Repository::sync`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SubjectChange {
+    /// Whose.
+    pub subject: SubjectId,
+    /// The version that the edits start from: who holds another one needs the whole policy.
+    pub from: u64,
+    /// The version that they lead to.
+    pub to: u64,
+    /// Entries that are different, in order of their keys. None if only the revision or the reasons are.
+    pub edits: Vec<Edit>,
+}
+
+/// One subject's policy and what it hangs on.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    subject: Labels,
+    users: usize,
+    rules: Vec<RuleId>,
+    /// The clauses that ask, in order of their numbers.
+    clauses: Vec<ClauseRef>,
+    /// Selectors that know of it.
+    links: Vec<SelectorId>,
+    pub(crate) policy: Arc<EndpointPolicy>,
+    /// Rules changed, so all of it is to be compiled anew.
+    stale: bool,
+    /// It does not fit; the policy is the last one that did.
+    pub(crate) overflow: Option<Overflow>,
+    /// What stood where something else stands since the last sync.
+    before: BTreeMap<PolicyKey, Option<PolicyEntry>>,
+    pub(crate) version: u64,
+}
+
+/// Every subject whose policy is kept compiled.
+#[derive(Debug, Default)]
+pub(crate) struct Subjects {
+    by_id: BTreeMap<SubjectId, Compiled>,
+    ids: HashMap<Labels, SubjectId>,
+    next: u32,
+    /// Those with something to tell at the next sync.
+    touched: BTreeSet<SubjectId>,
+}
+
+impl Subjects {
+    /// Counts one more user of a subject; says whether it is the first.
+    pub(crate) fn acquire(&mut self, subject: &Labels) -> (SubjectId, bool) {
+        if let Some(id) = self.ids.get(subject) {
+            if let Some(compiled) = self.by_id.get_mut(id) {
+                compiled.users += 1;
+            }
+            return (*id, false);
+        }
+        let id = SubjectId(self.next);
+        self.next = self.next.wrapping_add(1);
+        let compiled = Compiled {
+            subject: subject.clone(),
+            users: 1,
+            rules: Vec::new(),
+            clauses: Vec::new(),
+            links: Vec::new(),
+            policy: Arc::default(),
+            stale: true,
+            overflow: None,
+            before: BTreeMap::new(),
+            version: 0,
+        };
+        self.ids.insert(subject.clone(), id);
+        self.by_id.insert(id, compiled);
+        self.touched.insert(id);
+        (id, true)
+    }
+
+    /// Counts one user less; the last one takes the subject with it.
+    pub(crate) fn release(&mut self, id: SubjectId, rules: &mut Rules, selectors: &mut SelectorCache) {
+        let Some(compiled) = self.by_id.get_mut(&id) else { return };
+        compiled.users -= 1;
+        if compiled.users > 0 {
+            return;
+        }
+        if let Some(gone) = self.by_id.remove(&id) {
+            self.ids.remove(&gone.subject);
+            self.touched.remove(&id);
+            gone.links.iter().for_each(|selector| selectors.unlink(*selector, id));
+            for rule in &gone.rules {
+                if let Some(stored) = rules.get_mut(*rule) {
+                    stored.subjects.remove(&id);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: SubjectId) -> Option<&Compiled> {
+        self.by_id.get(&id)
+    }
+
+    /// Every subject.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SubjectId, &Labels)> {
+        self.by_id.iter().map(|(id, compiled)| (*id, &compiled.subject))
+    }
+
+    /// A rule selects a subject from now on, or not any more.
+    pub(crate) fn relate(&mut self, id: SubjectId, rule: RuleId, selects: bool) {
+        let Some(compiled) = self.by_id.get_mut(&id) else { return };
+        if selects {
+            compiled.rules.push(rule);
+        } else {
+            compiled.rules.retain(|other| *other != rule);
+        }
+        self.spoil(id);
+    }
+
+    /// A subject's policy is to be compiled anew.
+    pub(crate) fn spoil(&mut self, id: SubjectId) {
+        if let Some(compiled) = self.by_id.get_mut(&id) {
+            compiled.stale = true;
+            self.touched.insert(id);
+        }
+    }
+
+    pub(crate) fn spoil_all(&mut self) {
+        let all: Vec<SubjectId> = self.by_id.keys().copied().collect();
+        all.into_iter().for_each(|id| self.spoil(id));
+    }
+
+    /// Compiles a subject's policy anew if it is to be.
+    pub(crate) fn refresh(
+        &mut self,
+        id: SubjectId,
+        settings: &crate::Settings,
+        rules: &Rules,
+        selectors: &mut SelectorCache,
+        revision: u64,
+    ) {
+        let Some(compiled) = self.by_id.get_mut(&id).filter(|compiled| compiled.stale) else { return };
+        compiled.stale = false;
+        for selector in std::mem::take(&mut compiled.links) {
+            selectors.unlink(selector, id);
+        }
+        compiled.clauses = Compiler { settings, rules, selectors, revision }.clauses(&compiled.rules);
+        for (at, (rule, clause)) in compiled.clauses.iter().enumerate() {
+            let peers = rules.get(*rule).and_then(|stored| stored.peers.get(*clause as usize));
+            for selector in peers.into_iter().flatten() {
+                selectors.link(*selector, id, number_of(at));
+                compiled.links.push(*selector);
+            }
+        }
+        compiled.links.sort_unstable();
+        compiled.links.dedup();
+        let compiler = Compiler { settings, rules, selectors, revision };
+        let most = settings.max_entries;
+        match compiler.compile(&compiled.subject, &compiled.rules, &compiled.clauses, most) {
+            Ok(policy) => {
+                let edits = compiled.policy.edits_to(&policy);
+                compiled.remember(&edits);
+                compiled.policy = Arc::new(policy);
+                compiled.overflow = None;
+            }
+            Err(TooMany) => {
+                let overflow = compiler.overflow(&compiled.clauses, most);
+                compiled.overflow = Some(overflow);
+            }
+        }
+    }
+
+    /// Follows an identity that came, went or has other labels: only its own entries are touched, in the policies
+    /// that ask for what the changed selectors select.
+    pub(crate) fn follow(&mut self, identity: NumericIdentity, change: &Reselected, compiler: Compiler<'_>) {
+        let mut asks: BTreeMap<SubjectId, Vec<u32>> = BTreeMap::new();
+        for selector in &change.changed {
+            let askers = compiler.selectors.askers(*selector);
+            asks.extend(askers.map(|(subject, _)| (subject, Vec::new())));
+        }
+        for selector in &change.selecting {
+            for (subject, numbers) in compiler.selectors.askers(*selector) {
+                if let Some(all) = asks.get_mut(&subject) {
+                    all.extend_from_slice(numbers);
+                }
+            }
+        }
+        for (id, numbers) in asks {
+            let Some(compiled) = self.by_id.get_mut(&id).filter(|compiled| !compiled.stale) else { continue };
+            self.touched.insert(id);
+            compiled.follow(identity, &numbers, compiler);
+        }
+    }
+
+    /// What is different since the last time, and the policies themselves are up to date.
+    pub(crate) fn take_touched(&mut self) -> BTreeSet<SubjectId> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// A subject's change since the last time.
+    pub(crate) fn take_change(&mut self, id: SubjectId) -> Option<SubjectChange> {
+        let compiled = self.by_id.get_mut(&id)?;
+        let before = std::mem::take(&mut compiled.before);
+        let edits = before.into_iter().filter_map(|(key, before)| {
+            let after = compiled.policy.entry(&key);
+            (before != after).then_some(Edit { key, before, after })
+        });
+        let edits: Vec<Edit> = edits.collect();
+        let from = compiled.version;
+        let first = from == 0 && compiled.overflow.is_none();
+        compiled.version += u64::from(!edits.is_empty() || first);
+        Some(SubjectChange { subject: id, from, to: compiled.version, edits })
+    }
+}
+
+impl Compiled {
+    fn remember(&mut self, edits: &[Edit]) {
+        for edit in edits {
+            self.before.entry(edit.key).or_insert(edit.before);
+        }
+    }
+
+    fn follow(&mut self, identity: NumericIdentity, numbers: &[u32], compiler: Compiler<'_>) {
+        // Numbers are those of the clauses that did not fit.
+        if self.overflow.is_some() {
+            self.stale = true;
+            return;
+        }
+        let mut asks: Vec<(PolicyKey, u32)> = Vec::new();
+        asks.extend(compiler.option_asks(identity, self.policy.enforced));
+        for number in numbers {
+            let at = number.saturating_sub(number_of(0)) as usize;
+            let clause = self.clauses.get(at).and_then(|reference| compiler.clause(*reference));
+            let keys = clause.into_iter().flat_map(|(clause, _)| clause.keys(identity));
+            asks.extend(keys.map(|key| (key, *number)));
+        }
+        // An ask may be there twice; what seems not to fit is compiled anew and counted exactly.
+        if self.policy.len_with(identity.0, asks.len()) > compiler.settings.max_entries {
+            self.stale = true;
+            return;
+        }
+        let edits = Arc::make_mut(&mut self.policy).replace_identity(identity.0, &mut asks);
+        self.remember(&edits);
+    }
+}
