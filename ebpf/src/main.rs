@@ -1,4 +1,4 @@
-//! The kernel part of Villus: three tc programs that give the packet path its maps, its packet and its way out.
+//! The kernel part of Villus: four tc programs that give the packet path its maps, its packet and its way out.
 //!
 //! Nothing is decided here. Programs are shared by all endpoints; what differs is in the maps.
 #![no_std]
@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use villus_path::{Action, MARK_JUDGED, MARK_MASK, Outcome};
+use villus_path::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome};
 
 use crate::{packet::Skb, world::Kernel};
 
@@ -34,7 +34,8 @@ pub fn to_endpoint(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx.skb.skb);
     let Some(work) = world::work() else { return TC_ACT_SHOT };
     let outcome = villus_path::to_endpoint(&Kernel, &mut skb, work);
-    if outcome.action() as u8 == Action::Pass as u8 && skb.mark_bits() & MARK_MASK == MARK_JUDGED {
+    let mark = skb.mark_bits() & MARK_MASK;
+    if outcome.action() as u8 == Action::Pass as u8 && (mark == MARK_JUDGED || mark == MARK_OPENED) {
         // The mark is ours alone; whoever reads the other end of the device must not see it.
         set_mark(ctx.skb.skb, 0);
     }
@@ -50,12 +51,26 @@ pub fn from_network(ctx: TcContext) -> i32 {
     act(&mut skb, outcome, TC_ACT_UNSPEC)
 }
 
+/// Egress of an uplink, attached while policy selects the node.
+#[classifier]
+pub fn to_network(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx.skb.skb);
+    let Some(work) = world::work() else { return TC_ACT_UNSPEC };
+    let outcome = villus_path::to_network(&Kernel, &mut skb, work);
+    act(&mut skb, outcome, TC_ACT_UNSPEC)
+}
+
 /// Does what was decided.
 #[inline(always)]
 fn act(skb: &mut Skb, outcome: Outcome, pass: i32) -> i32 {
     world::remember(outcome);
     match outcome.action() {
-        Action::Pass => pass,
+        Action::Pass => {
+            if outcome.is_opened() {
+                set_mark(skb.raw(), MARK_OPENED);
+            }
+            pass
+        }
         Action::Drop => TC_ACT_SHOT,
         // SAFETY: plain helper calls with integers.
         Action::Peer => unsafe { bpf_redirect_peer(outcome.ifindex(), 0) as i32 },

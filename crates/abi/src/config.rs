@@ -23,6 +23,8 @@ pub const FLAG_VERDICT_EVENTS: u32 = 1 << 7;
 pub const FLAG_ALLOW_FRAG_NEEDED: u32 = 1 << 8;
 /// Denials pass and are reported as audit, on every endpoint.
 pub const FLAG_AUDIT: u32 = 1 << 9;
+/// The node itself is judged as an endpoint: slot [`crate::endpoint::SLOT_HOST`] holds its record.
+pub const FLAG_HOST_POLICY: u32 = 1 << 10;
 
 /// Runtime configuration of the path. 64 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,8 +5,10 @@
 
 use crate::plain;
 
-/// Slot 0 is the node itself.
+/// Slot 0 is the node itself. Its record is in use only while a policy selects the node.
 pub const SLOT_HOST: u32 = 0;
+/// Endpoint id of the node itself; its policy map is pinned as `cilium_policy_00000`.
+pub const HOST_ID: u16 = 0;
 
 /// The record is in use.
 pub const FLAG_ACTIVE: u16 = 1;

@@ -48,6 +48,8 @@ pub const HOOK_FROM_ENDPOINT: u8 = 1;
 pub const HOOK_TO_ENDPOINT: u8 = 2;
 /// [`Event::hook`]: from the network.
 pub const HOOK_FROM_NETWORK: u8 = 3;
+/// [`Event::hook`]: to the network.
+pub const HOOK_TO_NETWORK: u8 = 4;
 
 /// How a policy entry matched: numbers of Cilium's policy-verdict records (`datapath` reference 4.6).
 pub mod matched {

@@ -65,6 +65,8 @@ pub const FLOW_FWD_CLOSING: u32 = 1 << 5;
 pub const FLOW_REV_CLOSING: u32 = 1 << 6;
 /// Admitted only because of audit mode.
 pub const FLOW_AUDITED: u32 = 1 << 7;
+/// A forwarded flow to which the host's own NAT has lent one of the node's addresses: not the host's own.
+pub const FLOW_TRANSLATED: u32 = 1 << 8;
 
 /// One flow. 96 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -25,11 +25,13 @@ pub enum Hook {
     ToEndpoint,
     /// An uplink, ingress.
     FromNetwork,
+    /// An uplink, egress; only while policy selects the node.
+    ToNetwork,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 3] = [Self::FromEndpoint, Self::ToEndpoint, Self::FromNetwork];
+    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::ToEndpoint, Self::FromNetwork, Self::ToNetwork];
 
     /// Its name, which is its program's.
     #[must_use]
@@ -38,6 +40,7 @@ impl Hook {
             Self::FromEndpoint => "from_endpoint",
             Self::ToEndpoint => "to_endpoint",
             Self::FromNetwork => "from_network",
+            Self::ToNetwork => "to_network",
         }
     }
 
@@ -48,19 +51,20 @@ impl Hook {
             Self::FromEndpoint => &object.from_endpoint,
             Self::ToEndpoint => &object.to_endpoint,
             Self::FromNetwork => &object.from_network,
+            Self::ToNetwork => &object.to_network,
         }
     }
 
     const fn tcx(self) -> TcxHook {
         match self {
-            Self::ToEndpoint => TcxHook::Egress,
+            Self::ToEndpoint | Self::ToNetwork => TcxHook::Egress,
             Self::FromEndpoint | Self::FromNetwork => TcxHook::Ingress,
         }
     }
 
     const fn side(self) -> Side {
         match self {
-            Self::ToEndpoint => Side::Egress,
+            Self::ToEndpoint | Self::ToNetwork => Side::Egress,
             Self::FromEndpoint | Self::FromNetwork => Side::Ingress,
         }
     }

@@ -92,7 +92,7 @@ impl Program {
     }
 }
 
-/// The three programs of the path, loaded, with the maps of [`Maps`].
+/// The programs of the path, loaded, with the maps of [`Maps`].
 #[derive(Debug)]
 pub struct Object {
     /// On an endpoint's host-side device, ingress.
@@ -101,6 +101,8 @@ pub struct Object {
     pub to_endpoint: Program,
     /// On an uplink, ingress.
     pub from_network: Program,
+    /// On an uplink, egress.
+    pub to_network: Program,
 }
 
 impl Object {
@@ -143,8 +145,8 @@ impl Object {
 
     /// All programs.
     #[must_use]
-    pub const fn programs(&self) -> [&Program; 3] {
-        [&self.from_endpoint, &self.to_endpoint, &self.from_network]
+    pub const fn programs(&self) -> [&Program; 4] {
+        [&self.from_endpoint, &self.to_endpoint, &self.from_network, &self.to_network]
     }
 }
 
@@ -189,6 +191,7 @@ fn attempt(object: &[u8], pins: &Pins, level: VerifierLogLevel) -> std::result::
         from_endpoint: program("from_endpoint")?,
         to_endpoint: program("to_endpoint")?,
         from_network: program("from_network")?,
+        to_network: program("to_network")?,
     })
 }
 

@@ -14,14 +14,16 @@ use std::{
 
 use lab::{
     UPLINK, ifindex,
-    random::{HOP, Hook, IDS, Random, Step},
+    random::{HOP, Hook, IDS, JUDGED, Random, Step},
 };
-use villus_abi::{Event, Flow, FragPorts, Metric, PolicyEntry, PolicyKey, from_bytes, time};
+use villus_abi::{
+    Event, Flow, FragPorts, Metric, PolicyEntry, PolicyKey, endpoint::SLOT_HOST, from_bytes, time,
+};
 use villus_datapath::{
     EventRing, Flows, Maps, Object, PerCpuMap, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
 };
 use villus_path::{
-    Action, MARK_JUDGED, MARK_MASK, Outcome,
+    Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome,
     memory::{FlowKey, FragKey, Memory, word4},
 };
 use villus_testbed::{alone, run};
@@ -54,7 +56,7 @@ impl Kernel {
         let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
         let object = Object::load(&pins, &maps).unwrap();
         let last = PerCpuMap::new(object.from_endpoint.map("LAST").unwrap().unwrap(), "LAST").unwrap();
-        let policies = IDS.map(|id| (id, slotted(&maps, id))).into_iter().collect();
+        let policies = JUDGED.map(|id| (id, slotted(&maps, id))).into_iter().collect();
         let ring = EventRing::open(&maps).unwrap();
         Self { _pins: pins, maps, object, last, policies, ring, counted: BTreeMap::new() }
     }
@@ -65,7 +67,9 @@ impl Kernel {
         maps.config.insert(&0, world.config.as_ref().unwrap()).unwrap();
         for (slot, endpoint) in &world.endpoints {
             maps.endpoints.insert(slot, endpoint).unwrap();
-            maps.devices.insert(&endpoint.ifindex, slot).unwrap();
+            if *slot != SLOT_HOST {
+                maps.devices.insert(&endpoint.ifindex, slot).unwrap();
+            }
         }
         for (address, local) in &world.addrs {
             match address {
@@ -77,7 +81,7 @@ impl Kernel {
         for (key, value) in world.ipcache.iter() {
             maps.ipcache.insert(key, value).unwrap();
         }
-        for id in IDS {
+        for id in JUDGED {
             self.set_policy(id, &world.policy_entries(u32::from(id)).unwrap_or_default());
         }
         self.forget();
@@ -112,6 +116,7 @@ impl Kernel {
             Hook::From => &self.object.from_endpoint,
             Hook::To => &self.object.to_endpoint,
             Hook::Network => &self.object.from_network,
+            Hook::Out => &self.object.to_network,
         }
     }
 
@@ -225,14 +230,15 @@ fn is_refused(frame: &[u8]) -> bool {
 /// What the memory's side says the program should have done.
 fn wanted(step: &Step, before: &Step, outcome: Outcome) -> Ran {
     let verdict = match (outcome.action(), step.hook) {
-        (Action::Pass, Hook::Network) => -1,
+        (Action::Pass, Hook::Network | Hook::Out) => -1,
         (Action::Pass, _) => 0,
         (Action::Drop, _) => 2,
         _ => 7,
     };
     let mark = match (outcome.action(), step.hook) {
         (Action::Device, _) => before.frame.mark & !MARK_MASK | MARK_JUDGED,
-        (Action::Pass, Hook::To) if before.frame.mark & MARK_MASK == MARK_JUDGED => {
+        (Action::Pass, _) if outcome.is_opened() => before.frame.mark & !MARK_MASK | MARK_OPENED,
+        (Action::Pass, Hook::To) if [MARK_JUDGED, MARK_OPENED].contains(&(before.frame.mark & MARK_MASK)) => {
             before.frame.mark & !MARK_MASK
         }
         _ => before.frame.mark,
@@ -300,7 +306,7 @@ fn sequence(kernel: &mut Kernel, seed: u64) {
         (a.sport, a.dport) == (b.sport, b.dport) && close(a.expires, b.expires)
     };
     same_maps("fragment", &world.fragments(), &kernel.fragments(), same_ports);
-    for id in IDS {
+    for id in JUDGED {
         let entries = world.policy_entries(u32::from(id)).unwrap_or_default();
         let there: BTreeMap<_, _> = kernel.policies[&id].entries().unwrap().into_iter().collect();
         assert_eq!(entries, there, "policy of {id}");

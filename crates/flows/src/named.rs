@@ -128,6 +128,8 @@ named! {
         TO_ENDPOINT = abi::HOOK_TO_ENDPOINT, "to-endpoint";
         /// Ingress of an uplink.
         FROM_NETWORK = abi::HOOK_FROM_NETWORK, "from-network";
+        /// Egress of an uplink.
+        TO_NETWORK = abi::HOOK_TO_NETWORK, "to-network";
     }
 }
 

@@ -3,7 +3,7 @@
 use villus_abi::{
     Config, Endpoint, Reason,
     endpoint::{FLAG_ACTIVE, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP, SLOT_HOST},
-    event::{HOOK_TO_ENDPOINT, POINT_TO_ENDPOINT},
+    event::{HOOK_TO_ENDPOINT, POINT_TO_ENDPOINT, STATE_RELATED},
     flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED, FLOW_VIA_STACK},
     time,
 };
@@ -150,7 +150,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
         if let Some(end) = from_host(&room.facts, endpoint) {
             return finish(w, p, config, room, end);
         }
-        Side::host()
+        Side::host(w, config)
     } else if let Some(source) = endpoint_of(w, ingress) {
         Side::endpoint(source, false)
     } else {
@@ -171,6 +171,12 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
         Err(reason) => return dropped(w, p, config, room, reason),
     };
     room.note.state = known.state;
+    // The host as a router: its errors about flows belong to those.
+    let by_host = src.judged.is_some();
+    let mut src = src;
+    if known.state == STATE_RELATED && !known.from_end {
+        src.judged = None;
+    }
     // What a local sender's own hook counted under this flow is not counted again.
     let account = src.id == 0
         || match known.flow {
@@ -185,6 +191,9 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     match judge(w, p, room, &case) {
         Ok(wanted) => {
             w.count(Reason::FORWARDED, 0, p.len());
+            if by_host {
+                w.count(Reason::FORWARDED, 1, p.len());
+            }
             room.note.direction = 0;
             room.note.point = POINT_TO_ENDPOINT;
             room.note.endpoint = endpoint.id;

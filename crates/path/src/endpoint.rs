@@ -2,10 +2,11 @@
 
 use villus_abi::{
     Config, Endpoint, Reason,
+    config::{FLAG_HOST_POLICY, FLAG_TRACE_ALL},
     endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DHCP, SLOT_HOST},
     event::{
         HOOK_FROM_ENDPOINT, POINT_FROM_ENDPOINT, POINT_TO_ENDPOINT, POINT_TO_HOST, POINT_TO_NETWORK,
-        POINT_TO_STACK,
+        POINT_TO_STACK, STATE_UNKNOWN,
     },
     flow::FLOW_VIA_STACK,
     time,
@@ -17,6 +18,7 @@ use crate::{
         largest, route, too_big, way_to,
     },
     family::{Family, V4, V6},
+    host,
     judge::{Case, Side, judge, known},
     neighbour,
     outcome::{Action, Outcome},
@@ -100,6 +102,11 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     let icmp = room.facts.icmp_type;
     let discovery = F::V6 && room.facts.proto == F::ICMP && (130..=143).contains(&icmp);
     if own && !discovery && !F::is_multicast(&room.facts.dst) {
+        if config.flags & FLAG_HOST_POLICY != 0
+            && matches!(<W as Net<F>>::local(w, &room.facts.dst), Some(local) if local.slot == SLOT_HOST)
+        {
+            return host::from_endpoint(w, p, room, endpoint, config);
+        }
         return unicast(w, p, room, endpoint, config);
     }
     if discovery && (icmp == 135 || icmp == 136) {
@@ -118,13 +125,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     endpoint: &Endpoint,
     config: &Config,
 ) -> Outcome {
-    if config.flags & villus_abi::config::FLAG_TRACE_ALL != 0 {
-        room.note.point = POINT_FROM_ENDPOINT;
-        room.note.state = villus_abi::event::STATE_UNKNOWN;
-        room.note.ifindex = p.ifindex();
-        report::trace(w, p, config, room, true);
-    }
-
+    trace_sent(w, p, room, config);
     let now = time::from_ns(w.now_ns());
     let known = match known(w, p, room, now) {
         Ok(known) => known,
@@ -137,7 +138,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     let dst = match <W as Net<F>>::local(w, &room.facts.dst) {
         Some(local) if local.slot == SLOT_HOST => {
             way.point = POINT_TO_HOST;
-            Side::host()
+            Side::host_as_peer()
         }
         Some(local) => {
             let Some(to) = active(w, local.slot) else {
@@ -181,7 +182,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     room.note.endpoint = endpoint.id;
     room.note.peer = dst.id;
     room.note.ifindex = 0;
-    let mut outcome = Outcome::PASS;
+    let mut outcome = Outcome::up(config.flags & FLAG_HOST_POLICY != 0, known.forward);
     if way.action as u8 != Action::Pass as u8 {
         if !route(p, &room.facts, &room.next.mac, &room.next.own_mac) {
             return dropped(w, p, config, room, Reason::WRITE);
@@ -198,6 +199,17 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     w.count(Reason::FORWARDED, 1, p.len());
     report::trace(w, p, config, room, wanted);
     outcome
+}
+
+/// Reports a packet as an endpoint sends it, if every packet is wanted.
+#[inline(always)]
+pub(crate) fn trace_sent<F: Pick, W: World, P: Packet>(w: &W, p: &P, room: &mut Room<F>, config: &Config) {
+    if config.flags & FLAG_TRACE_ALL != 0 {
+        room.note.point = POINT_FROM_ENDPOINT;
+        room.note.state = STATE_UNKNOWN;
+        room.note.ifindex = p.ifindex();
+        report::trace(w, p, config, room, true);
+    }
 }
 
 /// The endpoint of a slot, if it is in use.

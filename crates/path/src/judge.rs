@@ -3,8 +3,8 @@
 
 use villus_abi::{
     Config, Direction, Endpoint, Reason,
-    config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT as CONFIG_AUDIT},
-    endpoint::FLAG_AUDIT,
+    config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT as CONFIG_AUDIT, FLAG_HOST_POLICY},
+    endpoint::{FLAG_AUDIT, HOST_ID},
     event::{STATE_ESTABLISHED, STATE_RELATED},
     flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED},
     ipcache::FLAG_PENDING,
@@ -14,7 +14,7 @@ use villus_abi::{
 use crate::{
     family::Family,
     flow::{self, Known},
-    fragment,
+    fragment, host,
     parse::{Facts, Kind},
     policy::{Ask, Question},
     report,
@@ -52,10 +52,17 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// This node.
+    /// This node, not judged.
     #[inline(always)]
-    pub(crate) const fn host() -> Self {
-        Self { judged: None, id: 0, identity: HOST, pending: false }
+    pub(crate) const fn host_as_peer() -> Self {
+        Self { judged: None, id: HOST_ID, identity: HOST, pending: false }
+    }
+
+    /// This node, judged if policy selects it.
+    #[inline(always)]
+    pub(crate) fn host<W: World>(w: &'a W, config: &Config) -> Self {
+        let judged = if config.flags & FLAG_HOST_POLICY == 0 { None } else { host::record(w) };
+        Self { judged, ..Self::host_as_peer() }
     }
 
     /// Somebody without an identity of their own.
@@ -100,24 +107,47 @@ pub(crate) fn known<'a, F: Pick, W: World + Net<F>, P: Packet>(
     room: &mut Room<F>,
     now: Tick,
 ) -> Result<Known<'a>, Reason> {
+    let reason = key(w, p, room, now);
+    if reason.0 != 0 { Err(reason) } else { Ok(look_up(w, p, room, now)) }
+}
+
+/// Fills in the key of a packet's flow, of a fragment with what the first one said. The reason is that of what flows
+/// cannot be made of.
+#[inline(always)]
+pub(crate) fn key<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    now: Tick,
+) -> Reason {
     if room.facts.fragment {
         let reason = fragment::track(w, p, room, now);
         if reason.0 != 0 {
-            return Err(reason);
+            return reason;
         }
     }
     flow::key_of(&room.facts, &mut room.key);
+    if room.facts.kind as u8 == Kind::Unknown as u8 { Reason::CT_UNKNOWN_L4 } else { Reason::FORWARDED }
+}
+
+/// What a packet whose key is filled in is to the flow table.
+#[inline(always)]
+pub(crate) fn look_up<'a, F: Pick, W: World + Net<F>, P: Packet>(
+    w: &'a W,
+    p: &P,
+    room: &mut Room<F>,
+    now: Tick,
+) -> Known<'a> {
     match room.facts.kind {
-        Kind::Unknown => Err(Reason::CT_UNKNOWN_L4),
-        Kind::Message => Ok(Known::NEW),
+        Kind::Unknown | Kind::Message => Known::NEW,
         Kind::Error => {
             if !F::quoted(p, &room.facts, &mut room.quoted) {
-                return Ok(Known::NEW);
+                return Known::NEW;
             }
             flow::key_of(&room.quoted, &mut room.key);
-            Ok(flow::related(w, &room.facts, &room.quoted, &room.key, now))
+            flow::related(w, &room.facts, &room.quoted, &room.key, now)
         }
-        _ => Ok(flow::find(w, &room.facts, &room.key, now)),
+        _ => flow::find(w, &room.facts, &room.key, now),
     }
 }
 
@@ -248,7 +278,7 @@ fn record<F: Pick, W: World + Net<F>, P: Packet>(
 ) -> Result<bool, Reason> {
     let account = if case.account { Some(p.len()) } else { None };
     let Some(flow) = case.known.flow else {
-        if matches!(room.facts.kind, Kind::Error | Kind::Message) {
+        if matches!(room.facts.kind, Kind::Error | Kind::Message | Kind::Unknown) {
             return Ok(true);
         }
         let flow = &mut room.flow;

@@ -5,8 +5,8 @@
 //! `__sk_buff`, the tests give it hash maps and byte vectors, `villus why` a snapshot of the kernel's maps.
 //! It refuses to know where it runs.
 //!
-//! Three hooks enter it: [`from_endpoint`], [`to_endpoint`] and [`from_network`]. Each returns an
-//! [`Outcome`]: what to do with the packet, which by then carries its new headers.
+//! Four hooks enter it: [`from_endpoint`], [`to_endpoint`], [`from_network`] and [`to_network`]. Each returns
+//! an [`Outcome`]: what to do with the packet, which by then carries its new headers.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod endpoint;
 mod family;
 mod flow;
 mod fragment;
+mod host;
 mod judge;
 #[cfg(feature = "memory")]
 pub mod memory;
@@ -33,8 +34,9 @@ mod world;
 pub use deliver::to_endpoint;
 pub use endpoint::from_endpoint;
 pub use family::{Family, V4, V6};
+pub use host::to_network;
 pub use network::from_network;
-pub use outcome::{Action, MARK_JUDGED, MARK_MASK, Outcome};
+pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome};
 pub use parse::{ETH_HLEN, Facts, Kind, Parse};
 pub use policy::{Ask, Question, Verdict, verdict};
 pub use report::{emit, end};

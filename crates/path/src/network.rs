@@ -2,6 +2,7 @@
 
 use villus_abi::{
     Config, Endpoint, Reason,
+    config::FLAG_HOST_POLICY,
     endpoint::{FLAG_ACTIVE, SLOT_HOST},
     event::{HOOK_FROM_NETWORK, POINT_TO_ENDPOINT},
     time,
@@ -10,6 +11,7 @@ use villus_abi::{
 use crate::{
     deliver::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, route, too_big, way_to},
     family::{Family as _, V4, V6},
+    host,
     judge::{Case, Side, judge, known},
     outcome::{Action, Outcome},
     report::{self, Note, dropped},
@@ -18,8 +20,8 @@ use crate::{
 };
 
 /// What comes in on an uplink: nobody outside may use an address of this node or its endpoints as a source;
-/// where no NAT is wanted, packets for an endpoint are judged and handed over here. Everything else is the
-/// stack's.
+/// where no NAT is wanted, packets for an endpoint are judged and handed over here; if policy selects the node,
+/// packets for the node are judged here. Everything else is the stack's.
 #[inline(always)]
 pub fn from_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
     let Some(config) = w.config() else { return Outcome::PASS };
@@ -50,10 +52,17 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     if <W as Net<F>>::local(w, &room.facts.src).is_some() {
         return dropped(w, p, config, room, Reason::SOURCE_IP);
     }
+    if config.flags & (F::DIRECT | FLAG_HOST_POLICY) == 0 {
+        return Outcome::PASS;
+    }
+    let local = <W as Net<F>>::local(w, &room.facts.dst);
+    if config.flags & FLAG_HOST_POLICY != 0 && host::is_for_host(p, &room.facts, local) {
+        return host::ingress(w, p, room, config);
+    }
     if config.flags & F::DIRECT == 0 {
         return Outcome::PASS;
     }
-    let Some(local) = <W as Net<F>>::local(w, &room.facts.dst) else { return Outcome::PASS };
+    let Some(local) = local else { return Outcome::PASS };
     if local.slot == SLOT_HOST {
         return Outcome::PASS;
     }

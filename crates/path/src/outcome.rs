@@ -6,6 +6,9 @@ use villus_abi::Reason;
 pub const MARK_MASK: u32 = 0x0f00;
 /// Mark of a packet that was judged for the endpoint it is being delivered to.
 pub const MARK_JUDGED: u32 = 0x0800;
+/// Mark of a packet that an endpoint sends up the stack in a flow that it opened: if the stack's NAT lends it an address
+/// of the node, answers to that address are the endpoint's.
+pub const MARK_OPENED: u32 = 0x0700;
 
 /// What the hook's glue does with the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,9 +31,18 @@ pub enum Action {
 #[repr(transparent)]
 pub struct Outcome(u64);
 
+/// The packet goes on with [`MARK_OPENED`].
+const OPENED: u64 = 1 << 16;
+
 impl Outcome {
     /// On to the stack or the device.
     pub const PASS: Self = Self(0);
+
+    /// On to the stack, marked with [`MARK_OPENED`] if marks are wanted and its flow's opener sent it.
+    #[must_use]
+    pub const fn up(marks: bool, by_opener: bool) -> Self {
+        Self((marks & by_opener) as u64 * OPENED)
+    }
 
     /// Drop for a reason.
     #[must_use]
@@ -66,6 +78,12 @@ impl Outcome {
             4 => Action::Neighbour,
             _ => Action::Drop,
         }
+    }
+
+    /// Whether the packet goes on with [`MARK_OPENED`].
+    #[must_use]
+    pub const fn is_opened(self) -> bool {
+        self.0 & OPENED != 0
     }
 
     /// Why it ended, when it did.

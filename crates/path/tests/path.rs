@@ -11,6 +11,8 @@ mod flows;
 mod forward;
 #[path = "path/fragments.rs"]
 mod fragments;
+#[path = "path/host.rs"]
+mod host;
 mod lab;
 #[path = "path/neighbours.rs"]
 mod neighbours;

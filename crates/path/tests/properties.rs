@@ -56,6 +56,8 @@ proptest! {
             villus_path::to_endpoint(&world, &mut frame.clone(), &mut work);
             villus_path::to_endpoint(&world, &mut frame.clone().via(0), &mut work);
             villus_path::from_network(&world, &mut frame.clone(), &mut work);
+            villus_path::to_network(&world, &mut frame.clone(), &mut work);
+            villus_path::to_network(&world, &mut frame.clone().via(0), &mut work);
         }
     }
 }

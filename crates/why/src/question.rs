@@ -5,7 +5,8 @@ use std::{fmt, net::IpAddr};
 use serde::Serialize;
 use villus_abi::{
     Endpoint,
-    endpoint::{FLAG_ACTIVE, SLOT_HOST},
+    config::FLAG_HOST_POLICY,
+    endpoint::{FLAG_ACTIVE, HOST_ID, SLOT_HOST},
     ipcache::{FLAG_PENDING, STATIC_BITS},
 };
 use villus_path::memory::{Memory, address4, address6};
@@ -27,9 +28,10 @@ pub enum Error {
         /// The destination.
         dst: IpAddr,
     },
-    /// Neither side is an endpoint.
+    /// Neither side is judged.
     #[error(
-        "{src} and {dst}: neither is an endpoint of this node, so Villus does not judge this traffic here"
+        "{src} and {dst}: neither is an endpoint of this node, nor does a policy select the node itself, so Villus does \
+         not judge this traffic here"
     )]
     NotOurs {
         /// The source.
@@ -103,7 +105,7 @@ pub struct Side {
     pub address: IpAddr,
     /// What it is.
     pub kind: Kind,
-    /// The endpoint, if it is one of this node's.
+    /// The endpoint, if it is one of this node's; the node itself while a policy selects it.
     pub endpoint: Option<u16>,
     /// Its identity.
     pub identity: u32,
@@ -152,6 +154,12 @@ pub(crate) fn record(world: &Memory, slot: u32) -> Option<&Endpoint> {
     world.endpoints.get(&slot).filter(|endpoint| endpoint.has(FLAG_ACTIVE))
 }
 
+/// Whether a policy selects the node itself.
+fn is_node_judged(world: &Memory) -> bool {
+    let flags = world.config.map_or(0, |config| config.flags);
+    flags & FLAG_HOST_POLICY != 0 && record(world, SLOT_HOST).is_some()
+}
+
 /// Who sends from an address: its endpoint is the one that owns it, also when the address map has lost it.
 pub(crate) fn source(world: &Memory, address: IpAddr) -> Side {
     let owner = world.endpoints.values().find(|endpoint| {
@@ -160,8 +168,8 @@ pub(crate) fn source(world: &Memory, address: IpAddr) -> Side {
             && (address4(endpoint.ipv4) == address || address6(&endpoint.ipv6) == address)
     });
     match owner {
-        Some(endpoint) => of_endpoint(address, endpoint),
-        None => side(world, address),
+        Some(endpoint) if endpoint.id != HOST_ID => of_endpoint(address, endpoint),
+        _ => side(world, address),
     }
 }
 
@@ -171,7 +179,7 @@ pub(crate) fn side(world: &Memory, address: IpAddr) -> Side {
         Some(local) if local.slot == SLOT_HOST => Side {
             address,
             kind: Kind::Host,
-            endpoint: None,
+            endpoint: is_node_judged(world).then_some(HOST_ID),
             identity: HOST,
             pending: false,
             derived: Derivation::Node,

@@ -7,7 +7,7 @@ use villus_abi::Endpoint;
 use villus_path::{
     Action, Outcome, Work, from_endpoint, from_network,
     memory::{Build, FlowKey, Frame, Memory, NextHop, Step, Transport},
-    to_endpoint,
+    to_endpoint, to_network,
 };
 
 use crate::{
@@ -29,6 +29,8 @@ pub enum Hook {
     ToEndpoint,
     /// What comes in on an uplink.
     FromNetwork,
+    /// What goes out on an uplink.
+    ToNetwork,
 }
 
 /// Whether the packet belonged to a flow when a hook saw it.
@@ -111,7 +113,14 @@ pub struct Explanation {
 pub fn why(world: &Memory, question: &Question) -> Result<Explanation, Error> {
     let (from, to) = addresses(world, question)?;
     let (src, dst) = (source(world, from), side(world, to));
-    if src.kind != Kind::Endpoint && dst.kind != Kind::Endpoint {
+    let is_judged = |side: &Side| match side.kind {
+        Kind::Endpoint => true,
+        Kind::Host => side.endpoint.is_some(),
+        Kind::Outside => false,
+    };
+    // What the node sends itself meets no hook.
+    let stays = src.kind == Kind::Host && dst.kind == Kind::Host;
+    if stays || !is_judged(&src) && !is_judged(&dst) {
         return Err(Error::NotOurs { src: from, dst: to });
     }
     let packet = packet(world, question, &src, &dst);
@@ -175,7 +184,15 @@ type HookFn = fn(&Memory, &mut Frame, &mut Work) -> Outcome;
 impl Run<'_> {
     fn go(&mut self, src: &Side, dst: &Side) -> Fate {
         let mut ingress = 0;
-        if let Some(sender) = self.record_of(src) {
+        if src.kind == Kind::Host {
+            if dst.kind == Kind::Outside {
+                let frame = self.frame(UPLINK, 0);
+                return match self.pass(Hook::ToNetwork, to_network, frame, src.endpoint) {
+                    Action::Drop => Fate::Dropped,
+                    _ => Fate::LeavesByStack,
+                };
+            }
+        } else if let Some(sender) = self.record_of(src) {
             ingress = sender.ifindex;
             let frame = self.frame(sender.ifindex, sender.ifindex);
             match self.pass(Hook::FromEndpoint, from_endpoint, frame, Some(sender.id)) {
@@ -193,9 +210,10 @@ impl Run<'_> {
                 Action::Neighbour | Action::Pass => {}
             }
         }
-        let Some(receiver) = self.record_of(dst) else {
-            return if dst.kind == Kind::Host { Fate::DeliveredToHost } else { Fate::LeavesByStack };
-        };
+        if dst.kind == Kind::Host {
+            return Fate::DeliveredToHost;
+        }
+        let Some(receiver) = self.record_of(dst) else { return Fate::LeavesByStack };
         if ingress != 0 {
             self.packet.ttl -= 1;
         }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use villus_abi::endpoint::SLOT_HOST;
+
 use crate::{
     judgement::{Judgement, Lookup},
     question::{Derivation, Kind, Side},
@@ -40,7 +42,7 @@ impl Explanation {
             Fate::Dropped => {
                 let denied = self.passes.iter().flat_map(|pass| &pass.judgements).find(|j| !j.allowed);
                 let by = denied.map_or_else(String::new, |j| {
-                    format!(", by the {} policy of endpoint {}", j.direction.to_lowercase(), j.endpoint)
+                    format!(", by the {} policy of {}", j.direction.to_lowercase(), owner(j.endpoint))
                 });
                 format!("dropped: {} ({}){by}", self.text, self.reason)
             }
@@ -61,6 +63,7 @@ fn describe(pass: &Pass, names: &Names<'_>, lines: &mut Vec<String>) {
         (Hook::ToEndpoint, Some(id)) => format!("delivered to endpoint {id} by the host's stack"),
         (Hook::FromEndpoint | Hook::ToEndpoint, None) => "at an endpoint".to_owned(),
         (Hook::FromNetwork, _) => "received on an uplink".to_owned(),
+        (Hook::ToNetwork, _) => "sent on an uplink".to_owned(),
     };
     let flow = match pass.flow {
         Flow::NotAsked => "",
@@ -73,7 +76,7 @@ fn describe(pass: &Pass, names: &Names<'_>, lines: &mut Vec<String>) {
     }
     if pass.judgements.is_empty() {
         lines.push(if pass.reason == 0 {
-            "  no policy of an endpoint is asked here".to_owned()
+            "  no policy is asked here".to_owned()
         } else {
             format!("  refused before any policy is asked: {} ({})", pass.text, pass.reason)
         });
@@ -87,14 +90,19 @@ fn judged(judgement: &Judgement, names: &Names<'_>, lines: &mut Vec<String>) {
     let (direction, to_or_from) = if judgement.is_egress() { ("egress", "to") } else { ("ingress", "from") };
     let asked = port(judgement.port, 1, judgement.proto);
     lines.push(format!(
-        "  {direction} policy of endpoint {}: {to_or_from} identity {}, {asked}",
-        judgement.endpoint,
+        "  {direction} policy of {}: {to_or_from} identity {}, {asked}",
+        owner(judgement.endpoint),
         identity(judgement.identity, judgement.pending, names),
     ));
     for lookup in &judgement.lookups {
         lines.push(format!("    {}", entry(lookup)));
     }
     lines.push(format!("    {}", conclusion(judgement)));
+}
+
+/// Whose policy it is.
+fn owner(slot: u32) -> String {
+    if slot == SLOT_HOST { "this node".to_owned() } else { format!("endpoint {slot}") }
 }
 
 fn entry(lookup: &Lookup) -> String {

@@ -177,3 +177,38 @@ fn audit_says_that_a_denial_passed() {
     assert!(answer.allowed && answer.passes[0].audited, "{answer}");
     assert!(answer.to_string().contains("audit mode lets it pass"));
 }
+
+#[test]
+fn the_node_is_a_side_like_others_while_a_policy_selects_it() {
+    let mut world = world();
+    let node = "10.0.0.254";
+    let ssh = question("1.1.1.1", node, 22, 6);
+    assert!(matches!(why(&world, &ssh), Err(Error::NotOurs { .. })));
+    world.config.as_mut().unwrap().flags |= villus_abi::config::FLAG_HOST_POLICY;
+    let host = Endpoint { flags: FLAG_ACTIVE, identity: 1, mask: [MASK_ALL; 2], ..Endpoint::default() };
+    world.endpoints.insert(0, host);
+    world.set_policy(
+        0,
+        [
+            (PolicyKey::new(0, 22, 6, Direction::Ingress), PolicyEntry::ALLOW),
+            (PolicyKey::new(0, 53, 17, Direction::Egress), PolicyEntry::ALLOW),
+        ],
+    );
+    for (src, dst, port, proto, fate, reason) in [
+        ("1.1.1.1", node, 22, 6, Fate::DeliveredToHost, 0),
+        ("1.1.1.1", node, 23, 6, Fate::Dropped, 133),
+        (node, "1.1.1.1", 53, 17, Fate::LeavesByStack, 0),
+        (node, "1.1.1.1", 80, 6, Fate::Dropped, 133),
+        ("10.0.0.1", node, 22, 6, Fate::DeliveredToHost, 0),
+        ("10.0.0.1", node, 23, 6, Fate::Dropped, 133),
+        (node, "10.0.0.1", 80, 6, Fate::Dropped, 133),
+    ] {
+        let answer = why(&world, &question(src, dst, port, proto)).unwrap();
+        assert_eq!((answer.fate, answer.reason), (fate, reason), "{src} {dst} {port}\n{answer}");
+    }
+    let text = why(&world, &question("1.1.1.1", node, 23, 6)).unwrap().to_string();
+    assert!(text.ends_with("by the ingress policy of this node"), "{text}");
+    assert!(matches!(why(&world, &question(node, node, 22, 6)), Err(Error::NotOurs { .. })));
+    let from_the_node = Question { src: Party::Endpoint(0), ..question(node, "1.1.1.1", 53, 17) };
+    assert!(why(&world, &from_the_node).unwrap().allowed);
+}

@@ -208,5 +208,6 @@ fn hook(hook: Hook) -> &'static str {
         Hook::FromEndpoint => "from endpoint",
         Hook::ToEndpoint => "to endpoint",
         Hook::FromNetwork => "from network",
+        Hook::ToNetwork => "to network",
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use villus_abi::{
     Config, Direction, Endpoint, Event, Flow, IpcacheValue, Local, PolicyEntry, PolicyKey, Reason,
+    config::FLAG_HOST_POLICY,
     endpoint::{
         ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP,
         MASK_ALL,
@@ -17,7 +18,7 @@ use villus_abi::{
 use villus_path::{
     Action, Outcome, Work, from_endpoint, from_network,
     memory::{Build, Frame, Memory},
-    to_endpoint,
+    to_endpoint, to_network,
 };
 
 pub const FIN: u8 = 1;
@@ -89,6 +90,16 @@ pub fn record(id: u16, flags: u16) -> Endpoint {
         mac: mac(id),
         node_mac: node_mac(id),
         policy: u32::from(id),
+        ..Endpoint::default()
+    }
+}
+
+/// The node's record.
+pub fn host_record(flags: u16) -> Endpoint {
+    Endpoint {
+        flags: FLAG_ACTIVE | flags,
+        identity: identity(HOST),
+        mask: [MASK_ALL; 2],
         ..Endpoint::default()
     }
 }
@@ -168,6 +179,20 @@ impl Lab {
     pub fn net(&self, packet: &Build) -> Outcome {
         let mut frame = Frame::new(packet.frame(), UPLINK);
         from_network(&self.world, &mut frame, &mut Work::default())
+    }
+
+    /// A packet goes out on the uplink, as the stack gives it there: made on the node (`ingress` 0) or forwarded.
+    pub fn out(&self, ingress: u32, mark: u32, packet: &Build) -> Outcome {
+        let mut frame = Frame::new(packet.frame(), UPLINK).via(ingress);
+        frame.mark = mark;
+        to_network(&self.world, &mut frame, &mut Work::default())
+    }
+
+    /// The node itself is judged, by a policy of its own that is open.
+    pub fn select_node(&mut self, flags: u16) {
+        self.world.config.as_mut().unwrap().flags |= FLAG_HOST_POLICY;
+        self.world.endpoints.insert(u32::from(HOST), host_record(flags));
+        self.world.set_policy(u32::from(HOST), allow_all());
     }
 
     /// The flow that there is.

@@ -5,20 +5,26 @@ use std::net::{IpAddr, SocketAddr};
 use fastrand::Rng;
 use villus_abi::{
     Config, Direction, IpcacheValue, Local, PolicyEntry, PolicyKey,
-    config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_TRACE_ALL},
+    config::{
+        FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY, FLAG_TRACE_ALL,
+    },
     endpoint as ep,
     ipcache::FLAG_PENDING,
     time,
 };
 use villus_path::{
-    MARK_JUDGED, Neighbour, Outcome, Work,
+    MARK_JUDGED, MARK_OPENED, Neighbour, Outcome, Work,
     memory::{Build, FlowKey, Frame, Memory, NextHop, Transport, arp},
 };
 
-use super::{ACK, FIN, RST, SYN, UPLINK, addr, identity, ifindex, ip, mac, outside, record};
+use super::{
+    ACK, FIN, HOST, RST, SYN, UPLINK, addr, host_record, identity, ifindex, ip, mac, outside, record,
+};
 
 /// Endpoints of a random node; 0 is the node.
 pub const IDS: [u16; 4] = [1, 2, 3, 4];
+/// Those that have a policy: endpoints, and the node.
+pub const JUDGED: [u16; 5] = [HOST, 1, 2, 3, 4];
 /// A slot that never holds a policy map.
 pub const NO_MAP: u32 = 9;
 /// The neighbour of the uplink.
@@ -38,6 +44,7 @@ pub enum Hook {
     From,
     To,
     Network,
+    Out,
 }
 
 /// A packet at a hook.
@@ -55,6 +62,7 @@ impl Step {
             Hook::From => villus_path::from_endpoint(world, &mut self.frame, &mut work),
             Hook::To => villus_path::to_endpoint(world, &mut self.frame, &mut work),
             Hook::Network => villus_path::from_network(world, &mut self.frame, &mut work),
+            Hook::Out => villus_path::to_network(world, &mut self.frame, &mut work),
         }
     }
 }
@@ -113,6 +121,14 @@ impl Random {
                 world.set_policy(u32::from(id), entries);
             }
         }
+        let mut host = host_record(self.pick(&[0, 0, 0, ep::FLAG_AUDIT, ep::FLAG_DENY_ID_EGRESS]));
+        host.flags &= if self.one_in(20) { !ep::FLAG_ACTIVE } else { !0 };
+        if self.one_in(15) {
+            host.policy = NO_MAP;
+        }
+        world.endpoints.insert(0, host);
+        let entries = self.policy();
+        world.set_policy(0, entries);
         world.remove_policy(NO_MAP);
         world.addrs.insert(ip("10.0.9.9"), Local { slot: 1, flags: 0 });
         for v6 in [false, true] {
@@ -130,6 +146,7 @@ impl Random {
             (FLAG_DIRECT_V6, 2),
             (FLAG_TRACE_ALL, 4),
             (FLAG_AUDIT, 20),
+            (FLAG_HOST_POLICY, 2),
             (villus_abi::config::FLAG_TRACE, 5),
         ] {
             if self.one_in(chance) {
@@ -200,13 +217,13 @@ impl Random {
     }
 
     fn address(&mut self, v6: bool) -> IpAddr {
-        match self.rng.u8(0..12) {
-            0..7 => {
+        match self.rng.u8(0..15) {
+            0..7 | 14 => {
                 let id = self.pick(&IDS);
                 addr(v6, id)
             }
-            7 => addr(v6, 0),
-            8 => outside(v6),
+            7 | 12 => addr(v6, 0),
+            8 | 13 => outside(v6),
             9 => ip(if v6 { "fd99::1" } else { "10.9.1.1" }),
             10 => ip(if v6 { "2001:db8::8" } else { "10.0.9.9" }),
             _ => {
@@ -370,9 +387,12 @@ impl Random {
         let to = self.owner(build.dst);
         let any = self.pick(&IDS);
         let hook = match (from, to) {
-            _ if self.one_in(15) => self.pick(&[Hook::From, Hook::To, Hook::Network]),
+            _ if self.one_in(15) => self.pick(&[Hook::From, Hook::To, Hook::Network, Hook::Out]),
             (Some(_), Some(_)) if self.one_in(3) => Hook::To,
             (Some(_), _) => Hook::From,
+            (None, _) if build.src == addr(build.src.is_ipv6(), HOST) && to.is_none() && !self.one_in(4) => {
+                Hook::Out
+            }
             (None, Some(_)) if self.one_in(2) => Hook::To,
             (None, _) if self.one_in(5) => Hook::From,
             _ => Hook::Network,
@@ -389,6 +409,7 @@ impl Random {
         let (device, ingress) = match hook {
             Hook::From => (ifindex(sender), ifindex(sender)),
             Hook::Network => (UPLINK, UPLINK),
+            Hook::Out => (UPLINK, self.pick(&[0, 0, 0, UPLINK, 55, ifindex(any)])),
             Hook::To => {
                 let ingress = self.pick(&[0, UPLINK, 55, ifindex(any)]);
                 (
@@ -398,7 +419,14 @@ impl Random {
             }
         };
         let mut frame = Frame::new(bytes, device).via(ingress);
-        frame.mark = self.pick(&[0, 0, 0, 0, 0, 0, 0xff, MARK_JUDGED, 0x0700]);
+        frame.mark = self.pick(&[0, 0, 0, 0, 0, 0, 0xff, MARK_JUDGED, MARK_OPENED, 0x0600]);
+        if hook == Hook::Out && self.one_in(2) {
+            frame.mark = MARK_OPENED;
+        }
+        // Everybody's MAC.
+        if hook == Hook::Network && self.one_in(8) {
+            frame.bytes[0] |= 1;
+        }
         frame.gso_size = if self.one_in(25) { self.pick(&[60, 1400, 1460]) } else { 0 };
         frame.next_hop = is_for_neighbour(&frame.bytes).then_some(HOP);
         Step { hook, frame }
@@ -447,7 +475,7 @@ impl Random {
 
     /// Another policy for one endpoint, while flows live.
     pub fn change(&mut self) -> Option<(u16, Vec<(PolicyKey, PolicyEntry)>)> {
-        self.one_in(15).then(|| (self.pick(&IDS), self.policy()))
+        self.one_in(15).then(|| (self.pick(&JUDGED), self.policy()))
     }
 
     /// Ends the time of a flow of what was sent.

@@ -86,6 +86,8 @@ pub struct Flow {
     pub opener_admitted: bool,
     pub other_admitted: bool,
     pub stack: bool,
+    /// The node's NAT has lent its address to a forwarded flow.
+    pub lent: bool,
     pub past_syn: bool,
     pub opener_closes: bool,
     pub other_closes: bool,

@@ -10,10 +10,13 @@ use villus_abi::{
     PolicyEntry, PolicyKey,
     config::FLAG_ALLOW_FRAG_NEEDED,
     endpoint::{FLAG_DELIVER_PEER, FLAG_DENY_ID_EGRESS, FLAG_DENY_ID_INGRESS},
-    flow::{FLOW_EGRESS_ADMITTED, FLOW_FWD_CLOSING, FLOW_INGRESS_ADMITTED, FLOW_REV_CLOSING, FLOW_VIA_STACK},
+    flow::{
+        FLOW_EGRESS_ADMITTED, FLOW_FWD_CLOSING, FLOW_INGRESS_ADMITTED, FLOW_REV_CLOSING, FLOW_TRANSLATED,
+        FLOW_VIA_STACK,
+    },
 };
 use villus_path::{
-    Action,
+    Action, MARK_OPENED,
     memory::{Build, FlowKey, Transport},
 };
 
@@ -23,8 +26,16 @@ use crate::{
 };
 
 const IDS: [u16; 4] = [1, 2, 3, 4];
+/// Those that have a policy.
+const JUDGED: [u16; 5] = [HOST, 1, 2, 3, 4];
+/// A device that is neither an uplink nor an endpoint's: a bridge of other containers.
+const BRIDGE: u32 = 55;
 const IDENTITIES: [Option<u32>; 8] = [None, None, None, Some(1), Some(2), Some(4711), Some(1001), Some(1002)];
 const PROTOS: [u8; 5] = [6, 17, 132, 1, 58];
+
+fn is_host(address: IpAddr) -> bool {
+    address == addr(address.is_ipv6(), HOST)
+}
 
 /// A packet as the rules see it.
 #[derive(Clone, Debug)]
@@ -47,6 +58,9 @@ struct Packet {
 enum Place {
     From(u16),
     To(u16, Origin),
+    In,
+    /// Out on the uplink, marked or not as sent by an endpoint in a flow that it opened.
+    Out(Origin, bool),
 }
 
 /// How it came to the stack.
@@ -57,12 +71,23 @@ enum Origin {
     Outside,
 }
 
+impl Origin {
+    fn ingress(self, outside: u32) -> u32 {
+        match self {
+            Self::Host => 0,
+            Self::Endpoint(from) => ifindex(from),
+            Self::Outside => outside,
+        }
+    }
+}
+
 pub struct Topology {
     rng: Rng,
     lab: Lab,
     policies: [Vec<Entry>; 5],
     handed_over: [bool; 5],
     frag_needed: bool,
+    node_is_judged: bool,
     flows: Flows,
     now: u64,
     sent: Vec<Packet>,
@@ -82,6 +107,7 @@ impl Topology {
             policies: Default::default(),
             handed_over: [false; 5],
             frag_needed,
+            node_is_judged: false,
             flows: Flows::default(),
             now: 0,
             sent: Vec::new(),
@@ -91,6 +117,11 @@ impl Topology {
         this.lab.row("2001:db8::", 32, 4711, true);
         this.lab.row("10.9.0.0", 16, 2, true);
         this.now = this.lab.world.clock() / 1_000_000_000;
+        if this.rng.bool() {
+            this.node_is_judged = true;
+            this.lab.select_node(0);
+            this.set_policy(HOST);
+        }
         for id in IDS {
             this.handed_over[usize::from(id)] = this.rng.u8(0..3) > 0;
             this.set_policy(id);
@@ -154,7 +185,7 @@ impl Topology {
         for _ in 0..steps {
             match self.rng.u8(0..20) {
                 0 => {
-                    let id = self.pick(&IDS);
+                    let id = if self.node_is_judged { self.pick(&JUDGED) } else { self.pick(&IDS) };
                     self.set_policy(id);
                 }
                 1 => {
@@ -169,13 +200,11 @@ impl Topology {
             let wanted = self.expect(&packet, place);
             let outcome = match place {
                 Place::From(id) => self.lab.from(id, &packet.build),
-                Place::To(id, origin) => {
-                    let ingress = match origin {
-                        Origin::Host => 0,
-                        Origin::Endpoint(from) => ifindex(from),
-                        Origin::Outside => UPLINK,
-                    };
-                    self.lab.to(id, ingress, &packet.build)
+                Place::To(id, origin) => self.lab.to(id, origin.ingress(UPLINK), &packet.build),
+                Place::In => self.lab.net(&packet.build),
+                Place::Out(origin, opened) => {
+                    let mark = if opened { MARK_OPENED } else { 0 };
+                    self.lab.out(origin.ingress(BRIDGE), mark, &packet.build)
                 }
             };
             let seen =
@@ -193,12 +222,12 @@ impl Topology {
     }
 
     fn address(&mut self, v6: bool) -> IpAddr {
-        match self.rng.u8(0..8) {
+        match self.rng.u8(0..10) {
             0..6 => {
                 let id = self.pick(&IDS);
                 addr(v6, id)
             }
-            6 => addr(v6, HOST),
+            6 | 7 => addr(v6, HOST),
             _ if v6 => outside(true),
             _ => self.pick(&[outside(false), ip("10.9.1.1")]),
         }
@@ -309,12 +338,20 @@ impl Topology {
             (Some(id), Some(to)) if self.rng.u8(0..3) == 0 => Place::To(to, Origin::Endpoint(id)),
             (Some(id), _) => Place::From(id),
             (None, Some(to)) if self.rng.u8(0..6) > 0 => {
-                let is_host = packet.build.src == addr(packet.build.src.is_ipv6(), HOST);
-                let origin = if is_host && self.rng.u8(0..4) > 0 { Origin::Host } else { Origin::Outside };
+                let origin = if is_host(packet.build.src) && self.rng.u8(0..4) > 0 {
+                    Origin::Host
+                } else {
+                    Origin::Outside
+                };
                 let translated = self.rng.u8(0..6) == 0;
                 Place::To(to, if translated { Origin::Endpoint(any) } else { origin })
             }
-            (None, _) => Place::From(any),
+            _ if self.rng.u8(0..6) == 0 => Place::From(any),
+            (None, _) if is_host(packet.build.src) => {
+                let origin = self.pick(&[Origin::Host, Origin::Host, Origin::Outside, Origin::Endpoint(any)]);
+                Place::Out(origin, self.rng.bool())
+            }
+            (None, _) => Place::In,
         }
     }
 
@@ -364,14 +401,36 @@ impl Topology {
         let known = match place {
             Place::From(id) if Self::owner(src) != Some(id) => return Err(132),
             Place::To(_, Origin::Outside) if Self::owner(src).is_some() => return Err(132),
+            Place::In if is_host(src) => return Err(132),
+            Place::In if !self.node_is_judged || !is_host(dst) => return Ok(false),
+            Place::Out(..) if !self.node_is_judged || !is_host(src) => return Ok(false),
+            Place::Out(origin, opened) if origin != Origin::Host => {
+                self.forwarded(packet, origin, opened);
+                return Ok(false);
+            }
             _ => self.known(packet),
+        };
+        let known = match (place, known) {
+            (Place::In, Known::Reply(at)) if self.flows.0[at].lent => {
+                self.remember(packet, known, (false, false), true, true);
+                return Ok(false);
+            }
+            (Place::In, Known::Related { flow, to_opener: true, .. }) if self.flows.0[flow].lent => {
+                return Ok(false);
+            }
+            (Place::Out(..), Known::Related { flow, .. }) if self.flows.0[flow].lent => return Ok(false),
+            // The NAT has given the port back.
+            (Place::Out(..), Known::Forward(at) | Known::Reply(at)) if self.flows.0[at].lent => Known::New,
+            _ => known,
         };
         let at = match known {
             Known::New => None,
             Known::Forward(at) | Known::Reply(at) | Known::Related { flow: at, .. } => Some(at),
         };
         let by_stack = at.is_some_and(|at| self.flows.0[at].stack);
-        let host = |address: IpAddr| address == addr(address.is_ipv6(), HOST);
+        let node = self.node_is_judged.then_some(HOST);
+        // A router's errors belong to the flows that they are about.
+        let as_router = matches!(known, Known::Related { from_end: false, .. });
         let (mut sender, mut receiver) = (None, None);
         let mut handed_over = false;
         let (src_identity, dst_identity) = match place {
@@ -383,20 +442,34 @@ impl Topology {
                         receiver = handed_over.then_some(to);
                         (identity(to), false)
                     }
-                    None if host(dst) => (1, false),
+                    None if is_host(dst) => {
+                        receiver = node;
+                        (1, false)
+                    }
                     None => Self::remote(dst),
                 };
                 ((identity(id), false), identity_of)
             }
             Place::To(id, origin) => {
                 receiver = Some(id);
+                if origin == Origin::Host && !as_router {
+                    sender = node;
+                }
                 let identity_of = match origin {
                     Origin::Host => (1, false),
                     Origin::Endpoint(from) => (identity(from), false),
-                    Origin::Outside if host(src) => (2, false),
+                    Origin::Outside if is_host(src) => (2, false),
                     Origin::Outside => Self::remote(src),
                 };
                 (identity_of, (identity(id), false))
+            }
+            Place::In => {
+                receiver = node;
+                (Self::remote(src), (1, false))
+            }
+            Place::Out(..) => {
+                sender = node.filter(|_| !as_router);
+                ((1, false), Self::remote(dst))
             }
         };
         let (ask_sender, ask_receiver) = self.who_is_asked(packet, known);
@@ -417,7 +490,9 @@ impl Topology {
             *if direction == Egress { &mut admitted.0 } else { &mut admitted.1 } = true;
         }
         let counted = match place {
-            Place::From(_) | Place::To(_, Origin::Host | Origin::Outside) => true,
+            Place::From(_) | Place::To(_, Origin::Host | Origin::Outside) | Place::In | Place::Out(..) => {
+                true
+            }
             Place::To(..) => match known {
                 Known::Forward(at) => !self.flows.0[at].opener_admitted,
                 Known::Reply(at) => !self.flows.0[at].other_admitted,
@@ -427,6 +502,27 @@ impl Topology {
         // Where a way past the stack exists the flow is not the stack's, even if this packet was.
         self.remember(packet, known, admitted, counted, !handed_over);
         Ok(handed_over)
+    }
+
+    /// What the stack forwards under the node's address: the node's policy has no say, but answers must find their way.
+    fn forwarded(&mut self, packet: &Packet, origin: Origin, opened: bool) {
+        let known = self.known(packet);
+        let opens = match (origin, packet.proto) {
+            (Origin::Endpoint(_), 1 | 58) => opened && packet.asks,
+            (Origin::Endpoint(_), _) => opened,
+            (_, 6) => packet.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) == SYN),
+            (_, 1 | 58) => packet.asks,
+            _ => true,
+        } && packet.about.is_none();
+        match known {
+            Known::Forward(at) if !self.flows.0[at].lent => {}
+            Known::New => {}
+            _ => return self.remember(packet, known, (false, false), true, true),
+        }
+        if opens {
+            self.remember(packet, Known::New, (false, false), true, true);
+            self.flows.0.last_mut().unwrap().lent = true;
+        }
     }
 
     fn who_is_asked(&self, packet: &Packet, known: Known) -> (bool, bool) {
@@ -467,6 +563,7 @@ impl Topology {
                     opener_admitted: admitted.0,
                     other_admitted: admitted.1,
                     stack,
+                    lent: false,
                     past_syn: false,
                     opener_closes: false,
                     other_closes: false,
@@ -494,7 +591,10 @@ impl Topology {
 
     /// Flows and counters of both sides.
     fn same_state(&self) -> Result<(), String> {
-        for id in IDS {
+        for id in JUDGED {
+            if id == HOST && !self.node_is_judged {
+                continue;
+            }
             let mut theirs: Vec<u64> = self
                 .lab
                 .world
@@ -521,13 +621,18 @@ impl Topology {
             let has = |bit: u32| real.flags & bit != 0;
             let seen = (
                 has(villus_abi::flow::FLOW_HI_OPENED),
-                [has(FLOW_EGRESS_ADMITTED), has(FLOW_INGRESS_ADMITTED), has(FLOW_VIA_STACK)],
+                [
+                    has(FLOW_EGRESS_ADMITTED),
+                    has(FLOW_INGRESS_ADMITTED),
+                    has(FLOW_VIA_STACK),
+                    has(FLOW_TRANSLATED),
+                ],
                 [has(FLOW_FWD_CLOSING), has(FLOW_REV_CLOSING)],
                 [real.fwd_packets, real.rev_packets],
             );
             let wanted = (
                 from_hi,
-                [flow.opener_admitted, flow.other_admitted, flow.stack],
+                [flow.opener_admitted, flow.other_admitted, flow.stack, flow.lent],
                 [flow.opener_closes, flow.other_closes],
                 flow.packets,
             );
