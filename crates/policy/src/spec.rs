@@ -3,7 +3,7 @@
 use villus_labels::{KEY_NAMESPACE, Label, Labels, Operator, Selector};
 
 use crate::{
-    Element, Kind, ProblemKind, Rule, SubjectSelector,
+    Element, Kind, ProblemKind, Protocol, Rule, SubjectSelector, Transport,
     element::{FROM, Side, TO, read_element},
     read::{At, Fields, Reader, Schema},
     selector::read_selector,
@@ -55,12 +55,24 @@ pub(crate) fn read_rule(
     if let Some(log) = fields.get("log") {
         reader.warn(&log, "the text is not added to flow logs");
     }
+    warn_of_other_protocols(reader, at, &rule);
     let sections = [&rule.ingress, &rule.egress, &rule.ingress_deny, &rule.egress_deny];
     if sections.iter().all(|section| section.is_none()) {
         let message = "the rule has none of ingress, egress, ingressDeny, egressDeny; write `ingress: [{}]` to deny all";
         reader.problem(at, ProblemKind::Missing, message);
     }
     Some(rule)
+}
+
+/// Flows of workloads are those of protocols with ports and of ICMP; what else they send ends under its own reason.
+fn warn_of_other_protocols(reader: &mut Reader<'_>, at: &At<'_>, rule: &Rule) {
+    let other = |item: &Transport| matches!(item, Transport::Ports { protocol: Protocol::Other(_), .. });
+    let names_other = rule.elements().any(|(.., element)| element.transport.iter().flatten().any(other));
+    if names_other && matches!(rule.subject, SubjectSelector::Endpoints(_)) {
+        let message = "packets of workloads that are neither TCP, UDP, SCTP nor ICMP drop whatever policy says (137); \
+                       protocols without ports matter to nodes only";
+        reader.warn(at, message);
+    }
 }
 
 fn read_subject(reader: &mut Reader<'_>, fields: &Fields<'_>, kind: Kind) -> Option<SubjectSelector> {
