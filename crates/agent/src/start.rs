@@ -127,6 +127,7 @@ impl Node {
 
     /// Every source was read: policy maps, then records, addresses and devices, then programs, then the go-ahead.
     pub fn go(&mut self) -> villus_datapath::Result<()> {
+        self.announce_all_ports();
         let prefixes: Vec<_> = self.repository.prefixes_in_use().collect();
         self.acquire_prefixes(&prefixes);
         self.absorb_identities();

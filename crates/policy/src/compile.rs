@@ -4,9 +4,10 @@ use villus_abi::{Direction, PolicyKey};
 use villus_labels::{Labels, NumericIdentity};
 
 use crate::{
-    Clause, Cost, EndpointPolicy, EnforcementMode, Origin, Overflow, Peers, SelectorCache, SelectorId,
+    Bound, Clause, Cost, EndpointPolicy, EnforcementMode, Origin, Overflow, Peers, SelectorCache, SelectorId,
     Settings,
     askers::{Asker, Askers},
+    plan::Plan,
     rules::{RuleId, Rules},
 };
 
@@ -17,7 +18,7 @@ pub(crate) struct TooMany;
 pub(crate) type ClauseRef = (RuleId, u32);
 
 /// Numbers of those who ask in each compiled policy: two options, then the clauses in the order of
-/// [`Compiler::clauses`].
+/// [`Plan::clauses`].
 const NOT_ENFORCED: u32 = 0;
 const ALLOW_LOCALHOST: u32 = 1;
 const FIRST_CLAUSE: u32 = 2;
@@ -37,16 +38,30 @@ pub(crate) struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    /// The clauses of rules that count.
-    pub(crate) fn clauses(&self, rules: &[RuleId]) -> Vec<ClauseRef> {
+    /// Who asks of the rules that count.
+    pub(crate) fn plan(&self, rules: &[RuleId]) -> Plan {
         if self.settings.mode == EnforcementMode::Never {
-            return Vec::new();
+            return Plan::default();
         }
         let of = |id: &RuleId| {
             let count = self.rules.get(*id).map_or(0, |stored| stored.rule.clauses.len());
             (0..u32::try_from(count).unwrap_or(u32::MAX)).map(|at| (*id, at)).collect::<Vec<_>>()
         };
-        rules.iter().flat_map(of).collect()
+        Plan::new(rules.iter().flat_map(of).collect(), self)
+    }
+
+    /// As [`Self::compile_as`], with as many sizes of port blocks as it takes to fit.
+    pub(crate) fn compile(
+        &self,
+        subject: &Labels,
+        rules: &[RuleId],
+        plan: &mut Plan,
+        max_entries: usize,
+    ) -> Result<EndpointPolicy, TooMany> {
+        match self.compile_as(subject, rules, plan, max_entries) {
+            Err(TooMany) if plan.cut_for_room() => self.compile_as(subject, rules, plan, max_entries),
+            result => result,
+        }
     }
 
     /// A clause and the selectors of its peers.
@@ -55,12 +70,12 @@ impl<'a> Compiler<'a> {
         Some((stored.rule.clauses.get(at as usize)?, stored.peers.get(at as usize)?))
     }
 
-    /// The policy of a subject that these rules select; `clauses` are theirs.
-    pub(crate) fn compile(
+    /// The policy of a subject that these rules select; the plan is theirs.
+    fn compile_as(
         &self,
         subject: &Labels,
         rules: &[RuleId],
-        clauses: &[ClauseRef],
+        plan: &Plan,
         max_entries: usize,
     ) -> Result<EndpointPolicy, TooMany> {
         let enforced_by = Direction::ALL.map(|direction| self.enforced_by(subject, rules, direction));
@@ -76,13 +91,16 @@ impl<'a> Compiler<'a> {
             Asker { origin: Origin::NotEnforced, deny: false },
             Asker { origin: Origin::AllowLocalhost, deny: false },
         ];
-        for (at, reference) in clauses.iter().enumerate() {
+        for (at, reference) in plan.clauses.iter().enumerate() {
             let Some((clause, peers)) = self.clause(*reference) else { continue };
             single.push(Asker { origin: clause.origin.clone(), deny: clause.deny });
             let ask = number_of(at);
-            let mut ask_for = |peer| clause.keys(peer).try_for_each(|key| asks.push(key, ask));
+            let mut ask_for = |peer| plan.keys(clause, peer, self).try_for_each(|key| asks.push(key, ask));
             match clause.peers {
-                Peers::Any => ask_for(NumericIdentity::UNKNOWN)?,
+                Peers::Any => match plan.instead_of_any(clause, self) {
+                    Some(bound) => bound.iter().try_for_each(|peer| ask_for(*peer))?,
+                    None => ask_for(NumericIdentity::UNKNOWN)?,
+                },
                 Peers::Selected(_) => {
                     let mut selected = peers.iter().flat_map(|id| self.selectors.selection(*id));
                     selected.try_for_each(|peer| ask_for(*peer))?;
@@ -129,15 +147,16 @@ impl<'a> Compiler<'a> {
     }
 
     /// What costs most in a policy that does not fit.
-    pub(crate) fn overflow(&self, clauses: &[ClauseRef], max_entries: usize) -> Overflow {
-        let clauses = clauses.iter().filter_map(|reference| self.clause(*reference));
-        let costs = clauses.map(|(clause, peers)| self.cost(clause, peers)).collect();
+    pub(crate) fn overflow(&self, plan: &Plan, max_entries: usize) -> Overflow {
+        let clauses = plan.clauses.iter().filter_map(|reference| self.clause(*reference));
+        let clauses = clauses.filter(|(clause, _)| clause.bound != Bound::Requirement);
+        let costs = clauses.map(|(clause, peers)| self.cost(plan, clause, peers)).collect();
         Overflow::new(max_entries, costs)
     }
 
-    fn cost(&self, clause: &Clause, peers: &[SelectorId]) -> Cost {
+    fn cost(&self, plan: &Plan, clause: &Clause, peers: &[SelectorId]) -> Cost {
         let count = |id: &SelectorId| self.selectors.selection(*id).len();
-        let keys = |peer: &NumericIdentity| clause.keys(*peer).count();
+        let keys = |peer: &NumericIdentity| plan.keys(clause, *peer, self).count();
         let selected = || peers.iter().flat_map(|id| self.selectors.selection(*id));
         let (identities, entries, costliest) = match clause.peers {
             Peers::Any => (1, keys(&NumericIdentity::UNKNOWN), None),

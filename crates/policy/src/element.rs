@@ -15,17 +15,18 @@ const AUTHENTICATION: &str =
     "mutual authentication is not enforced; remove the field if plain identity is enough for this rule";
 const GROUPS: &str = "cloud groups are not resolved; list their addresses in a CIDR set";
 
-const REQUIRES: &str =
-    "requirements are not enforced; add the labels to each selector of the endpoints instead";
-
 const INGRESS: Schema = Schema {
-    known: &["fromEndpoints", "fromNodes", "fromEntities", "fromCIDR", "fromCIDRSet", "toPorts", "icmps"],
-    refused: &[
-        ("fromRequires", REQUIRES),
-        ("fromGroups", GROUPS),
-        ("authentication", AUTHENTICATION),
-        ("auth", AUTHENTICATION),
+    known: &[
+        "fromEndpoints",
+        "fromRequires",
+        "fromNodes",
+        "fromEntities",
+        "fromCIDR",
+        "fromCIDRSet",
+        "toPorts",
+        "icmps",
     ],
+    refused: &[("fromGroups", GROUPS), ("authentication", AUTHENTICATION), ("auth", AUTHENTICATION)],
     elsewhere: &[
         ("toEndpoints", "in ingress the peers are `fromEndpoints`"),
         ("toRequires", "in ingress the peers are `fromRequires`"),
@@ -40,9 +41,18 @@ const INGRESS: Schema = Schema {
 };
 
 const EGRESS: Schema = Schema {
-    known: &["toEndpoints", "toNodes", "toEntities", "toCIDR", "toCIDRSet", "toServices", "toPorts", "icmps"],
+    known: &[
+        "toEndpoints",
+        "toRequires",
+        "toNodes",
+        "toEntities",
+        "toCIDR",
+        "toCIDRSet",
+        "toServices",
+        "toPorts",
+        "icmps",
+    ],
     refused: &[
-        ("toRequires", REQUIRES),
         ("toGroups", GROUPS),
         ("toFQDNs", "DNS names are not enforced; list the addresses in `toCIDR`"),
         ("authentication", AUTHENTICATION),

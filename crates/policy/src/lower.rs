@@ -3,16 +3,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use villus_abi::{Direction, PolicyKey};
-use villus_labels::{
-    KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Labels, NumericIdentity, Selector, source,
-};
+use villus_abi::Direction;
+use villus_labels::{KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Labels, Selector, source};
 
 use crate::{
     Element, NamedPort, Origin, Policy, Position, PrefixBase, PrefixSet, Referents, Rule, RuleOrigin,
     ServiceRef, Settings, SubjectSelector, Transport,
     entity::entity_selectors,
-    ports::{PortMatch, port_matches, protocol_numbers},
+    ports::{PortMatch, merged, port_matches, protocol_numbers},
 };
 
 /// Whom a clause speaks about.
@@ -24,6 +22,17 @@ pub enum Peers {
     Selected(Vec<Selector>),
 }
 
+/// What binds a clause beside its own peers and ports.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Bound {
+    /// Nothing.
+    Free,
+    /// Its peers are endpoints: they must meet every requirement that binds the subject in the same section.
+    Required,
+    /// It is a requirement itself (`fromRequires`): each of its selectors must be met. It asks for nothing.
+    Requirement,
+}
+
 /// One element of a rule, its meaning resolved.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Clause {
@@ -33,18 +42,12 @@ pub struct Clause {
     pub deny: bool,
     /// Whom.
     pub peers: Peers,
-    /// On which ports; never empty.
+    /// On which ports, sorted, none of them overlapping; none only for a requirement.
     pub ports: Vec<PortMatch>,
+    /// What else must be.
+    pub bound: Bound,
     /// Where it comes from.
     pub origin: Origin,
-}
-
-impl Clause {
-    /// The keys that the clause asks for about one peer that its selectors select; [`NumericIdentity::UNKNOWN`] is
-    /// everybody.
-    pub fn keys(&self, peer: NumericIdentity) -> impl Iterator<Item = PolicyKey> {
-        self.ports.iter().flat_map(move |ports| ports.keys(peer.0, self.direction))
-    }
 }
 
 /// A rule, or the part of one that speaks about subjects with a certain named port, its meaning resolved.
@@ -118,27 +121,29 @@ impl Resolver<'_> {
 
     /// What an element says to every subject; nothing for one that speaks about nobody.
     fn clauses(&self, element: &Element, direction: Direction, deny: bool) -> Vec<Clause> {
-        let Some(peers) = self.peers(element) else { return Vec::new() };
-        let origin = self.origin(&element.path, element.position, deny);
+        let mut clauses = Vec::new();
+        let new = |peers, ports, bound| {
+            let origin = self.origin(&element.path, element.position, deny);
+            Clause { direction, deny, peers, ports, bound, origin }
+        };
+        let required: Vec<Selector> =
+            element.requires.iter().flatten().map(|selector| self.peer_selector(selector)).collect();
+        if !required.is_empty() {
+            clauses.push(new(Peers::Selected(required), Vec::new(), Bound::Requirement));
+        }
+        let Some(peers) = self.peers(element) else { return clauses };
         let ports: Vec<PortMatch> = match &element.transport {
-            Some(transport) => transport.iter().flat_map(port_matches).collect(),
+            Some(transport) => merged(transport.iter().flat_map(port_matches).collect()),
             None => vec![PortMatch::ALL],
         };
-        let mut clauses = Vec::new();
         if direction == Direction::Egress {
-            for port in self.named_ports(element) {
-                let peers = having(&peers, &port);
-                clauses.push(Clause {
-                    direction,
-                    deny,
-                    peers,
-                    ports: vec![port.matches()],
-                    origin: origin.clone(),
-                });
-            }
+            let named = self.named_ports(element);
+            clauses.extend(
+                named.map(|port| new(having(&peers, &port), vec![port.matches()], bound_of(element))),
+            );
         }
         if !ports.is_empty() {
-            clauses.insert(0, Clause { direction, deny, peers, ports, origin });
+            clauses.push(new(peers, ports, bound_of(element)));
         }
         clauses
     }
@@ -153,13 +158,8 @@ impl Resolver<'_> {
             let clauses = ingress().filter(|(.., element)| self.named_ports(element).any(|own| own == port));
             let clauses = clauses.filter_map(|(direction, deny, element)| {
                 let origin = self.origin(&element.path, element.position, deny);
-                Some(Clause {
-                    direction,
-                    deny,
-                    peers: self.peers(element)?,
-                    ports: vec![port.matches()],
-                    origin,
-                })
+                let (ports, bound) = (vec![port.matches()], bound_of(element));
+                Some(Clause { direction, deny, peers: self.peers(element)?, ports, bound, origin })
             });
             ResolvedRule {
                 clauses: clauses.collect(),
@@ -270,6 +270,10 @@ impl Resolver<'_> {
         }
         scoped
     }
+}
+
+const fn bound_of(element: &Element) -> Bound {
+    if element.endpoints.is_some() { Bound::Required } else { Bound::Free }
 }
 
 /// Those of the peers that have a port under its name.

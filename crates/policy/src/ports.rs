@@ -2,7 +2,7 @@
 
 use villus_abi::{Direction, PolicyKey, policy::ICMP_TYPE_ZERO_PORT};
 
-use crate::{Protocol, Transport};
+use crate::{Cut, Protocol, Transport};
 
 /// Protocol numbers of the field.
 pub mod proto {
@@ -37,16 +37,7 @@ impl PortMatch {
 
     /// The aligned blocks that make up the ports: first port and log2 of the size; at most 30.
     pub fn blocks(self) -> impl Iterator<Item = (u16, u8)> {
-        let mut next = Some(u32::from(self.first));
-        let end = u32::from(self.last) + 1;
-        std::iter::from_fn(move || {
-            let start = next.filter(|start| *start < end)?;
-            let aligned = if start == 0 { 0 } else { start.trailing_zeros() };
-            let fitting = (end - start).ilog2();
-            let log2 = aligned.min(fitting).min(15);
-            next = Some(start + (1 << log2));
-            Some((u16::try_from(start).ok()?, u8::try_from(log2).ok()?))
-        })
+        Cut::EVERY.blocks(self.first, self.last)
     }
 
     /// The keys of the ports for one identity (0: any).
@@ -54,11 +45,51 @@ impl PortMatch {
         self.blocks().map(move |(port, log2)| PolicyKey::block(identity, port, log2, self.proto, direction))
     }
 
+    /// As [`Self::keys`], in blocks of chosen sizes.
+    pub fn keys_in(self, cut: Cut, identity: u32, direction: Direction) -> impl Iterator<Item = PolicyKey> {
+        let blocks = cut.blocks(self.first, self.last);
+        blocks.map(move |(port, log2)| PolicyKey::block(identity, port, log2, self.proto, direction))
+    }
+
+    /// Whether it is more than one port, and not all.
+    #[must_use]
+    pub const fn is_range(self) -> bool {
+        self.first != self.last
+    }
+
     /// How many keys that is for each identity.
     #[must_use]
     pub fn key_count(self) -> usize {
         self.blocks().count()
     }
+}
+
+/// The same ports, sorted, ranges that touch or overlap made one. Ports that are written one by one stay so: each is
+/// found without a look-up for blocks.
+pub(crate) fn merged(mut ports: Vec<PortMatch>) -> Vec<PortMatch> {
+    ports.sort_unstable();
+    let mut merged: Vec<PortMatch> = Vec::with_capacity(ports.len());
+    for next in ports {
+        match merged.last_mut() {
+            // All ports of a protocol are first among its ranges.
+            Some(last) if last.proto == next.proto && last.last == 0 => {}
+            // Types of ICMP are looked up one by one.
+            Some(last)
+                if last.proto == next.proto
+                    && !matches!(next.proto, proto::ICMP | proto::ICMPV6)
+                    && touches(*last, next) =>
+            {
+                last.last = last.last.max(next.last);
+            }
+            Some(last) if *last == next => {}
+            _ => merged.push(next),
+        }
+    }
+    merged
+}
+
+fn touches(a: PortMatch, b: PortMatch) -> bool {
+    b.first <= a.last || ((a.is_range() || b.is_range()) && u32::from(b.first) == u32::from(a.last) + 1)
 }
 
 /// The protocols and ports that an item of `toPorts` or `icmps` means (reference `policy` 3.1); none of a named
@@ -133,6 +164,26 @@ mod tests {
             port_matches(&Transport::Icmp { v6: false, kind: 0 }).collect::<Vec<_>>(),
             [PortMatch { proto: 1, first: 256, last: 256 }]
         );
+    }
+
+    #[test]
+    fn ranges_that_touch_are_one() {
+        let of = |proto, first, last| PortMatch { proto, first, last };
+        assert_eq!(
+            merged(vec![
+                of(6, 81, 90),
+                of(17, 80, 80),
+                of(6, 80, 80),
+                of(6, 85, 95),
+                of(6, 97, 97),
+                of(1, 8, 8),
+                of(1, 8, 8)
+            ]),
+            [of(1, 8, 8), of(6, 80, 95), of(6, 97, 97), of(17, 80, 80)]
+        );
+        assert_eq!(merged(vec![of(6, 81, 81), of(6, 80, 80)]), [of(6, 80, 80), of(6, 81, 81)]);
+        assert_eq!(merged(vec![of(6, 80, 80), of(6, 0, 0), PortMatch::ALL]), [PortMatch::ALL, of(6, 0, 0)]);
+        assert_eq!(merged(vec![of(6, 1, 65534), of(6, 65535, 65535)]), [of(6, 1, 65535)]);
     }
 
     proptest! {

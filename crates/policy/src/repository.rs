@@ -23,6 +23,9 @@ use crate::{
 pub struct Repository {
     settings: Settings,
     pub(crate) referents: Referents,
+    /// Every policy that some origin holds.
+    known: BTreeMap<ObjectKey, Arc<Policy>>,
+    /// Of those with one kind, namespace and name the one whose origin sorts first.
     installed: BTreeMap<ObjectKey, Installed>,
     rules: Rules,
     selectors: SelectorCache,
@@ -84,6 +87,7 @@ impl Repository {
         Self {
             settings,
             referents: Referents::default(),
+            known: BTreeMap::new(),
             installed: BTreeMap::new(),
             rules: Rules::default(),
             selectors,
@@ -113,7 +117,7 @@ impl Repository {
             }
         }
         let kept: BTreeSet<&ObjectKey> = policies.iter().map(|policy| &policy.key).collect();
-        let gone = self.installed.keys().filter(|key| *key.origin == *origin && !kept.contains(key));
+        let gone = self.known.keys().filter(|key| *key.origin == *origin && !kept.contains(key));
         let gone = gone.cloned().collect();
         self.change(gone, policies)
     }
@@ -121,18 +125,32 @@ impl Repository {
     fn change(&mut self, removed: Vec<ObjectKey>, policies: Vec<Policy>) -> PolicyChange {
         let mut change = PolicyChange::default();
         let mut touched = Touched::new();
+        let mut names = BTreeSet::new();
         for key in removed {
-            if let Some(old) = self.installed.remove(&key) {
-                self.uninstall(old.rules, &mut touched, &mut change.subjects);
-                change.removed.push(key);
+            if self.known.remove(&key).is_some() {
+                names.insert(first_of_name(&key));
             }
         }
         for policy in policies {
-            if self.installed.get(&policy.key).is_some_and(|old| *old.policy == policy) {
-                continue;
+            names.insert(first_of_name(&policy.key));
+            self.known.insert(policy.key.clone(), Arc::new(policy));
+        }
+        for first in names {
+            let winner = of_name(&self.known, &first).map(|(_, policy)| policy.clone());
+            let old = of_name(&self.installed, &first).map(|(key, old)| (key.clone(), old.policy.clone()));
+            if let Some((key, _)) =
+                old.as_ref().filter(|(key, _)| winner.as_ref().is_none_or(|new| new.key != *key))
+                && let Some(gone) = self.installed.remove(key)
+            {
+                self.uninstall(gone.rules, &mut touched, &mut change.subjects);
+                change.removed.push(key.clone());
             }
-            let rules = resolve(&policy, &self.settings, &self.referents);
-            self.install(Arc::new(policy), rules, &mut change, &mut touched);
+            if let Some(winner) = winner
+                && old.is_none_or(|(_, old)| *old != *winner)
+            {
+                let rules = resolve(&winner, &self.settings, &self.referents);
+                self.install(winner, rules, &mut change, &mut touched);
+            }
         }
         self.finish(change, touched)
     }
@@ -248,7 +266,27 @@ impl Repository {
         self.revision
     }
 
-    /// The policies, in order of their keys.
+    /// The policy of a kind, namespace and name that is in force, from whatever origin.
+    #[must_use]
+    pub fn in_force(&self, key: &ObjectKey) -> Option<&Policy> {
+        of_name(&self.installed, &first_of_name(key)).map(|(_, installed)| &*installed.policy)
+    }
+
+    /// Every policy that some origin holds, in force or not, in order of their keys.
+    pub fn known(&self) -> impl Iterator<Item = &Policy> {
+        self.known.values().map(|policy| &**policy)
+    }
+
+    /// The policies that are not in force because another origin holds one of the same kind, namespace and name, each
+    /// with the one that is.
+    pub fn shadowed(&self) -> impl Iterator<Item = (&Policy, &ObjectKey)> {
+        self.known().filter_map(|policy| {
+            let (winner, _) = of_name(&self.known, &first_of_name(&policy.key))?;
+            (*winner != policy.key).then_some((policy, winner))
+        })
+    }
+
+    /// The policies in force, in order of their keys.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.installed.values().map(|installed| &*installed.policy)
     }
@@ -259,9 +297,9 @@ impl Repository {
         self.installed.get(key).map(|installed| &*installed.policy)
     }
 
-    /// The policies whose own labels a selector selects.
+    /// The policies whose own labels a selector selects, in force or not.
     pub fn policies_with_labels<'a>(&'a self, selector: &'a Selector) -> impl Iterator<Item = &'a Policy> {
-        self.policies().filter(|policy| selector.matches(&policy.labels()))
+        self.known().filter(|policy| selector.matches(&policy.labels()))
     }
 
     /// What a policy that is not in force would mean.
@@ -332,10 +370,10 @@ impl Repository {
     pub fn endpoint_policy(&self, subject: &Labels, max_entries: usize) -> Result<EndpointPolicy, Overflow> {
         let compiler = Self::compiler(&self.settings, &self.rules, &self.selectors, self.revision);
         let rules = self.rules.selecting(subject);
-        let clauses = compiler.clauses(&rules);
+        let mut plan = compiler.plan(&rules);
         compiler
-            .compile(subject, &rules, &clauses, max_entries)
-            .map_err(|TooMany| compiler.overflow(&clauses, max_entries))
+            .compile(subject, &rules, &mut plan, max_entries)
+            .map_err(|TooMany| compiler.overflow(&plan, max_entries))
     }
 
     fn compiler<'a>(
@@ -392,4 +430,16 @@ impl Repository {
         }
         changes
     }
+}
+
+/// What sorts before every object of the same kind, namespace and name.
+fn first_of_name(key: &ObjectKey) -> ObjectKey {
+    ObjectKey { origin: "".into(), ..key.clone() }
+}
+
+/// The first object of a kind, namespace and name.
+fn of_name<'a, T>(objects: &'a BTreeMap<ObjectKey, T>, first: &ObjectKey) -> Option<(&'a ObjectKey, &'a T)> {
+    let (key, object) = objects.range(first..).next()?;
+    let is_it = (key.kind, &key.namespace, &key.name) == (first.kind, &first.namespace, &first.name);
+    is_it.then_some((key, object))
 }

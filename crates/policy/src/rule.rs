@@ -63,7 +63,8 @@ impl Serialize for Kind {
     }
 }
 
-/// What one object is known by. Two sources may hold objects of one name; both count.
+/// What one object is known by. Of objects of one kind, namespace and name that several
+/// origins hold, the one counts whose origin sorts first.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 pub struct ObjectKey {
     /// Its kind.

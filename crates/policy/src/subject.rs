@@ -10,7 +10,8 @@ use villus_labels::{Labels, NumericIdentity};
 
 use crate::{
     Edit, EndpointPolicy, Overflow, SelectorCache, SelectorId,
-    compile::{ClauseRef, Compiler, TooMany, number_of},
+    compile::{Compiler, TooMany, number_of},
+    plan::Plan,
     rules::{RuleId, Rules},
     selectors::Reselected,
 };
@@ -39,8 +40,10 @@ pub(crate) struct Compiled {
     subject: Labels,
     users: usize,
     rules: Vec<RuleId>,
-    /// The clauses that ask, in order of their numbers.
-    clauses: Vec<ClauseRef>,
+    /// Who asks.
+    plan: Plan,
+    /// It fits only with ranges cut for room, and is to be compiled anew as soon as anything is different.
+    tight: bool,
     /// Selectors that know of it.
     links: Vec<SelectorId>,
     pub(crate) policy: Arc<EndpointPolicy>,
@@ -78,7 +81,8 @@ impl Subjects {
             subject: subject.clone(),
             users: 1,
             rules: Vec::new(),
-            clauses: Vec::new(),
+            plan: Plan::default(),
+            tight: false,
             links: Vec::new(),
             policy: Arc::default(),
             stale: true,
@@ -158,8 +162,8 @@ impl Subjects {
         for selector in std::mem::take(&mut compiled.links) {
             selectors.unlink(selector, id);
         }
-        compiled.clauses = Compiler { settings, rules, selectors, revision }.clauses(&compiled.rules);
-        for (at, (rule, clause)) in compiled.clauses.iter().enumerate() {
+        compiled.plan = Compiler { settings, rules, selectors, revision }.plan(&compiled.rules);
+        for (at, (rule, clause)) in compiled.plan.clauses.iter().enumerate() {
             let peers = rules.get(*rule).and_then(|stored| stored.peers.get(*clause as usize));
             for selector in peers.into_iter().flatten() {
                 selectors.link(*selector, id, number_of(at));
@@ -170,7 +174,10 @@ impl Subjects {
         compiled.links.dedup();
         let compiler = Compiler { settings, rules, selectors, revision };
         let most = settings.max_entries;
-        match compiler.compile(&compiled.subject, &compiled.rules, &compiled.clauses, most) {
+        let chosen = compiled.plan.cuts();
+        let result = compiler.compile(&compiled.subject, &compiled.rules, &mut compiled.plan, most);
+        compiled.tight = compiled.plan.cuts() != chosen;
+        match result {
             Ok(policy) => {
                 let edits = compiled.policy.edits_to(&policy);
                 compiled.remember(&edits);
@@ -178,7 +185,7 @@ impl Subjects {
                 compiled.overflow = None;
             }
             Err(TooMany) => {
-                let overflow = compiler.overflow(&compiled.clauses, most);
+                let overflow = compiler.overflow(&compiled.plan, most);
                 compiled.overflow = Some(overflow);
             }
         }
@@ -236,17 +243,18 @@ impl Compiled {
 
     fn follow(&mut self, identity: NumericIdentity, numbers: &[u32], compiler: Compiler<'_>) {
         // Numbers are those of the clauses that did not fit.
-        if self.overflow.is_some() {
+        if self.overflow.is_some() || self.tight {
             self.stale = true;
             return;
         }
         let mut asks: Vec<(PolicyKey, u32)> = Vec::new();
         asks.extend(compiler.option_asks(identity, self.policy.enforced));
-        for number in numbers {
+        let bound = self.plan.bound_any(&compiler);
+        for number in numbers.iter().copied().chain(bound.into_iter().map(number_of)) {
             let at = number.saturating_sub(number_of(0)) as usize;
-            let clause = self.clauses.get(at).and_then(|reference| compiler.clause(*reference));
-            let keys = clause.into_iter().flat_map(|(clause, _)| clause.keys(identity));
-            asks.extend(keys.map(|key| (key, *number)));
+            let clause = self.plan.clauses.get(at).and_then(|reference| compiler.clause(*reference));
+            let keys = clause.into_iter().flat_map(|(clause, _)| self.plan.keys(clause, identity, &compiler));
+            asks.extend(keys.map(|key| (key, number)));
         }
         // An ask may be there twice; what seems not to fit is compiled anew and counted exactly.
         if self.policy.len_with(identity.0, asks.len()) > compiler.settings.max_entries {

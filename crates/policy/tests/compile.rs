@@ -145,7 +145,7 @@ fn shapes_of_keys_set_their_bits() {
          egress:\n- toPorts: [{ports: [{protocol: UDP}]}]\n\
          egressDeny:\n- toEntities: [host]\n- icmps: [{fields: [{type: EchoReply}]}]",
     ));
-    let sizes = [3, 5, 6, 7, 8, 9].iter().fold(0, |mask, log2| mask | 1 << log2);
+    let sizes = [3, 5, 6, 8].iter().fold(0, |mask, log2| mask | 1 << log2);
     assert_eq!(policy.mask(), [sizes, MASK_PROTO]);
     assert_eq!(policy.deny_identity(), [false, true]);
     assert!(policy.verdict(INGRESS, WORLD, 8999, 6).is_allowed());
@@ -206,17 +206,45 @@ fn changes_say_whom_they_affect_and_the_same_again_is_none() {
     assert!(first.affects(&server()) && !first.affects(&labels("app=server")));
     assert!(repository.replace_origin("p.yaml", policies.clone()).is_empty());
     assert_eq!(repository.revision(), 2);
-    assert!(repository.replace_origin("other.yaml", policies[..1].to_vec()).gone_prefixes.is_empty());
     let gone = repository.replace_origin("p.yaml", policies[1..].to_vec());
-    assert_eq!((gone.removed.len(), gone.updated.len(), gone.gone_prefixes.len()), (1, 0, 0));
-    let last = repository.replace_origin("other.yaml", Vec::new());
-    assert_eq!((last.removed.len(), last.gone_prefixes.len(), last.revision), (1, 1, 5));
+    assert_eq!((gone.removed.len(), gone.updated.len(), gone.gone_prefixes.len()), (1, 0, 1));
+    assert_eq!(gone.revision, 3);
     assert_eq!(repository.selectors().rows(), []);
     let owner = villus_labels::Selector::parse("io.cilium.k8s.policy.name=q").unwrap();
     let found: Vec<_> = repository.policies_with_labels(&owner).map(|p| p.key.clone()).collect();
     assert_eq!(found.len(), 1);
     assert!(!repository.delete(found).is_empty());
     assert_eq!(repository.policies().count(), 0);
+}
+
+#[test]
+fn of_two_policies_with_one_name_the_one_whose_origin_sorts_first_counts() {
+    let with = |port: u16| {
+        let text = policy("p", &format!("ingress: [{{toPorts: [{{ports: [{{port: {port}}}]}}]}}]"));
+        parse("any", &text).unwrap().policies
+    };
+    let passing = |repository: &Repository| -> Vec<u16> {
+        let policy = repository.endpoint_policy(&server(), 100).unwrap();
+        (80..84).filter(|port| policy.verdict(INGRESS, CLIENT, *port, 6).is_allowed()).collect()
+    };
+    let mut repository = repository(Settings::new("default").unwrap());
+    assert_eq!(repository.replace_origin("b.yaml", with(80)).updated.len(), 1);
+    assert!(repository.replace_origin("c.yaml", with(81)).is_empty());
+    assert_eq!(passing(&repository), [80]);
+    let change = repository.replace_origin("a.yaml", with(82));
+    assert_eq!((change.updated.len(), change.removed.len()), (1, 1));
+    assert_eq!(passing(&repository), [82]);
+    let shadowed: Vec<String> = repository
+        .shadowed()
+        .map(|(policy, winner)| format!("{} by {}", policy.key.origin, winner.origin))
+        .collect();
+    assert_eq!(shadowed, ["b.yaml by a.yaml", "c.yaml by a.yaml"]);
+    assert!(repository.replace_origin("b.yaml", with(83)).is_empty());
+    repository.replace_origin("a.yaml", Vec::new());
+    assert_eq!(passing(&repository), [83]);
+    repository.replace_origin("b.yaml", Vec::new());
+    assert_eq!(passing(&repository), [81]);
+    assert_eq!((repository.known().count(), repository.shadowed().count()), (1, 0));
 }
 
 #[test]

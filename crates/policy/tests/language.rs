@@ -366,6 +366,62 @@ fn what_nobody_has_is_named() {
 }
 
 #[test]
+fn requirements_bind_every_endpoint_that_is_named_as_a_peer() {
+    let allow = |sections: &str| cilium(sections);
+    let require = |requirement: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{name: base}}\n\
+             spec: {{endpointSelector: {{matchLabels: {{app: server}}}}, {requirement}}}\n"
+        )
+    };
+    let client = "matchLabels: {app: client}";
+    // Rules that allow; requirements; who may come in on 80/TCP.
+    for (sections, requirement, expected) in [
+        ("ingress: [{fromEndpoints: [{}]}]", format!("ingress: [{{fromRequires: [{{{client}}}]}}]"), "own"),
+        ("ingress: [{fromEndpoints: [{}]}]", "ingress: [{fromRequires: []}]".to_owned(), "own sibling"),
+        ("egress: [{}]", format!("ingress: [{{fromRequires: [{{{client}}}]}}]"), ""),
+        (
+            "ingress: [{fromEntities: [all]}]",
+            format!("ingress: [{{fromRequires: [{{{client}}}]}}]"),
+            "own sibling foreign host node world",
+        ),
+        (
+            "ingress: [{fromEndpoints: [{matchLabels: {app: other}}], toPorts: [{ports: [{port: 80}]}]}]",
+            format!("ingress: [{{fromRequires: [{{{client}}}]}}]"),
+            "",
+        ),
+        (
+            "ingress: [{fromEndpoints: [{}], fromRequires: [{matchLabels: {app: client}}]}]",
+            "egress: [{}]".to_owned(),
+            "own",
+        ),
+        (
+            "ingress: [{fromEndpoints: [{}]}]",
+            format!(
+                "ingress: [{{fromRequires: [{{{client}}}, {{matchLabels: {{io.cilium.k8s.namespace.labels.team: blue}}}}]}}]"
+            ),
+            "own",
+        ),
+        (
+            "ingress: [{fromEndpoints: [{}]}]",
+            format!("egress: [{{toRequires: [{{{client}}}]}}]"),
+            "own sibling",
+        ),
+        (
+            "ingress: [{fromEndpoints: [{}]}]",
+            format!("ingressDeny: [{{fromRequires: [{{{client}}}]}}]"),
+            "own sibling",
+        ),
+    ] {
+        let repository = repository(&[&allow(sections), &require(&requirement)]);
+        assert_eq!(passing(&repository, &server(), INGRESS, 80, 6), expected, "{sections} {requirement}");
+    }
+    let lone = cilium("ingress: [{fromRequires: [{}], toPorts: [{ports: [{port: 80}]}]}]");
+    assert!(parse("p.yaml", &lone).unwrap().warnings[0].message.contains("grants nothing by itself"));
+    assert_eq!(passing(&repository(&[&lone]), &server(), INGRESS, 80, 6), "");
+}
+
+#[test]
 fn workloads_and_the_node_itself_are_never_mixed() {
     let clusterwide = |subject: &str| {
         format!(

@@ -7,6 +7,7 @@ use villus_api::{
     EndpointRef,
     model::{Endpoint, EndpointChangeRequest, EndpointConfigPatch, EndpointPatch},
 };
+use villus_policy::NamedPort;
 use villus_print::{EndpointRow, Table, endpoint_list};
 
 use crate::{
@@ -90,7 +91,7 @@ pub enum EndpointCommand {
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  villus endpoint add --netns web --labels k8s:app=web,k8s:tier=front\n  \
+    after_help = "Examples:\n  villus endpoint add --netns web --labels k8s:app=web,k8s:tier=front --port http=8080/TCP\n  \
                   villus endpoint add --netns db --labels k8s:app=db --name db-0 --sticky --ip 10.15.0.9\n  \
                   villus endpoint add --interface tap0 --labels k8s:app=vm --allow-dhcp"
 )]
@@ -107,6 +108,9 @@ pub struct AddArgs {
     /// The same owner gets the same addresses again.
     #[arg(long, requires = "name")]
     sticky: bool,
+    /// A port by its name, for policies that name ports; may be given several times.
+    #[arg(long, value_name = "NAME=NUMBER[/PROTOCOL]", value_delimiter = ',')]
+    port: Vec<NamedPort>,
     /// A fixed address; may be given several times.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     ip: Vec<IpAddr>,
@@ -200,6 +204,7 @@ fn add(host: &Host, args: &AddArgs) -> Result<(), Failure> {
     let request = EndpointChangeRequest {
         netns: args.netns.clone(),
         labels: args.labels.clone(),
+        named_ports: args.port.iter().map(ToString::to_string).collect(),
         owner: args.name.clone(),
         sticky: args.sticky,
         addresses: args.ip.clone(),

@@ -112,6 +112,7 @@ impl Node {
                 .unwrap_or_default()
                 .to_owned(),
             mtu: device.map_or(0, |device| device.mtu()),
+            named_ports: file.named_ports.iter().map(ToString::to_string).collect(),
             policy_map: if endpoint.is_live() { policy_pin(file.id) } else { String::new() },
             policy_entries: endpoint.size,
             hand_made_entries: u32::try_from(endpoint.hand_made).unwrap_or(u32::MAX),

@@ -50,6 +50,7 @@ impl Node {
             id,
             identity: had.unwrap_or_default().0,
             labels: labelled.all.iter().map(|label| label.to_string()).collect(),
+            named_ports: request.named_ports.clone(),
             addresses: Vec::new(),
             names: request.names.clone(),
             sticky: request.sticky,
@@ -163,10 +164,11 @@ impl Node {
     ) -> ApiResult<()> {
         let id = planned.id;
         self.absorb_identities();
+        self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?.file.identity = identity.0;
+        self.announce_ports([identity]);
         self.track(id);
         self.follow_policies();
         let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
-        endpoint.file.identity = identity.0;
         endpoint.enter(EndpointState::Regenerating, format!("identity {identity}"));
         self.fill_policy(id)?;
         self.claim_addresses(id);

@@ -17,6 +17,8 @@ impl Node {
         self.endpoints.get_mut(&id)?.enter(EndpointState::Disconnecting, "deleted");
         let mut errors = self.take_down(id);
         let endpoint = self.endpoints.remove(&id)?;
+        self.announce_ports([endpoint.identity()]);
+        self.follow_policies();
         for address in &endpoint.file.addresses {
             self.pool.release(*address, Instant::now());
         }

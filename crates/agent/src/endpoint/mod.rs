@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod find;
 mod labels;
+mod ports;
 mod record;
 mod relabel;
 mod request;

@@ -49,6 +49,8 @@ impl Node {
             endpoint.file.identity = identity.0;
             endpoint.note("OK", format!("identity {old} became {identity}"));
             self.install(id).map_err(ApiError::internal)?;
+            self.announce_ports([old, identity]);
+            self.follow_policies();
             self.claim_addresses(id);
             self.rejudge.extend(self.endpoints.keys().copied());
             self.wake.rejudge.notify_one();

@@ -1,11 +1,14 @@
 //! A request for an endpoint, checked.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use villus_api::model::EndpointChangeRequest;
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_net::{CONTAINER_DEVICE, Mac, NetnsRef};
+use villus_policy::NamedPort;
 
+use super::ports::read_ports;
 use crate::state::Names;
 
 /// What was asked for; nothing in it contradicts itself.
@@ -15,6 +18,7 @@ pub(crate) struct Request {
     pub id: Option<u16>,
     pub names: Names,
     pub labels: Vec<String>,
+    pub named_ports: BTreeSet<NamedPort>,
     pub addresses: Vec<IpAddr>,
     /// Addresses outside the pool are fine.
     pub any_address: bool,
@@ -78,6 +82,7 @@ impl Request {
             id,
             names,
             labels: body.labels,
+            named_ports: read_ports(&body.named_ports)?,
             addresses,
             any_address: adopted || body.datapath_configuration.external_ipam,
             sticky: body.sticky,
@@ -195,6 +200,11 @@ mod tests {
             b.sticky = true;
         };
         assert_eq!(field(read(sticky)), "sticky");
+        let port = |b: &mut EndpointChangeRequest| {
+            b.netns = Some("a".into());
+            b.named_ports = vec!["http=80".into(), "dns=53/QUIC".into()];
+        };
+        assert_eq!(field(read(port)), "named-ports[1]");
     }
 
     #[test]

@@ -52,6 +52,9 @@ impl Node {
             warnings: parsed.warnings.iter().map(ToString::to_string).collect(),
             ..ChangeReply::default()
         };
+        for policy in &parsed.policies {
+            self.must_not_be_elsewhere(&policy.key)?;
+        }
         for key in objects(&parsed).map(|(key, _)| key) {
             if self.repository.policy(key).is_some() || self.repository.referents().get(key).is_some() {
                 reply.replaced.push(name_of(key));
@@ -76,6 +79,15 @@ impl Node {
         }
         self.carry(all, &mut reply);
         Ok(reply)
+    }
+
+    /// A policy that a file holds is changed there: with one name only one of both could be in force.
+    fn must_not_be_elsewhere(&self, key: &ObjectKey) -> ApiResult<()> {
+        match self.repository.in_force(key).filter(|other| other.key.origin != key.origin) {
+            Some(other) => Err(ApiError::conflict(format!("{key} comes from {}", other.key.origin))
+                .hint("change it there, or give this one another name")),
+            None => Ok(()),
+        }
     }
 
     /// Removes imported policies.
@@ -133,7 +145,7 @@ impl Node {
     fn summary(&self, policy: &Policy) -> PolicySummary {
         let rules = self.repository.resolve(policy);
         let selected = |endpoint: &&crate::endpoint::Endpoint| {
-            rules.iter().any(|rule| rule.subject.matches(&endpoint.identity_labels))
+            rules.iter().any(|rule| rule.subject.matches(&endpoint.subject_labels()))
         };
         PolicySummary {
             kind: policy.key.kind.name().to_owned(),

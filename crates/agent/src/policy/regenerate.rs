@@ -26,7 +26,7 @@ impl Node {
     /// From now on the policy of an endpoint with its labels of now is kept compiled.
     pub fn track(&mut self, id: u16) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
-        let subject = self.repository.acquire_subject(&endpoint.identity_labels);
+        let subject = self.repository.acquire_subject(&endpoint.subject_labels());
         if let Some(before) = endpoint.subject.replace(subject) {
             self.repository.release_subject(before);
         }

@@ -1,9 +1,11 @@
 //! The file of one endpoint: `endpoints/<id>.json`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use villus_net::{AdoptedLink, EndpointLink, Mac};
+use villus_policy::NamedPort;
 
 /// Everything about an endpoint that outlives the agent. One JSON object.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +21,9 @@ pub(crate) struct EndpointFile {
     pub identity: u32,
     /// Labels as they were given, with those that the agent added.
     pub labels: Vec<String>,
+    /// Ports by the names that the workload gives them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub named_ports: BTreeSet<NamedPort>,
     /// The workload's addresses.
     pub addresses: Vec<IpAddr>,
     /// Names under which others know it.

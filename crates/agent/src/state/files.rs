@@ -195,6 +195,7 @@ mod tests {
             id: 7,
             identity: 300,
             labels: vec!["k8s:app=web".into()],
+            named_ports: std::iter::once("http=80/TCP".parse().unwrap()).collect(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             names: Default::default(),
             sticky: false,

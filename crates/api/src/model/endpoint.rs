@@ -328,6 +328,9 @@ pub struct EndpointVillus {
     /// Largest layer-3 packet; 0 is not known.
     #[serde(skip_serializing_if = "is_default")]
     pub mtu: u32,
+    /// Ports by name, `http=80/TCP`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub named_ports: Vec<String>,
     /// Name of its policy map below `tc/globals`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub policy_map: String,

@@ -95,6 +95,9 @@ pub struct EndpointChangeRequest {
     /// Network namespace: a name below `/run/netns` or a path.
     #[serde(skip_serializing_if = "is_default")]
     pub netns: Option<String>,
+    /// Ports by name, for policies that name ports: `http=80/TCP`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub named_ports: Vec<String>,
     /// Addresses beyond those of `addressing`.
     #[serde(skip_serializing_if = "is_default")]
     pub addresses: Vec<IpAddr>,

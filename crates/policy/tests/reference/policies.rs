@@ -127,9 +127,11 @@ fn any_element(side: &'static str) -> impl Strategy<Value = Value> {
         1 => proptest::collection::vec(any_node_selector(), 0..3).prop_map(move |n| named("Nodes", json!(n))),
         if side == "to" { 2 } else { 0 } => proptest::collection::vec(any_service_ref(), 0..3).prop_map(move |s| named("Services", json!(s))),
     ];
-    (peers, any_transport()).prop_map(|(peers, transport)| {
+    let requires = proptest::option::weighted(0.1, proptest::collection::vec(any_selector(), 0..3));
+    (peers, requires, any_transport()).prop_map(move |(peers, requires, transport)| {
         let mut element = serde_json::Map::new();
         element.extend(peers);
+        element.extend(requires.map(|selectors| (format!("{side}Requires"), json!(selectors))));
         element.extend(transport.map(|(name, value)| (name.to_owned(), value)));
         Value::Object(element)
     })
