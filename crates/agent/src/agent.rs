@@ -6,6 +6,7 @@ use std::time::Instant;
 use villus_api::{ApiError, ApiResult};
 use villus_flows::History;
 
+use crate::api::Limiters;
 use crate::identities::IdentityRoom;
 use crate::node::Node;
 use crate::wake::Wake;
@@ -20,6 +21,7 @@ pub(crate) struct Agent {
     pub identities: Arc<IdentityRoom>,
     pub history: Arc<History>,
     pub wake: Arc<Wake>,
+    pub limiters: Arc<Limiters>,
 }
 
 impl Agent {
@@ -28,6 +30,7 @@ impl Agent {
         Self {
             identities: node.identities.clone(),
             wake: node.wake.clone(),
+            limiters: Arc::new(Limiters::new(node.config.api.limits.clone())),
             history: Arc::new(History::new(EVENTS)),
             node: Arc::new(Mutex::new(node)),
         }

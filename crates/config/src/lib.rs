@@ -17,6 +17,8 @@ pub mod docs;
 pub mod duration;
 mod finding;
 pub mod kind;
+mod label_file;
+pub mod limit;
 pub mod net;
 pub mod rate;
 pub mod registry;

@@ -1,9 +1,9 @@
-//! The syntax of `api-rate-limit`. What the limits do is the API's business.
+//! The syntax of `api-rate-limit`; what it means is said by [`crate::limit`].
 
 use crate::suggest;
 
 /// Calls that can be limited.
-const CALLS: [&str; 5] =
+pub const CALLS: [&str; 5] =
     ["endpoint-create", "endpoint-delete", "endpoint-get", "endpoint-patch", "endpoint-list"];
 
 /// Settings of one call.

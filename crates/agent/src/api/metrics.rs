@@ -8,11 +8,12 @@ use villus_api::{ApiError, ApiResult};
 use villus_datapath::metrics as kernel_metrics;
 use villus_flows::{History, LossSource};
 
+use super::limit::Seen;
 use crate::node::Node;
 
 impl Node {
     /// All metrics.
-    pub(super) fn metrics(&mut self, history: &History) -> ApiResult<Vec<MetricValue>> {
+    pub(super) fn metrics(&mut self, history: &History, limits: &[Seen]) -> ApiResult<Vec<MetricValue>> {
         let mut all = Vec::new();
         let mut add = |name: &str, labels: &[(&str, String)], value: f64| {
             let labels: BTreeMap<String, String> =
@@ -76,6 +77,35 @@ impl Node {
             &[("at", "observer".into())],
             history.lost(LossSource::ObserverQueue) as f64,
         );
+        limits.iter().for_each(|seen| limit_metrics(seen, &mut add));
         Ok(all)
     }
+}
+
+/// Cilium's metrics of a limited call.
+fn limit_metrics(seen: &Seen, add: &mut impl FnMut(&str, &[(&str, String)], f64)) {
+    let call = ("api_call", seen.limit.call.to_owned());
+    let of = |value: &str| [call.clone(), ("value", value.to_owned())];
+    for ((outcome, code), count) in &seen.outcomes {
+        let labels =
+            [call.clone(), ("outcome", (*outcome).to_owned()), ("return_code", code.to_string())];
+        add("cilium_api_limiter_processed_requests_total", &labels, *count as f64);
+    }
+    let in_flight = "cilium_api_limiter_requests_in_flight";
+    add(in_flight, &of("in-flight"), f64::from(seen.in_flight));
+    if let Some(parallel) = seen.parallel {
+        add(in_flight, &of("limit"), f64::from(parallel));
+    }
+    if let Some(rate) = seen.rate {
+        add("cilium_api_limiter_rate_limit", &of("limit"), rate);
+        add("cilium_api_limiter_rate_limit", &of("burst"), seen.burst);
+    }
+    add("cilium_api_limiter_adjustment_factor", &[call.clone()], seen.factor);
+    let processing = "cilium_api_limiter_processing_duration_seconds";
+    add(processing, &of("mean"), seen.mean_processing);
+    add(processing, &of("estimated"), seen.limit.estimated.as_secs_f64());
+    let wait = "cilium_api_limiter_wait_duration_seconds";
+    add(wait, &of("mean"), seen.mean_wait);
+    add(wait, &of("max"), seen.longest_wait);
+    add(wait, &of("min"), seen.limit.min_wait.as_secs_f64());
 }

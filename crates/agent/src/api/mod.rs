@@ -3,6 +3,7 @@
 mod config;
 mod endpoints;
 mod identities;
+mod limit;
 mod maps;
 mod metrics;
 mod model;
@@ -24,6 +25,8 @@ use villus_flows::{Filter, Observer};
 
 use crate::agent::Agent;
 
+pub(crate) use limit::Limiters;
+
 /// Records that an observer may be behind.
 const QUEUE: usize = 4096;
 
@@ -41,7 +44,8 @@ impl Backend for Api {
         let history = self.0.history.clone();
         // Asks other programs, which may take a while.
         let foreign = tokio::task::spawn_blocking(status::foreign).await.unwrap_or_default();
-        self.0.with(move |node| node.status_details(&history, foreign)).await
+        let limits = self.0.limiters.seen();
+        self.0.with(move |node| node.status_details(&history, foreign, &limits)).await
     }
 
     async fn config(&self) -> ApiResult<DaemonConfiguration> {
@@ -53,27 +57,29 @@ impl Backend for Api {
     }
 
     async fn endpoints(&self, labels: Vec<String>) -> ApiResult<Vec<Endpoint>> {
-        self.list_endpoints(labels).await
+        self.0.limiters.run("endpoint-list", self.list_endpoints(labels)).await
     }
 
     async fn endpoint(&self, id: EndpointRef) -> ApiResult<Endpoint> {
-        self.0.with(move |node| Ok(node.model(node.find(&id)?))).await?
+        let work = async { self.0.with(move |node| Ok(node.model(node.find(&id)?))).await? };
+        self.0.limiters.run("endpoint-get", work).await
     }
 
     async fn create_endpoint(&self, id: EndpointRef, request: EndpointChangeRequest) -> ApiResult<Endpoint> {
-        self.create(id, request).await
+        self.0.limiters.run("endpoint-create", self.create(id, request)).await
     }
 
     async fn patch_endpoint(&self, id: EndpointRef, patch: EndpointPatch) -> ApiResult<Endpoint> {
-        self.relabel(id, patch).await
+        self.0.limiters.run("endpoint-patch", self.relabel(id, patch)).await
     }
 
     async fn configure_endpoint(&self, id: EndpointRef, patch: EndpointConfigPatch) -> ApiResult<Endpoint> {
-        self.0.with(move |node| node.configure_endpoint(&id, &patch)).await?
+        let work = async { self.0.with(move |node| node.configure_endpoint(&id, &patch)).await? };
+        self.0.limiters.run("endpoint-patch", work).await
     }
 
     async fn delete_endpoint(&self, id: EndpointRef) -> ApiResult<EndpointDeleted> {
-        self.delete(id).await
+        self.0.limiters.run("endpoint-delete", self.delete(id)).await
     }
 
     async fn identities(&self, labels: Vec<String>) -> ApiResult<Vec<Identity>> {
@@ -126,7 +132,8 @@ impl Backend for Api {
 
     async fn metrics(&self) -> ApiResult<Vec<MetricValue>> {
         let history = self.0.history.clone();
-        self.0.with(move |node| node.metrics(&history)).await?
+        let limits = self.0.limiters.seen();
+        self.0.with(move |node| node.metrics(&history, &limits)).await?
     }
 
     async fn monitor(&self, filter: Filter, past: usize) -> ApiResult<Observer> {

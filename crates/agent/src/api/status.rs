@@ -12,6 +12,7 @@ use villus_identity::{AddressPool, Family};
 use villus_net::{ForeignDrop, HOST_PREFIX, ROUTER_DEVICE, ROUTER_PEER, foreign_drops};
 use villus_print::StatusLine;
 
+use super::limit::Seen;
 use crate::node::Node;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -96,18 +97,18 @@ impl Node {
     }
 
     /// All that `villus status --verbose` prints.
-    pub(super) fn status_details(&mut self, history: &History, foreign: Vec<ForeignDrop>) -> StatusDetails {
+    pub(super) fn status_details(&mut self, history: &History, foreign: Vec<ForeignDrop>, limits: &[Seen]) -> StatusDetails {
         self.read_journal();
         StatusDetails {
             version: VERSION.to_owned(),
             uptime: self.started.elapsed().as_secs(),
-            lines: self.lines(history),
+            lines: self.lines(history, limits),
             warnings: self.status_warnings(foreign),
             features: self.features(),
         }
     }
 
-    fn lines(&self, history: &History) -> Vec<StatusLine> {
+    fn lines(&self, history: &History, limits: &[Seen]) -> Vec<StatusLine> {
         let own = self.own_state();
         let state = match own.state {
             ServiceState::Ok => "Ok",
@@ -152,6 +153,7 @@ impl Node {
             line("Routing", "Network: Native".into(), format!("Host: {}", self.uplinks_text())),
             line("Attach Mode", self.mode_name().to_uppercase(), String::new()),
             line("Masquerading", self.masquerading(), String::new()),
+            limits_line(limits),
             line(
                 "Controller Status",
                 format!("{}/{controllers} healthy", controllers.saturating_sub(failing)),
@@ -256,6 +258,26 @@ impl Node {
         })
         .collect()
     }
+}
+
+/// The limits of calls that an option sets or that have refused one; the others are the usual ones.
+fn limits_line(limits: &[Seen]) -> StatusLine {
+    let telling = limits.iter().filter(|seen| seen.limit.is_set || seen.refused() > 0);
+    let lines: Vec<String> = telling
+        .map(|seen| {
+            let rate = seen.rate.map_or("any rate".to_owned(), |rate| {
+                format!("{rate:.3}/s after a burst of {:.0}", seen.burst.max(1.0))
+            });
+            let parallel =
+                seen.parallel.map_or("any number at once".to_owned(), |parallel| format!("{parallel} at once"));
+            let (call, refused) = (seen.limit.call, seen.refused());
+            format!("{call}: {rate}, {parallel}, {} under way, {refused} refused", seen.in_flight)
+        })
+        .collect();
+    if lines.is_empty() {
+        return StatusLine::new("API Limits", "usual", "");
+    }
+    StatusLine::new("API Limits", "", lines.join("\n"))
 }
 
 /// Tasks that the agent has beside one for each endpoint.

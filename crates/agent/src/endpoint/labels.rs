@@ -25,7 +25,7 @@ pub(crate) struct Labelled {
 impl LabelRules {
     /// The rules of the options.
     pub fn new(config: &Config) -> Result<Self, AgentError> {
-        let filter = LabelFilter::parse(&config.identity.labels)
+        let filter = LabelFilter::parse(&config.identity.label_rules)
             .map_err(|error| AgentError::Option { option: "labels", reason: error.to_string() })?;
         let cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
             .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
@@ -88,6 +88,22 @@ mod tests {
         );
         let own = rules().read(&["k8s:io.kubernetes.pod.namespace=shop".into()], Some("other")).unwrap();
         assert_eq!(own.all.namespace(), Some("shop"));
+    }
+
+    #[test]
+    fn the_file_of_prefixes_and_the_option_make_one_filter() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("prefixes.json");
+        let text = r#"{"version": 1, "valid-prefixes": [{"source": "k8s", "prefix": "app"}]}"#;
+        std::fs::write(&file, text).unwrap();
+        let sources = villus_config::Sources::new()
+            .flag("label-prefix-file", file.to_str().unwrap())
+            .flag("labels", "k8s:team k8s:!app-version");
+        let rules = LabelRules::new(&Config::load(sources).unwrap()).unwrap();
+        let texts = ["app=web", "app-version=3", "team=a", "other=x"].map(str::to_owned);
+        let labelled = rules.read(&texts, None).unwrap();
+        let relevant: Vec<&str> = labelled.identity.iter().map(Label::key).collect();
+        assert_eq!(relevant, ["app", KEY_CLUSTER, KEY_NAMESPACE, "team"]);
     }
 
     #[test]

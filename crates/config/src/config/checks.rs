@@ -1,10 +1,12 @@
 //! What no option shows by itself: values that don't fit together.
 
 use super::{Aggregation, Config};
+use villus_labels::LabelFilter;
+
 use crate::{
     duration,
     finding::{Finding, Severity},
-    suggest,
+    label_file, suggest,
 };
 
 /// Keys of `log-opt`.
@@ -34,6 +36,25 @@ pub(super) fn across(config: &Config) -> Vec<Finding> {
     out.aggregation();
     out.log();
     out.findings
+}
+
+/// Reads the file of label rules and checks these and the option's.
+pub(super) fn labels(config: &mut Config) -> Vec<Finding> {
+    let read = config.identity.label_prefix_file.as_deref().map(label_file::read).transpose();
+    let rules = LabelFilter::parse(&config.identity.labels);
+    let mut out = Checks { config, findings: Vec::new() };
+    if let Err(error) = &rules {
+        out.say(Severity::Error, "labels", error.to_string(), "mend the rule, or leave it out");
+    }
+    if let Err(reason) = &read {
+        let fix = "mend the file, or leave the option out";
+        out.say(Severity::Error, "label-prefix-file", reason.clone(), fix);
+    }
+    let findings = out.findings;
+    if let Ok(Some(file)) = read {
+        config.identity.label_rules = format!("{file} {}", config.identity.labels);
+    }
+    findings
 }
 
 struct Checks<'a> {

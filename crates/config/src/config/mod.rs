@@ -143,6 +143,7 @@ fn build(sources: Sources, subject: Option<String>) -> (Config, Report) {
     };
     findings.extend(reader.into_findings());
     config.settings = resolved.settings;
+    findings.extend(checks::labels(&mut config));
     findings.extend(checks::across(&config));
     findings.sort_by(|a, b| (a.severity, &a.option, &a.reason).cmp(&(b.severity, &b.option, &b.reason)));
     config.warnings = findings.iter().filter(|f| f.severity != Severity::Error).cloned().collect();

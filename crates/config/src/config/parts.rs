@@ -1,7 +1,11 @@
 //! The parts of a configuration.
 
 use super::reader::Reader;
-use crate::{net::DevicePatterns, registry};
+use crate::{
+    limit::{self, Limit},
+    net::DevicePatterns,
+    registry,
+};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use std::{
@@ -167,8 +171,10 @@ pub struct Identity {
     pub labels: String,
     /// `label-prefix-file`.
     pub label_prefix_file: Option<PathBuf>,
-    /// `identity-change-grace-period`.
-    pub change_grace: Duration,
+    /// All rules of the filter: those of the file, then those of `labels`, separated by spaces.
+    pub label_rules: String,
+    /// `identity-change-grace-period`; `None` where it is not given, see [`Self::CHANGE_GRACE`].
+    pub change_grace: Option<Duration>,
     /// `identity-restore-grace-period`.
     pub restore_grace: Duration,
 }
@@ -225,8 +231,8 @@ pub struct Api {
     pub socket_group: Option<String>,
     /// `socket-mode`.
     pub socket_mode: u32,
-    /// `api-rate-limit`, of checked syntax; see [`crate::rate::parse`].
-    pub rate_limit: String,
+    /// `api-rate-limit`: the limits of every call, those that it does not name included.
+    pub limits: Vec<Limit>,
     /// `prometheus-serve-addr`: kept, not served by this version.
     pub metrics: Option<String>,
 }
@@ -350,11 +356,17 @@ impl Policy {
 }
 
 impl Identity {
+    /// The grace of a change of identity where none is given and other nodes share the store.
+    pub const CHANGE_GRACE: Duration = Duration::from_secs(5);
+
     pub(super) fn read(r: &mut Reader<'_>) -> Self {
+        let labels = r.text("labels");
+        let grace = r.duration("identity-change-grace-period");
         Self {
-            labels: r.text("labels"),
+            label_rules: labels.clone(),
+            labels,
             label_prefix_file: r.path_unless_empty("label-prefix-file"),
-            change_grace: r.duration("identity-change-grace-period"),
+            change_grace: r.is_set("identity-change-grace-period").then_some(grace),
             restore_grace: r.duration("identity-restore-grace-period"),
         }
     }
@@ -400,7 +412,8 @@ impl Api {
             socket: if follows { r.path("state-dir").join("villus.sock") } else { r.path("socket-path") },
             socket_group: r.text_unless_empty("socket-group"),
             socket_mode: r.u32("socket-mode"),
-            rate_limit: r.text("api-rate-limit"),
+            // Its syntax was checked; a wrong one was refused.
+            limits: limit::limits(&r.text("api-rate-limit")).unwrap_or_default(),
             metrics: r.text_unless_empty("prometheus-serve-addr"),
         }
     }

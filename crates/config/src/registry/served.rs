@@ -332,14 +332,16 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "label-prefix-file",
         OPTIONAL_PATH,
         "",
-        "JSON file with the same rules; they stand before those of labels.",
+        "JSON file with rules as those of labels, before which they stand: \
+         {\"version\": 1, \"valid-prefixes\": [{\"source\": \"k8s\", \"prefix\": \"app\", \"invert\": false}]}.",
     ),
     opt(
         Group::Identity,
         "identity-change-grace-period",
         secs_or_zero("at once"),
         "5s",
-        "Time that other nodes get to learn an endpoint's new identity before it is used.",
+        "Time that other nodes get to learn an endpoint's new identity before it is used. Unless it is set, none with the \
+         embedded store, which no other node reads.",
     ),
     opt(
         Group::Identity,
@@ -413,7 +415,13 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "api-rate-limit",
         RateLimits,
         "",
-        "Limits of API calls, as call=key:value,key:value. Calls are endpoint-create, -delete, -get, -patch, -list.",
+        "Limits of API calls, as call=key:value,key:value, calls separated by spaces, or as a JSON object from call to \
+         key:value,key:value. Calls are endpoint-create, -delete, -get, -patch, -list. Keys: rate-limit (10/m), rate-burst, \
+         parallel-requests, min-wait-duration, max-wait-duration (0: for ever; who would wait longer gets 429), \
+         skip-initial, log; and with auto-adjust:true, which lets limits follow how long calls take, \
+         estimated-processing-duration, mean-over, delayed-adjustment-factor, max-adjustment-factor, \
+         min-parallel-requests, max-parallel-requests. Where nothing is said, 1000 endpoints may come at once and 100 a \
+         second after that.",
     ),
     opt(
         Group::Api,
