@@ -131,7 +131,7 @@ impl Cleanup {
         };
         if self.dry_run {
             for change in journal.changes() {
-                self.removed(format!("{change:?}"));
+                self.removed(change.to_string());
             }
             return;
         }

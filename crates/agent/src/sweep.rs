@@ -1,6 +1,5 @@
 //! What a crash left in the middle of making or deleting an endpoint: nothing of it stays.
 
-use villus_datapath::Hook;
 use villus_net::{Link, Mac, remove_left_over};
 
 use crate::node::Node;
@@ -32,7 +31,7 @@ impl Node {
     fn detach_strangers(&self, claimed: &[u32]) {
         let links = self.kernel.links();
         let attached = links.list(&self.all_interfaces()).unwrap_or_default();
-        for attachment in attached.iter().filter(|a| a.hook != Hook::FromNetwork && a.alive) {
+        for attachment in attached.iter().filter(|a| a.alive && a.hook.is_of_endpoints()) {
             if claimed.contains(&attachment.ifindex) {
                 continue;
             }

@@ -3,12 +3,17 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use common::{TestNode, allow, echoes};
 use villus_abi::Flow;
 use villus_api::EndpointRef;
-use villus_api::model::{EndpointChangeRequest, EndpointPatch, PolicyDelete, PolicyImport, PolicyWaitQuery};
+use villus_api::model::{
+    EndpointChangeRequest, EndpointPatch, MetricValue, PolicyDelete, PolicyImport, PolicyWaitQuery,
+};
 use villus_datapath::{FlowKey, Flows, Maps, Pins};
 use villus_testbed::{alone, eventually, run, try_run};
 
@@ -27,6 +32,14 @@ fn wrong_requests_are_refused_and_change_nothing() {
     run("ip", &["link", "add", "br0", "type", "bridge"]);
     run("ip", &["link", "add", "port0", "type", "veth", "peer", "name", "port1"]);
     run("ip", &["link", "set", "port0", "master", "br0"]);
+    run("ip", &["link", "add", "mine0", "type", "veth", "peer", "name", "mine1"]);
+    run("ip", &["link", "set", "mine0", "up"]);
+    let adopt = |name: &str| EndpointChangeRequest {
+        adopt_interface: Some(name.into()),
+        owner: Some(format!("of {name}")),
+        ..EndpointChangeRequest::default()
+    };
+    client.create_endpoint(&EndpointRef::Id(0), &adopt("mine0")).unwrap();
     let before = client.endpoints(&[]).unwrap();
     type Change = Box<dyn FnOnce(&mut EndpointChangeRequest)>;
     let taken = first.v4();
@@ -40,7 +53,9 @@ fn wrong_requests_are_refused_and_change_nothing() {
         (400, "id", Box::new(|r| r.id = 4000)),
         (409, "id", Box::new(|r| r.id = 1)),
         (400, "netns", Box::new(|r| r.netns = None)),
-        (409, "", Box::new(|r| (r.netns, r.adopt_interface) = (None, Some("port0".into())))),
+        (409, "br0", Box::new(|r| (r.netns, r.adopt_interface) = (None, Some("port0".into())))),
+        (409, "adopt-interface", Box::new(|r| (r.netns, r.adopt_interface) = (None, Some("mine0".into())))),
+        (400, "interface-index", Box::new(|r| r.interface_index = 7)),
         (400, "", Box::new(|r| (r.netns, r.adopt_interface) = (None, Some("nodev0".into())))),
     ];
     for (status, field, change) in cases {
@@ -54,7 +69,7 @@ fn wrong_requests_are_refused_and_change_nothing() {
     }
     assert!(client.verify(&Default::default()).unwrap().differences.is_empty());
     // 8 addresses: the network's, the router's, the broadcast, and five for workloads.
-    for name in ["b", "c", "d", "e"] {
+    for name in ["b", "c", "d"] {
         node.workload(name, &["k8s:app=x"]);
     }
     run("ip", &["netns", "add", "last"]);
@@ -185,4 +200,87 @@ fn sticky_addresses_come_back_and_others_rest() {
     let again = EndpointChangeRequest { addresses: Vec::new(), ..request };
     let again = client.create_endpoint(&EndpointRef::Id(0), &again).unwrap();
     assert!([77, 78].contains(&again.status.networking.addressing[0].ipv4.unwrap().octets()[3]));
+}
+
+#[test]
+fn calls_beyond_the_limit_are_refused_and_counted() {
+    alone!();
+    let limits = r#"{"endpoint-get": "rate-limit:1/h,rate-burst:2,max-wait-duration:1s"}"#;
+    let node = TestNode::started(&[("api-rate-limit", limits)]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let (client, id) = (node.client(), EndpointRef::Id(server.id()));
+    for _ in 0..2 {
+        client.endpoint(&id).unwrap();
+    }
+    let refused = client.endpoint(&id).unwrap_err();
+    assert_eq!(refused.status(), Some(429), "{refused}");
+    assert!(refused.to_string().contains("api-rate-limit"), "{refused}");
+    client.endpoints(&[]).unwrap();
+    let metric = |outcome: &str| {
+        let all = client.metrics().unwrap();
+        let is_it = |m: &&MetricValue| {
+            m.name == "cilium_api_limiter_processed_requests_total"
+                && m.labels["api_call"] == "endpoint-get"
+                && m.labels["outcome"] == outcome
+        };
+        all.iter().find(is_it).map(|m| m.value)
+    };
+    assert_eq!((metric("success"), metric("fail-limit-wait")), (Some(2.0), Some(1.0)));
+    let lines = client.status_details().unwrap().lines;
+    let line = lines.iter().find(|line| line.label == "API Limits").unwrap();
+    assert!(line.message.contains("endpoint-get") && line.message.contains("1 refused"), "{line:?}");
+}
+
+#[test]
+fn a_new_identity_is_used_after_the_grace_that_others_need() {
+    const GRACE: Duration = Duration::from_secs(3);
+    alone!();
+    let node = TestNode::started(&[("identity-change-grace-period", "3s")]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    node.import(&allow("web", "server", "other", 80));
+    let entries = || {
+        let pins = Pins::existing("/tmp/node/bpf".as_ref()).unwrap();
+        villus_datapath::view_policy(&pins, &Maps::existing(&pins).unwrap(), server.id()).unwrap().entries
+    };
+    let (before, begin) = (entries().len(), Instant::now());
+    let changing = {
+        let (agent, id) = (node.client(), EndpointRef::Id(client.id()));
+        let patch = EndpointPatch { add_labels: vec!["k8s:app=other".into()], ..EndpointPatch::default() };
+        std::thread::spawn(move || agent.patch_endpoint(&id, &patch).unwrap())
+    };
+    eventually("policy maps know the new identity", || entries().len() > before);
+    assert!(begin.elapsed() < GRACE, "they know it before it is used");
+    assert!(!client.asks(server.v4(), 80), "it has its old one");
+    let changed = changing.join().unwrap();
+    assert!(begin.elapsed() >= GRACE);
+    assert_ne!(changed.status.identity, client.endpoint.status.identity);
+    assert!(client.asks(server.v4(), 80));
+}
+
+#[test]
+fn status_names_who_else_drops_and_the_line_that_mends_it() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let warned = || {
+        let warnings = node.client().status_details().unwrap().warnings;
+        warnings.into_iter().find(|w| w.message.contains("drops what endpoints send"))
+    };
+    assert_eq!(warned(), None);
+    run("nft", &["add", "table", "ip", "filter"]);
+    run("nft", &["add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"]);
+    let warning = warned().unwrap();
+    assert!(warning.message.contains("ip filter FORWARD"), "{warning:?}");
+    assert!(warning.mend.contains("iptables -I FORWARD -i lxc+ -j ACCEPT"), "as docker's: {warning:?}");
+    run("nft", &["delete", "table", "ip", "filter"]);
+    assert_eq!(warned(), None);
+    run("nft", &["add", "table", "inet", "theirs"]);
+    run("nft", &["add chain inet theirs forward { type filter hook forward priority 0; policy drop; }"]);
+    let warning = warned().unwrap();
+    // What it says is done as it stands there.
+    for line in warning.mend.lines() {
+        run("sh", &["-c", line.trim()]);
+    }
+    assert_eq!(warned(), None, "{}", run("nft", &["list", "ruleset"]));
 }

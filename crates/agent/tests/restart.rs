@@ -227,3 +227,47 @@ fn a_namespace_that_dies_marks_its_endpoint_and_frees_what_it_had() {
     assert_eq!(EndpointRef::Id(again.id()), id);
     assert_eq!(client.endpoints(&[]).unwrap().len(), 1);
 }
+
+#[test]
+fn stopped_at_a_breakpoint_the_agent_harms_nothing_and_learns_afterwards_what_happened() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let doomed = node.workload("doomed", &["k8s:app=doomed"]);
+    node.import(&allow("web", "server", "client", 80));
+    server.serves(server.v4(), 80);
+    let mut open = client.connects(server.v4(), 80).unwrap();
+    let pid = node.pid().to_string();
+    run("kill", &["-STOP", &pid]);
+    let (to, id) = (client.v4().to_string(), EndpointRef::Id(doomed.id()));
+    let args = ["-q", "-i", "0.01", "-c", "300", "-W", "1", &to];
+    let ping = server.netns.run(|| run("ping", &args)).unwrap();
+    assert!(ping.contains(" 0% packet loss"), "{ping}");
+    assert!(echoes(&mut open) && client.asks(server.v4(), 80), "open and new connections go on");
+    assert!(!doomed.asks(server.v4(), 80), "policy holds");
+    drop(doomed);
+    run("ip", &["netns", "del", "doomed"]);
+    run("kill", &["-CONT", &pid]);
+    eventually("what happened meanwhile is known", || {
+        node.client().endpoint(&id).unwrap().status.state == EndpointState::Disconnected
+    });
+    assert!(echoes(&mut open) && client.asks(server.v4(), 80));
+    assert!(node.client().verify(&Default::default()).unwrap().clean());
+}
+
+#[test]
+fn nobody_but_root_starts_an_agent() {
+    alone!();
+    let node = TestNode::new(&[]);
+    let program = std::env::current_exe().unwrap();
+    std::fs::write("/tmp/program", "").unwrap();
+    run("mount", &["--bind", program.to_str().unwrap(), "/tmp/program"]);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--clear-groups", "--no-new-privs", "/tmp/program"]);
+    let output = common::as_agent(&mut command, &node.options).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("must run as root") && said.contains("sudo"), "{said}");
+    assert!(!node.root.join("lib").exists() && !node.root.join("bpf").exists(), "nothing was touched");
+}

@@ -118,7 +118,9 @@ mod tests {
 
     #[test]
     fn what_is_said_stands_over_what_is_usual() {
-        let all = limits("endpoint-create=rate-limit:10/m,rate-burst:2,max-wait-duration:0s,auto-adjust:true").unwrap();
+        let all =
+            limits("endpoint-create=rate-limit:10/m,rate-burst:2,max-wait-duration:0s,auto-adjust:true")
+                .unwrap();
         let create = &all[0];
         assert_eq!((create.call, create.burst, create.is_set), ("endpoint-create", 2, true));
         assert_eq!((create.rate, create.max_wait, create.auto_adjust), (Some(10.0 / 60.0), None, true));

@@ -55,6 +55,12 @@ impl Hook {
         }
     }
 
+    /// Whether it is on endpoints' devices; the others are on uplinks.
+    #[must_use]
+    pub const fn is_of_endpoints(self) -> bool {
+        matches!(self, Self::FromEndpoint | Self::ToEndpoint)
+    }
+
     const fn tcx(self) -> TcxHook {
         match self {
             Self::ToEndpoint | Self::ToNetwork => TcxHook::Egress,

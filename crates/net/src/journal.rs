@@ -1,6 +1,7 @@
 //! What was changed on the node and what was there before, written down before each change, so that all of it can
 //! be put back.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -130,6 +131,24 @@ impl Journal {
 }
 
 // === impl Change ===
+
+impl fmt::Display for Change {
+    /// What taking it back does.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::Sysctl { key, old, ours } => write!(f, "{key} = {ours}, which becomes {old} again"),
+            Change::Forwarding { family, devices, .. } if devices.is_empty() => {
+                write!(f, "forwarding of {family}")
+            }
+            Change::Forwarding { family, devices, .. } => {
+                write!(f, "forwarding of {family}, but for {}", devices.join(", "))
+            }
+            Change::File { path, .. } => write!(f, "file {}", path.display()),
+            Change::Link { name, .. } => write!(f, "device {name}"),
+            Change::Unreachable { destination } => write!(f, "unreachable route to {destination}"),
+        }
+    }
+}
 
 impl Change {
     fn undo(&self) -> Result<Outcome, NetError> {

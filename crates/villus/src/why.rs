@@ -3,12 +3,19 @@
 use std::io::BufRead;
 
 use clap::Args;
+use serde::Serialize;
 use villus_api::model::{Explanation, Step, WhyReply, WhyRequest};
-use villus_flows::{FlowEvent, PortProto, Record, State, WhyQuery};
+use villus_api::{ClientError, EndpointRef};
+use villus_datapath::Snapshot;
+use villus_flows::{FlowEvent, Names, PortProto, Record, State, WhyQuery};
+use villus_path::memory::Memory;
+use villus_why::{Party, Question, why};
 
 use crate::{
     connect::Host,
     failure::{DIFFERS, Failure},
+    identity_names::EventNames,
+    kernel::{Kernel, PlaceArgs},
     out::{self, OutputArgs},
 };
 
@@ -18,7 +25,8 @@ use crate::{
                   villus why 794 fd00::7 8/icmp\n  villus monitor -j --type drop | villus why --event\n\n\
                   SRC and DST are addresses or anything that names an endpoint: its id, owner or namespace. For\n\
                   ICMP the port is the message's type. The kernel's maps and the wanted state are both asked; exit\n\
-                  code 3 if they come to different verdicts."
+                  code 3 if they come to different verdicts. Without an agent the kernel's maps are asked\n\
+                  alone, about addresses and numbers of endpoints."
 )]
 pub struct WhyArgs {
     /// Who sends.
@@ -38,6 +46,8 @@ pub struct WhyArgs {
     event: bool,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    places: PlaceArgs,
 }
 
 fn port(text: &str) -> Result<PortProto, String> {
@@ -54,7 +64,15 @@ pub fn run(host: &Host, args: &WhyArgs) -> Result<(), Failure> {
         },
         _ => request_of_event(&mut std::io::stdin().lock())?,
     };
-    let reply = host.client()?.why(&request)?;
+    let reply = match host.client()?.why(&request) {
+        // Maps of the kernel are there without an agent.
+        Err(
+            absent @ (ClientError::NotRunning { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::Broken { .. }),
+        ) => return without_agent(host, args, &request, &absent),
+        answer => answer?,
+    };
     args.output.print(&reply, || text(&reply))?;
     if reply.agree {
         return Ok(());
@@ -62,6 +80,61 @@ pub fn run(host: &Host, args: &WhyArgs) -> Result<(), Failure> {
     out::complain("villus: the kernel's maps and the wanted state come to different verdicts");
     out::complain("  see `villus policy verify`, and `villus emergency list` for what was done by hand");
     Err(Failure::silent(DIFFERS))
+}
+
+/// What the kernel's maps say alone.
+#[derive(Serialize)]
+struct WithoutAgent {
+    question: String,
+    kernel: Explanation,
+    /// Only an agent knows.
+    wanted: Option<Explanation>,
+    agree: Option<bool>,
+}
+
+fn without_agent(
+    host: &Host,
+    args: &WhyArgs,
+    request: &WhyRequest,
+    absent: &ClientError,
+) -> Result<(), Failure> {
+    let kernel = args.places.kernel()?;
+    let port = port(&request.port).map_err(Failure::usage)?;
+    let question = Question {
+        src: party(&kernel, &request.src, host)?,
+        dst: party(&kernel, &request.dst, host)?,
+        port: port.port,
+        proto: port.proto,
+    };
+    let snapshot = Snapshot::without_flows(&kernel.pins, &kernel.maps)?;
+    let explanation = why(&Memory::from(&snapshot), &question).map_err(Failure::new)?;
+    let names = EventNames::new();
+    let reply = WithoutAgent {
+        question: explanation.question(),
+        kernel: explanation.reply(&|identity| names.identity(identity)),
+        wanted: None,
+        agree: None,
+    };
+    args.output.print(&reply, || {
+        let mut text = format!("{}\n\n", reply.question);
+        explain(&mut text, "Kernel's maps", &reply.kernel);
+        text
+    })?;
+    out::complain(&format!("villus: {absent}"));
+    out::complain(
+        "  only the kernel's maps were asked: identities are numbers, and what policy wants is for the agent to say",
+    );
+    Ok(())
+}
+
+/// A side of the question as the kernel knows it: an address, or the number of an endpoint.
+fn party(kernel: &Kernel, text: &str, host: &Host) -> Result<Party, Failure> {
+    match text.parse::<EndpointRef>() {
+        Ok(EndpointRef::Ip(address)) => Ok(Party::Address(address)),
+        Ok(EndpointRef::Id(_)) => Ok(Party::Endpoint(kernel.endpoint(text, host)?)),
+        _ => Err(Failure::new(format!("only the agent knows who {text:?} is, and it does not answer"))
+            .fix("give addresses or numbers of endpoints; `villus bpf endpoint list` shows them")),
+    }
 }
 
 /// The question about the first event of some lines.

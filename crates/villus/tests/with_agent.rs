@@ -226,3 +226,39 @@ fn the_demo_shows_what_it_promises_and_leaves_nothing() {
         assert!(text.contains(needle), "{needle}: {text}");
     }
 }
+
+#[test]
+fn without_an_agent_the_kernels_maps_still_say_why() {
+    alone!();
+    let mut node = Node::new();
+    for name in ["client", "server", "intruder"] {
+        Node::workload(name);
+    }
+    villus(&["policy", "import", "--wait", POLICY]).ok();
+    let server = of("server", "status.networking.addressing[0].ipv4");
+    let (client, intruder) = (of("client", "id"), of("intruder", "id"));
+    node.agent.kill().unwrap();
+    node.agent.wait().unwrap();
+    let denied = villus(&["why", &intruder, &server, "8080/tcp"]);
+    assert!(
+        denied.err.contains("does not answer") && denied.err.contains("for the agent to say"),
+        "{denied:?}"
+    );
+    let denied = denied.ok();
+    assert!(denied.contains("Kernel's maps: DROPPED (133 Policy denied)"), "{denied}");
+    assert!(denied.contains("<- decided") && !denied.contains("Wanted state"), "{denied}");
+    let allowed =
+        villus(&["why", &client, &server, "8080", "-o", "jsonpath={.kernel.verdict} {.wanted}"]).ok();
+    assert!(allowed.starts_with("forwarded"), "{allowed}");
+    let unknown = villus(&["why", "client", &server, "8080"]).fails(1);
+    assert!(unknown.contains("only the agent knows who \"client\" is"), "{unknown}");
+
+    let would = villus(&["cleanup", "--dry-run"]).ok();
+    assert!(would.starts_with("would remove:\n") && would.contains("  forwarding of IPv4\n"), "{would}");
+    assert!(!would.contains('{') && !would.contains("Sysctl"), "{would}");
+    let json = villus(&["cleanup", "--dry-run", "-o", "json"]).ok();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["removed"].as_array().unwrap().len() + 1, would.lines().count());
+    assert!(villus(&["cleanup"]).ok().starts_with("removed:\n"));
+    assert_eq!(villus(&["cleanup", "--dry-run"]).ok(), "nothing of Villus is here\n");
+}

@@ -7,6 +7,7 @@
 
 mod judgement;
 mod question;
+mod reply;
 mod run;
 mod words;
 

@@ -1,5 +1,7 @@
 //! Endpoints: created, listed, changed, deleted.
 
+use std::time::Duration;
+
 use villus_api::model::{Endpoint, EndpointChangeRequest, EndpointDeleted, EndpointPatch};
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_labels::{Label, NumericIdentity, source};
@@ -13,6 +15,20 @@ impl Node {
     /// The endpoint that a request means.
     pub fn find(&self, id: &EndpointRef) -> ApiResult<u16> {
         find(&self.endpoints, id, (&self.cluster, &self.name))
+    }
+
+    /// Every policy map of this node learns of an identity that an endpoint is about to have. Says how long other nodes
+    /// are given to do the same: the embedded store is no other node's, so for it only what the option asks for.
+    fn announce(&mut self, id: u16, identity: NumericIdentity) -> Duration {
+        self.follow_identities();
+        let Some(endpoint) = self.endpoints.get_mut(&id).filter(|e| e.identity() != identity) else {
+            return Duration::ZERO;
+        };
+        let grace = self.config.identity.change_grace.unwrap_or_default();
+        if !grace.is_zero() {
+            endpoint.note("OK", format!("identity {identity} is used in {grace:?}"));
+        }
+        grace
     }
 }
 
@@ -114,12 +130,13 @@ async fn allocate(
 
 async fn relabel(agent: Agent, id: EndpointRef, patch: EndpointPatch) -> ApiResult<Endpoint> {
     let dry_run = patch.dry_run;
-    let (id, labelled, file) = agent
+    let (id, labelled, file, labels) = agent
         .with(move |node| {
             let id = node.find(&id)?;
             let labelled = node.relabelled(id, &patch)?;
-            let file = node.endpoints.get(&id).map(|e| e.file.clone());
-            Ok::<_, ApiError>((id, labelled, file))
+            let endpoint = node.endpoints.get(&id);
+            let (file, labels) = (endpoint.map(|e| e.file.clone()), endpoint.map(|e| e.labels.clone()));
+            Ok::<_, ApiError>((id, labelled, file, labels))
         })
         .await??;
     if let (true, Some(mut file)) = (dry_run, file) {
@@ -128,8 +145,18 @@ async fn relabel(agent: Agent, id: EndpointRef, patch: EndpointPatch) -> ApiResu
     }
     let identity = allocate(&agent, &labelled, None).await?;
     let new = labelled.identity.clone();
+    let grace = agent.with(move |node| node.announce(id, identity)).await?;
+    if !grace.is_zero() {
+        tokio::time::sleep(grace).await;
+    }
     let changed = agent
         .with(move |node| {
+            if node.endpoints.get(&id).map(|e| &e.labels) != labels.as_ref() {
+                return Err(ApiError::conflict(format!(
+                    "the labels of endpoint {id} were changed meanwhile"
+                ))
+                .hint("look at them and ask again"));
+            }
             let before = node.relabel(id, labelled, identity)?;
             Ok::<_, ApiError>((before, node.model(id)))
         })

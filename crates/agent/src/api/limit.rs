@@ -52,7 +52,8 @@ struct State {
     /// Calls that may come at once; negative while calls wait for their turn.
     tokens: f64,
     refilled: Instant,
-    /// Calls that may be under way, and how many slots are to be taken away as calls end.
+    /// Calls that may be under way, exactly and in whole; and how many slots are to be taken away as calls end.
+    exact_parallel: f64,
     parallel: u32,
     surplus: u32,
     factor: f64,
@@ -105,6 +106,7 @@ impl Limiter {
             burst: f64::from(limit.burst),
             tokens: f64::from(limit.burst),
             refilled: Instant::now(),
+            exact_parallel: f64::from(parallel),
             parallel,
             surplus: 0,
             factor: 1.0,
@@ -163,7 +165,8 @@ impl Limiter {
                 }
             }
         }
-        match self.state().reserve(&self.limit, deadline) {
+        let reserved = self.state().reserve(&self.limit, deadline);
+        match reserved {
             Some(wait) => {
                 sleep(wait).await;
                 Ok(())
@@ -255,7 +258,9 @@ impl State {
             let most = limit.max_parallel.unwrap_or(u32::MAX >> 4);
             let least = limit.min_parallel.min(most);
             // A float too large for u32 saturates.
-            let next = (towards(f64::from(self.parallel), f64::from(set)).round() as u32).clamp(least, most);
+            self.exact_parallel =
+                towards(self.exact_parallel, f64::from(set)).clamp(f64::from(least), f64::from(most));
+            let next = self.exact_parallel.round() as u32;
             let (more, fewer) = (next.saturating_sub(self.parallel), self.parallel.saturating_sub(next));
             let paid = more.min(self.surplus);
             self.surplus -= paid;

@@ -87,8 +87,7 @@ fn limit_metrics(seen: &Seen, add: &mut impl FnMut(&str, &[(&str, String)], f64)
     let call = ("api_call", seen.limit.call.to_owned());
     let of = |value: &str| [call.clone(), ("value", value.to_owned())];
     for ((outcome, code), count) in &seen.outcomes {
-        let labels =
-            [call.clone(), ("outcome", (*outcome).to_owned()), ("return_code", code.to_string())];
+        let labels = [call.clone(), ("outcome", (*outcome).to_owned()), ("return_code", code.to_string())];
         add("cilium_api_limiter_processed_requests_total", &labels, *count as f64);
     }
     let in_flight = "cilium_api_limiter_requests_in_flight";
@@ -100,7 +99,7 @@ fn limit_metrics(seen: &Seen, add: &mut impl FnMut(&str, &[(&str, String)], f64)
         add("cilium_api_limiter_rate_limit", &of("limit"), rate);
         add("cilium_api_limiter_rate_limit", &of("burst"), seen.burst);
     }
-    add("cilium_api_limiter_adjustment_factor", &[call.clone()], seen.factor);
+    add("cilium_api_limiter_adjustment_factor", std::slice::from_ref(&call), seen.factor);
     let processing = "cilium_api_limiter_processing_duration_seconds";
     add(processing, &of("mean"), seen.mean_processing);
     add(processing, &of("estimated"), seen.limit.estimated.as_secs_f64());

@@ -97,7 +97,12 @@ impl Node {
     }
 
     /// All that `villus status --verbose` prints.
-    pub(super) fn status_details(&mut self, history: &History, foreign: Vec<ForeignDrop>, limits: &[Seen]) -> StatusDetails {
+    pub(super) fn status_details(
+        &mut self,
+        history: &History,
+        foreign: Vec<ForeignDrop>,
+        limits: &[Seen],
+    ) -> StatusDetails {
         self.read_journal();
         StatusDetails {
             version: VERSION.to_owned(),
@@ -268,8 +273,9 @@ fn limits_line(limits: &[Seen]) -> StatusLine {
             let rate = seen.rate.map_or("any rate".to_owned(), |rate| {
                 format!("{rate:.3}/s after a burst of {:.0}", seen.burst.max(1.0))
             });
-            let parallel =
-                seen.parallel.map_or("any number at once".to_owned(), |parallel| format!("{parallel} at once"));
+            let parallel = seen
+                .parallel
+                .map_or("any number at once".to_owned(), |parallel| format!("{parallel} at once"));
             let (call, refused) = (seen.limit.call, seen.refused());
             format!("{call}: {rate}, {parallel}, {} under way, {refused} refused", seen.in_flight)
         })

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use villus_api::model::{Explanation as Reply, Step, WhyReply, WhyRequest};
+use villus_api::model::{WhyReply, WhyRequest};
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_datapath::Snapshot;
 use villus_flows::PortProto;
 use villus_labels::NumericIdentity;
 use villus_path::memory::Memory;
-use villus_why::{Derivation, Explanation, Hook, Judgement, Kind, Lookup, Party, Question, Side, why};
+use villus_why::{Party, Question, why};
 
 use crate::kernel::IpcacheMap;
 use crate::node::Node;
@@ -30,18 +30,11 @@ impl Node {
         let kernel = why(&Memory::from(&snapshot), &question).map_err(wrong)?;
         let wanted = why(&self.wanted_world(&snapshot), &question).map_err(wrong)?;
         let agree = (kernel.allowed, kernel.reason) == (wanted.allowed, wanted.reason);
-        let end = |side: &Side| side.endpoint.map(|id| format!(" (endpoint {id})")).unwrap_or_default();
+        let names = |identity| self.labels_text(identity);
         Ok(WhyReply {
-            question: format!(
-                "{}{} -> {}{} {}",
-                kernel.src.address,
-                end(&kernel.src),
-                kernel.dst.address,
-                end(&kernel.dst),
-                asked(port.port, port.proto)
-            ),
-            kernel: self.reply(&kernel),
-            wanted: self.reply(&wanted),
+            question: kernel.question(),
+            kernel: kernel.reply(&names),
+            wanted: wanted.reply(&names),
             agree,
         })
     }
@@ -92,122 +85,9 @@ impl Node {
         world
     }
 
-    fn reply(&self, explanation: &Explanation) -> Reply {
-        let mut steps =
-            vec![self.side("source", &explanation.src), self.side("destination", &explanation.dst)];
-        let mut audited = false;
-        for pass in &explanation.passes {
-            audited |= pass.audited;
-            steps.extend(pass.judgements.iter().map(|judgement| self.judged(judgement)));
-            if pass.reason != 0 && pass.judgements.is_empty() {
-                steps.push(Step {
-                    stage: hook(pass.hook).into(),
-                    text: format!("refused before any policy is asked: {} ({})", pass.text, pass.reason),
-                    endpoint: pass.endpoint,
-                    decided: true,
-                    ..Step::default()
-                });
-            }
-            if pass.audited {
-                let text = "audit mode lets it pass and reports it".into();
-                steps.push(Step { stage: "audit".into(), text, endpoint: pass.endpoint, ..Step::default() });
-            }
-        }
-        // Where nobody denies, the last who was asked has decided.
-        if !steps.iter().any(|step| step.decided)
-            && let Some(last) = steps.iter_mut().rfind(|step| step.stage.ends_with("policy"))
-        {
-            last.decided = true;
-        }
-        steps.push(Step { stage: "delivery".into(), text: explanation.ending(), ..Step::default() });
-        let verdict = match (explanation.allowed, audited) {
-            (false, _) => "dropped",
-            (true, true) => "audited",
-            (true, false) => "forwarded",
-        };
-        let dropped = !explanation.allowed;
-        Reply {
-            verdict: verdict.into(),
-            reason: dropped.then_some(explanation.reason),
-            reason_text: if dropped { explanation.text.to_owned() } else { String::new() },
-            steps,
-        }
-    }
-
-    fn side(&self, stage: &str, side: &Side) -> Step {
-        let who = match (side.kind, side.endpoint) {
-            (Kind::Endpoint, Some(id)) => format!("endpoint {id}"),
-            (Kind::Host, _) => "this node".to_owned(),
-            _ => "outside this node".to_owned(),
-        };
-        let from = match &side.derived {
-            Derivation::Endpoint => "the endpoint's record".to_owned(),
-            Derivation::Node => "an address of this node".to_owned(),
-            Derivation::Ipcache { prefix } => format!("{prefix} in the ipcache"),
-            Derivation::NoPrefix => "no prefix in the ipcache".to_owned(),
-        };
-        let identity = self.named(side.identity, side.pending);
-        let text = format!("{} is {who}, identity {identity} by {from}", side.address);
-        Step { stage: stage.into(), text, endpoint: side.endpoint, ..Step::default() }
-    }
-
-    fn judged(&self, judgement: &Judgement) -> Step {
-        let towards = if judgement.is_egress() { "to" } else { "from" };
-        let outcome = match (judgement.allowed, judgement.lookups.iter().any(|lookup| lookup.decided)) {
-            (true, _) => "allowed".to_owned(),
-            (false, true) => format!("{} ({})", judgement.text, judgement.reason),
-            (false, false) => format!("{} ({}): no entry matches", judgement.text, judgement.reason),
-        };
-        Step {
-            stage: format!("{} policy", judgement.direction.to_lowercase()),
-            text: format!(
-                "{towards} identity {}, {}: {outcome}",
-                self.named(judgement.identity, judgement.pending),
-                asked(judgement.port, judgement.proto)
-            ),
-            endpoint: u16::try_from(judgement.endpoint).ok(),
-            keys: judgement.lookups.iter().map(lookup_text).collect(),
-            decided: !judgement.allowed,
-        }
-    }
-
-    /// An identity with its labels.
-    fn named(&self, identity: u32, pending: bool) -> String {
-        let labels = self.identities.labels_of(NumericIdentity(identity));
-        let labels = labels.map(|labels| format!(" [{}]", super::model::texts(&labels).join(" ")));
-        let pending = if pending { " (pending)" } else { "" };
-        format!("{identity}{}{pending}", labels.unwrap_or_default())
-    }
-}
-
-fn lookup_text(lookup: &Lookup) -> String {
-    let who = if lookup.identity == 0 { "any".to_owned() } else { lookup.identity.to_string() };
-    let what = match (lookup.proto, lookup.ports) {
-        (0, _) => "any port".to_owned(),
-        (proto, 0) => format!("ANY/{}", protocol(proto)),
-        (proto, 1) => format!("{}/{}", lookup.port, protocol(proto)),
-        (proto, ports) => {
-            format!("{}-{}/{}", lookup.port, u32::from(lookup.port) + ports - 1, protocol(proto))
-        }
-    };
-    let found = lookup.entry.unwrap_or("-");
-    let decided = if lookup.decided { "  <- decides" } else { "" };
-    format!("{}  identity {who}, {what}: {found}{decided}", lookup.hex)
-}
-
-fn protocol(number: u8) -> String {
-    villus_flows::protocol_name(number).map_or_else(|| number.to_string(), str::to_owned)
-}
-
-fn asked(port: u16, proto: u8) -> String {
-    format!("{port}/{}", protocol(proto))
-}
-
-fn hook(hook: Hook) -> &'static str {
-    match hook {
-        Hook::FromEndpoint => "from endpoint",
-        Hook::ToEndpoint => "to endpoint",
-        Hook::FromNetwork => "from network",
-        Hook::ToNetwork => "to network",
+    /// The labels of an identity.
+    fn labels_text(&self, identity: u32) -> Option<String> {
+        let labels = self.identities.labels_of(NumericIdentity(identity))?;
+        Some(super::model::texts(&labels).join(" "))
     }
 }

@@ -31,6 +31,11 @@ pub fn be_the_agent() {
     std::process::exit(0);
 }
 
+/// Makes the running of this program that of the agent.
+pub fn as_agent<'a>(command: &'a mut Command, options: &[(String, String)]) -> &'a mut Command {
+    command.args(["--exact", "the_agent", "--nocapture"]).env(AGENT, serde_json::to_string(options).unwrap())
+}
+
 /// Directories, options and the agent of one node.
 pub struct TestNode {
     pub root: PathBuf,
@@ -70,16 +75,19 @@ impl TestNode {
         node
     }
 
-    /// Starts the agent and waits until it serves; says how long that took.
-    pub fn start(&mut self) -> Duration {
-        let begin = Instant::now();
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_agent", "--nocapture"])
-            .env(AGENT, serde_json::to_string(&self.options).unwrap())
+    /// Starts the agent and waits for nothing.
+    pub fn spawn(&mut self) {
+        let child = as_agent(&mut Command::new(std::env::current_exe().unwrap()), &self.options)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
         self.agent = Some(child);
+    }
+
+    /// Starts the agent and waits until it serves; says how long that took.
+    pub fn start(&mut self) -> Duration {
+        let begin = Instant::now();
+        self.spawn();
         let limit = begin + Duration::from_secs(20);
         loop {
             if let Some(status) = self.agent.as_mut().unwrap().try_wait().unwrap() {
@@ -110,11 +118,8 @@ impl TestNode {
 
     /// Starts an agent that must refuse; what it said.
     pub fn refused(&mut self) -> String {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_agent", "--nocapture"])
-            .env(AGENT, serde_json::to_string(&self.options).unwrap())
-            .output()
-            .unwrap();
+        let output =
+            as_agent(&mut Command::new(std::env::current_exe().unwrap()), &self.options).output().unwrap();
         assert_eq!(output.status.code(), Some(3));
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
