@@ -11,6 +11,7 @@
     reason = "only tests and benchmarks use this crate; a step of the set-up that fails is the end of them"
 )]
 
+mod association;
 mod capture;
 mod dump;
 mod echo;
@@ -26,6 +27,7 @@ mod sctp;
 mod tally;
 mod workload;
 
+pub use association::SctpAssociation;
 pub use capture::Capture;
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
 pub use frame::{

@@ -96,7 +96,15 @@ pub struct NodeSpec {
 
 impl Default for NodeSpec {
     fn default() -> Self {
-        let sizes = Sizes { endpoints: 256, ipcache: 1024, frags: 1024, ..Sizes::default() };
+        // Small, for the tallies read them whole.
+        let sizes = Sizes {
+            endpoints: 256,
+            ipcache: 1024,
+            frags: 1024,
+            ct_tcp: 4096,
+            ct_any: 4096,
+            ..Sizes::default()
+        };
         Self { attach: AttachMode::Tcx, direct: false, uplink: UplinkKind::Device, sizes, beyond_mtu: 1500 }
     }
 }

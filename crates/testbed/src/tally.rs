@@ -12,7 +12,7 @@ use villus_datapath::{FlowKey, view_policy};
 use crate::{node::Node, workload::Workload};
 
 /// How long counters may take to settle.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// All counters at one moment.
 #[derive(Clone, Debug)]

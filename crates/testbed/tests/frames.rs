@@ -20,7 +20,7 @@ use villus_testbed::{
     vlan_tagged,
 };
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(30);
 
 struct Setup {
     node: Node,

@@ -34,7 +34,7 @@ fn ten_thousand_connections_are_open_at_once() {
     // Those that nobody accepts are open all the same, and need no file here.
     raise_open_files(CONNECTIONS as u64 + 2000);
     for v in Version::ALL {
-        let (node, client, server) = pair(NodeSpec::default().sizes);
+        let (node, client, server) = pair(Sizes { ct_tcp: 1 << 15, ..NodeSpec::default().sizes });
         node.allow(&client, Egress, 50_102, 80, TCP);
         let key = node.allow(&server, Ingress, 50_101, 80, TCP);
         let at = SocketAddr::new(server.ip(v), 80);
@@ -48,7 +48,7 @@ fn ten_thousand_connections_are_open_at_once() {
             from.write_all(b"ping").unwrap();
         }
         for from in open.iter_mut().take(100) {
-            let (mut to, _) = listening.accept(Duration::from_secs(1)).unwrap();
+            let (mut to, _) = listening.accept(Duration::from_secs(30)).unwrap();
             let mut heard = [0; 4];
             to.read_exact(&mut heard).unwrap();
             to.write_all(&heard).unwrap();

@@ -15,7 +15,7 @@ use villus_testbed::{
     Addresses, Capture, Delta, Host, Kind, Node, NodeSpec, UdpEcho, Version, Workload, udp,
 };
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(30);
 
 fn pair(spec: NodeSpec) -> (Node, Arc<Workload>, Arc<Workload>) {
     let mut node = Node::new(spec);

@@ -4,16 +4,9 @@
 
 mod hook_table;
 
+use hook_table::every_pair;
 use villus_datapath::AttachMode::{self, Tc, Tcx};
-use villus_testbed::{Kind, Node, NodeSpec, UplinkKind, kernel_has_link_kind};
-
-fn every_pair(spec: NodeSpec, client: Kind, server: Kind) {
-    let mut node = Node::new(spec);
-    let (client, server) = (node.add(101, 50_101, client), node.add(102, 50_102, server));
-    hook_table::run(&node, &client, &server);
-    drop((client, server));
-    node.finish();
-}
+use villus_testbed::{Kind, NodeSpec};
 
 fn between_veths(attach: AttachMode, direct: bool) {
     every_pair(NodeSpec { attach, direct, ..NodeSpec::default() }, Kind::Veth, Kind::Veth);
@@ -52,24 +45,4 @@ fn a_veth_with_both_ends_on_the_node_speaks_to_a_tap() {
 #[test]
 fn a_veth_speaks_to_one_with_both_ends_on_the_node() {
     every_pair(NodeSpec { attach: Tc, ..NodeSpec::default() }, Kind::Veth, Kind::VethOnNode);
-}
-
-fn over_uplink(uplink: UplinkKind, kind: &str) {
-    if !kernel_has_link_kind(kind) {
-        println!("not tested: this kernel makes no devices of kind {kind}");
-        return;
-    }
-    for direct in [false, true] {
-        every_pair(NodeSpec { uplink, direct, ..NodeSpec::default() }, Kind::Veth, Kind::Veth);
-    }
-}
-
-#[test]
-fn a_vlan_device_is_an_uplink() {
-    over_uplink(UplinkKind::Vlan, "vlan");
-}
-
-#[test]
-fn a_bond_is_an_uplink() {
-    over_uplink(UplinkKind::Bond, "bond");
 }

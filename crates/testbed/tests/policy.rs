@@ -16,7 +16,7 @@ use villus_testbed::{
 };
 
 const SHORT: Duration = Duration::from_millis(200);
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(60);
 const CLIENT: u32 = 50_101;
 const SERVER: u32 = 50_102;
 
@@ -47,9 +47,9 @@ impl Setup {
         UdpEcho::open(from, None, &self.server.host, self.listen(v, port), self.listen(v, port))
     }
 
-    fn tcp(&self, from: &Host, v: Version, port: u16) -> Result<TcpEcho, Blocked> {
+    fn tcp(&self, from: &Host, v: Version, port: u16, patience: Duration) -> Result<TcpEcho, Blocked> {
         let at = self.listen(v, port);
-        TcpEcho::open(from, &self.server.host, at, at, SHORT)
+        TcpEcho::open(from, &self.server.host, at, at, patience)
     }
 }
 
@@ -64,7 +64,7 @@ fn a_removed_entry_cuts_an_open_connection_and_the_same_entry_heals_it() {
                 [("workload", &s.client.host, CLIENT), ("host", &node.host, 1), ("outside", &node.outside, 6)]
             {
                 let key = node.allow(&s.server, Ingress, identity, 80, TCP);
-                let mut open = s.tcp(from, v, 80).unwrap();
+                let mut open = s.tcp(from, v, 80, LONG).unwrap();
                 assert_eq!(open.echo(b"before"), Ok(()), "{name} {v:?}");
 
                 let before = node.tally();
@@ -160,12 +160,13 @@ fn ports_blocks_of_ports_and_icmp_types_are_told_apart() {
     node.allow(&s.client, Egress, 0, 0, 0);
     for v in Version::ALL {
         let exact = node.allow(&s.server, Ingress, CLIENT, 80, TCP);
-        assert!(s.tcp(&s.client.host, v, 80).is_ok());
-        assert!(s.tcp(&s.client.host, v, 81).is_err());
+        assert!(s.tcp(&s.client.host, v, 80, LONG).is_ok());
+        assert!(s.tcp(&s.client.host, v, 81, SHORT).is_err());
         let block = PolicyKey::block(CLIENT, 8000, 5, TCP, Ingress);
         assert!(hand_insert(&node.pins, &node.maps, 102, &block, &PolicyEntry::ALLOW).unwrap());
         for (port, passes) in [(7999, false), (8000, true), (8031, true), (8032, false)] {
-            assert_eq!(s.tcp(&s.client.host, v, port).is_ok(), passes, "{v:?} port {port}");
+            let patience = if passes { LONG } else { SHORT };
+            assert_eq!(s.tcp(&s.client.host, v, port, patience).is_ok(), passes, "{v:?} port {port}");
         }
         let (echo, proto) = if v == Version::V4 { (8, ICMP) } else { (128, ICMP6) };
         let ping = Ping::open(&s.client.host, None, s.server.ip(v));

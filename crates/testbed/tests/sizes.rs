@@ -19,8 +19,8 @@ use villus_testbed::{
     icmp, udp,
 };
 
-const SOON: Duration = Duration::from_secs(2);
-const LONG: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 struct Setup {
     node: Node,

@@ -9,7 +9,8 @@ use std::{
 
 use villus_abi::{Direction, Reason};
 use villus_testbed::{
-    Addresses, Delta, Host, Node, Ping, SctpEcho, Tally, TcpEcho, UdpEcho, Version, Workload,
+    Addresses, Delta, Host, Kind, Node, NodeSpec, Ping, SctpAssociation, SctpEcho, Tally, TcpEcho, UdpEcho,
+    Version, Workload,
 };
 
 const ROUNDS: u64 = 5;
@@ -221,7 +222,8 @@ impl Case<'_> {
         let (port, hears) = self.ports();
         let listen = SocketAddr::new(self.listen, hears);
         let before = node.tally();
-        let opened = TcpEcho::open(self.from.0, self.to.0, listen, self.target(port), Duration::from_secs(2));
+        let opened =
+            TcpEcho::open(self.from.0, self.to.0, listen, self.target(port), Duration::from_secs(30));
         let mut echo = opened.unwrap_or_else(|e| panic!("{}: TCP {e:?}", self.name));
         for size in [1, 100, 20_000] {
             assert_eq!(echo.echo(&vec![7; size]), Ok(()), "{}: TCP of {size} bytes", self.name);
@@ -240,6 +242,28 @@ impl Case<'_> {
     }
 
     fn sctp(&self, node: &Node) {
+        if SctpAssociation::kernel_has_it() {
+            self.association(node);
+        } else {
+            self.first_packets_of_sctp(node);
+        }
+    }
+
+    fn association(&self, node: &Node) {
+        let port = fresh_port();
+        let before = node.tally();
+        let listen = SocketAddr::new(self.listen, port);
+        let opened =
+            SctpAssociation::open(self.from.0, self.to.0, listen, self.target(port), Duration::from_secs(10));
+        let mut association = opened.unwrap_or_else(|e| panic!("{}: SCTP {e:?}", self.name));
+        for size in [1, 100, 5_000] {
+            assert_eq!(association.echo(&vec![7; size]), Ok(()), "{}: SCTP of {size} bytes", self.name);
+        }
+        association.close();
+        self.expect(node, "SCTP", &before, None);
+    }
+
+    fn first_packets_of_sctp(&self, node: &Node) {
         let (port, source) = (fresh_port(), fresh_port());
         let before = node.tally();
         let echo = SctpEcho::open(
@@ -249,7 +273,7 @@ impl Case<'_> {
             self.target(port),
             source,
         );
-        let said = echo.echo(Duration::from_secs(2));
+        let said = echo.echo(Duration::from_secs(30));
         assert!(said.is_ok(), "{}: SCTP {said:?}", self.name);
         self.expect(node, "SCTP", &before, Some((1, 1)));
     }
@@ -272,6 +296,13 @@ impl Case<'_> {
         assert!(opened.is_err(), "{}", what("TCP"));
         node.expect_drops(&what("TCP"), &before, Reason::POLICY, direction, 1);
 
+        if self.published.is_none() && SctpAssociation::kernel_has_it() {
+            let before = node.tally();
+            let opened = SctpAssociation::open(self.from.0, self.to.0, listen, self.target(port), SHORT);
+            assert!(opened.is_err(), "{}", what("SCTP"));
+            node.expect_drops(&what("SCTP"), &before, Reason::POLICY, direction, 1);
+        }
+
         if self.published.is_none() {
             let before = node.tally();
             let ping = Ping::open(self.from.0, None, self.target);
@@ -285,8 +316,17 @@ impl Case<'_> {
     }
 }
 
+/// Builds a node with two workloads and runs all cases.
+pub fn every_pair(spec: NodeSpec, client: Kind, server: Kind) {
+    let mut node = Node::new(spec);
+    let (client, server) = (node.add(101, 50_101, client), node.add(102, 50_102, server));
+    run(&node, &client, &server);
+    drop((client, server));
+    node.finish();
+}
+
 /// Runs all cases between two workloads of a node and everybody else, in both families. Both have empty policies.
-pub fn run(node: &Node, client: &Workload, server: &Workload) {
+fn run(node: &Node, client: &Workload, server: &Workload) {
     for v in Version::ALL {
         node.translate(Addresses::virtual_ip(VIRTUAL).of(v), server.ip(v));
         node.translate(Addresses::virtual_ip(VIRTUAL_HAIRPIN).of(v), client.ip(v));

@@ -1,0 +1,139 @@
+//! An older kernel: Debian's own, in QEMU. It has to take the kernel object, and it has modules that others lack: there
+//! the wire tests run that need them.
+
+mod kernel;
+mod system;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{cargo, line, output, run, say};
+use crate::{object, tree};
+use kernel::Kernel;
+use system::System;
+
+/// What the first process prints when every program and map was taken.
+const LOADED: &str = "OBJECT-LOADED";
+/// What it prints at its end.
+const END: &str = "END-OF-TESTS";
+/// Seconds. QEMU emulates the processor; the whole thing takes two minutes, more on a busy machine.
+const LIMIT: &str = "1200";
+/// Modules that the wire tests need.
+const MODULES: &str =
+    "veth tun bonding 8021q sctp sch_ingress cls_bpf nf_tables nft_chain_nat nft_masq nft_nat nft_ct";
+/// Folders of modules among which those are, with all that they need.
+const FOLDERS: [&str; 15] = [
+    "arch/x86/crypto",
+    "crypto",
+    "drivers/net/bonding",
+    "drivers/net/tun.ko",
+    "drivers/net/veth.ko",
+    "lib",
+    "net/802",
+    "net/8021q",
+    "net/ipv4",
+    "net/ipv6",
+    "net/llc",
+    "net/netfilter",
+    "net/sched",
+    "net/sctp",
+    "net/tls",
+];
+/// Commands that the wire tests run.
+const COMMANDS: [&str; 4] = ["ethtool", "ip", "nft", "tc"];
+
+/// Boots the kernel, loads the committed object there and runs the wire tests. Returns the results of the tests, as
+/// the test harness prints them.
+pub fn check(root: &Path) -> Result<Vec<String>> {
+    if std::env::consts::ARCH != "x86_64" {
+        say("no old kernel for this processor: not tried");
+        return Ok(Vec::new());
+    }
+    let dir = tree::target_dir(root).join("old-kernel");
+    std::fs::create_dir_all(&dir)?;
+    let kernel = Kernel::fetch(&dir)?;
+    let loader = ["--quiet", "--package", "villus-datapath", "--example", "load"];
+    run(cargo("build").current_dir(root).args(loader))?;
+    let loader = tree::target_dir(root).join("debug/examples/load");
+    let mut system = System::new(dir.join("root"))?;
+    system.program("load", &loader)?;
+    system.program("modules", &wire_tests(root)?)?;
+    for name in COMMANDS {
+        system.program(name, &command(name)?)?;
+    }
+    system.file("object.o", &root.join(object::OBJECT))?;
+    system.modules(&kernel, &FOLDERS)?;
+    system.script(&format!(
+        "modprobe -a {MODULES}\necho \"kernel $(uname -r)\"\nload /object.o && echo {LOADED}\n\
+         VILLUS_TEST_MODULES=1 modules --test-threads=1\necho {END}"
+    ))?;
+    let text = boot(&kernel.image, &system.pack(&dir.join("initramfs"))?)?;
+    let begin = text.find("kernel 6.").unwrap_or_default();
+    let told: Vec<&str> = text[begin..].lines().map(str::trim_end).collect();
+    let shown = |line: &&&str| {
+        line.contains("verified") || line.starts_with("kernel 6.") || line.starts_with("test ")
+    };
+    told.iter().filter(shown).for_each(say);
+    for (sign, trouble) in
+        [(LOADED, "the kernel object does not load"), (END, "the wire tests do not come to their end")]
+    {
+        if !told.contains(&sign) {
+            bail!("{trouble} on the old kernel:\n{}", told.join("\n"));
+        }
+    }
+    let results: Vec<String> =
+        told.iter().filter(|line| line.starts_with("test result: ")).map(|&line| line.to_owned()).collect();
+    if !results.iter().any(|line| line.starts_with("test result: ok. ")) {
+        bail!("wire tests failed on the old kernel:\n{}", told.join("\n"));
+    }
+    Ok(results)
+}
+
+/// Builds the wire tests that need modules; where they are.
+fn wire_tests(root: &Path) -> Result<PathBuf> {
+    let mut build = cargo("test");
+    build.current_dir(root).args(["--quiet", "--package", "villus-testbed", "--test", "modules"]);
+    let text = output(build.args(["--no-run", "--message-format", "json"]))?;
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let program =
+        messages.filter_map(|message| Some(message.get("executable")?.as_str()?.to_owned())).next_back();
+    Ok(program.with_context(|| format!("`{}` made no program", line(&build)))?.into())
+}
+
+/// Where a command of this machine is.
+fn command(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders
+        .map(|folder| folder.join(name))
+        .find(|file| file.exists())
+        .with_context(|| format!("{name} is not installed"))
+}
+
+/// Runs the machine until it switches itself off; what it said.
+fn boot(image: &Path, initramfs: &Path) -> Result<String> {
+    let mut qemu = Command::new("timeout");
+    qemu.args([
+        LIMIT,
+        "qemu-system-x86_64",
+        "-M",
+        "q35",
+        "-m",
+        "1024",
+        "-nographic",
+        "-no-reboot",
+        "-nic",
+        "none",
+    ])
+    .arg("-kernel")
+    .arg(image)
+    .arg("-initrd")
+    .arg(initramfs)
+    .args(["-append", "console=ttyS0 quiet panic=-1"])
+    .stdin(Stdio::null())
+    .stderr(Stdio::inherit());
+    let output = qemu.output().with_context(|| line(&qemu))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
