@@ -10,7 +10,7 @@ use villus_abi::Local;
 use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
 use villus_config::Config;
 use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Rank, Winner};
-use villus_labels::{Labels, NumericIdentity};
+use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
@@ -179,6 +179,26 @@ impl Node {
             if let Some(identity) = NumericIdentity::of_prefix(world) {
                 claim(world, Rank::Generated, identity);
             }
+        }
+        drop(edit);
+        self.match_node_by_address();
+    }
+
+    /// Where prefixes in policies mean nodes too, the node's own identity has those that cover its addresses among its
+    /// labels.
+    pub fn match_node_by_address(&mut self) {
+        if !self.config.policy.cidr_matches_nodes {
+            return;
+        }
+        let Some(labels) = NumericIdentity::HOST.reserved_labels() else { return };
+        let labels = self.network.host_ips().fold(labels, |labels, ip| {
+            let covering = cidr_labels(IpNet::from(ip));
+            let prefixes = covering.iter().filter(|label| label.source() == source::CIDR);
+            prefixes.fold(labels, |labels, label| labels.with(label.clone()))
+        });
+        self.repository.upsert_identity(NumericIdentity::HOST, &labels);
+        if self.sources.complete {
+            self.follow_policies();
         }
     }
 

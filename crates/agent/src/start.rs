@@ -131,6 +131,7 @@ impl Node {
         let prefixes: Vec<_> = self.repository.prefixes_in_use().collect();
         self.acquire_prefixes(&prefixes);
         self.absorb_identities();
+        self.match_node_by_address();
         self.sources.complete = true;
         self.note_policies();
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();

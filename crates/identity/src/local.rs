@@ -317,6 +317,54 @@ mod tests {
     }
 
     #[test]
+    fn thousands_of_prefixes_of_both_families_keep_their_numbers_and_their_covering_prefixes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("local.json");
+        let prefixes: Vec<IpNet> = (0..8000u32)
+            .map(|i| match i % 4 {
+                0 => format!("10.{}.{}.0/24", i >> 8, i & 255),
+                1 => format!("10.{}.0.0/{}", i & 255, 12 + i % 12),
+                2 => format!("2001:db8:{i:x}::/48"),
+                _ => format!("2001:db8:{:x}::/{}", i & 0xfc, 33 + i % 15),
+            })
+            .map(|text| net(&text).trunc())
+            .collect();
+        let (before, table, now) = setup();
+        let numbers: Vec<NumericIdentity> =
+            prefixes.iter().map(|prefix| before.acquire(*prefix, now).unwrap()).collect();
+        let distinct: BTreeMap<IpNet, NumericIdentity> =
+            prefixes.iter().copied().zip(numbers.iter().copied()).collect();
+        assert!(distinct.len() > 4000 && before.len() == distinct.len());
+        assert_eq!(distinct.values().collect::<HashSet<_>>().len(), distinct.len());
+        for (prefix, number) in &distinct {
+            assert!(number.is_local());
+            let labels = table.get(number).unwrap();
+            assert_eq!(labels, cidr_labels(*prefix));
+            // A few others, and whether they cover it.
+            for other in distinct.keys().step_by(397) {
+                let label = villus_labels::cidr_label(*other);
+                assert_eq!(labels.get(label.key()).is_some(), other.contains(prefix), "{other} {prefix}");
+            }
+        }
+        assert!(before.save(&path).unwrap());
+
+        let (after, _, now) = setup();
+        assert_eq!(after.load(&path).unwrap(), None);
+        // In another order, and some do not come back.
+        for (prefix, number) in distinct.iter().rev().step_by(2) {
+            assert_eq!(after.acquire(*prefix, now).unwrap(), *number);
+        }
+        after.end_restore(now);
+        let fresh = after.acquire(net("192.0.2.0/24"), now).unwrap();
+        assert!(!distinct.values().any(|number| *number == fresh), "numbers that did not come back rest");
+        for prefix in &prefixes {
+            before.release(*prefix, now);
+        }
+        assert!(before.is_empty());
+        assert!(distinct.values().all(|number| table.get(number).is_none()));
+    }
+
+    #[test]
     fn a_missing_checkpoint_is_empty_and_a_damaged_one_is_kept_aside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("local.json");

@@ -167,6 +167,11 @@ fn read_list<T>(
     name: &str,
     read: impl Fn(&mut Reader<'_>, &At<'_>) -> Option<T>,
 ) -> Option<Vec<T>> {
+    if let Some(empty) = fields.get_null(name) {
+        let message =
+            "nothing is written here, which is as if the field were not there; write `[]` to mean nobody";
+        reader.warn(&empty, message);
+    }
     let items = reader.items(&fields.get(name)?)?;
     Some(items.iter().filter_map(|item| read(reader, item)).collect())
 }

@@ -81,6 +81,12 @@ impl<'a> Fields<'a> {
         (!matches!(node.value, Value::Null)).then(|| self.at.field(name, node))
     }
 
+    /// The field, if it is null.
+    pub(crate) fn get_null(&self, name: &str) -> Option<At<'a>> {
+        let (_, node) = self.entries.iter().find(|(key, _)| key.text == name)?;
+        matches!(node.value, Value::Null).then(|| self.at.field(name, node))
+    }
+
     pub(crate) fn at(&self) -> &At<'a> {
         &self.at
     }

@@ -85,6 +85,15 @@ impl Referents {
         self.objects.get(key).map(|referent| &**referent)
     }
 
+    /// The objects that do not count because another origin holds one of the same kind, namespace and name, each with
+    /// the one that does.
+    pub fn shadowed(&self) -> impl Iterator<Item = (&ObjectKey, &ObjectKey)> {
+        self.objects.keys().filter_map(|key| {
+            let counts = &self.named(key.kind, key.namespace.as_ref(), &key.name)?.key;
+            (counts != key).then_some((key, counts))
+        })
+    }
+
     /// The objects of a kind, of those with one name only the one that counts.
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Referent> {
         let first = ObjectKey { kind, namespace: None, name: "".into(), origin: "".into() };

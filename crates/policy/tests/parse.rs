@@ -381,6 +381,12 @@ fn an_empty_section_is_taken_with_a_warning() {
     let parsed = parse("p.yaml", &spec("endpointSelector: {}\ningress: []")).unwrap();
     assert_eq!(parsed.warnings.len(), 1);
     assert_eq!(parsed.warnings[0].path, "spec.ingress");
+    let forgotten =
+        spec("endpointSelector: {}\ningress:\n- fromEndpoints:\n  toPorts: [{ports: [{port: 80}]}]");
+    let parsed = parse("p.yaml", &forgotten).unwrap();
+    assert_eq!(parsed.warnings.len(), 1);
+    assert_eq!(parsed.warnings[0].path, "spec.ingress[0].fromEndpoints");
+    assert!(parsed.warnings[0].message.contains("write `[]`"));
 }
 
 /// Each published example: how many policies it holds, or the field for which it is refused.

@@ -57,6 +57,7 @@ pub(crate) fn settings(config: &Config, enforcement: Enforcement) -> Result<Sett
     // Without Kubernetes nobody probes endpoints from the node.
     settings.allow_localhost = config.policy.allow_localhost == AllowLocalhost::Always;
     settings.max_entries = (config.datapath.policy_map_max as usize).saturating_sub(ROOM);
+    settings.default_local_cluster = config.policy.default_local_cluster;
     settings.cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
         .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
     Ok(settings)

@@ -25,12 +25,13 @@ impl Node {
                 notes.insert(format!("{PREFIX}{} ({})", policy.key, policy.key.origin), said.join("; "));
             }
         }
-        for (policy, winner) in self.repository.shadowed() {
+        let policies = self.repository.shadowed().map(|(policy, winner)| (&policy.key, winner));
+        for (key, winner) in policies.chain(self.repository.referents().shadowed()) {
             let message = format!(
-                "not in force: {} holds a policy of the same name, and sorts first; rename or remove one of them",
+                "not in force: {} holds an object of the same name, and sorts first; rename or remove one of them",
                 winner.origin
             );
-            notes.insert(format!("{PREFIX}{} ({})", policy.key, policy.key.origin), message);
+            notes.insert(format!("{PREFIX}{key} ({})", key.origin), message);
         }
         self.conditions.replace(PREFIX, notes);
         self.note_port_ranges();

@@ -158,6 +158,10 @@ pub struct Policy {
     pub audit: bool,
     /// `allow-localhost`.
     pub allow_localhost: AllowLocalhost,
+    /// `policy-default-local-cluster`.
+    pub default_local_cluster: bool,
+    /// `policy-cidr-match-mode` is `nodes`.
+    pub cidr_matches_nodes: bool,
     /// `static-cnp-path`.
     pub static_cnp_path: Option<PathBuf>,
     /// `bpf-policy-map-full-reconciliation-interval`.
@@ -349,6 +353,8 @@ impl Policy {
                 "policy" => AllowLocalhost::Policy,
                 _ => AllowLocalhost::Auto,
             },
+            default_local_cluster: r.bool("policy-default-local-cluster"),
+            cidr_matches_nodes: r.text("policy-cidr-match-mode") == "nodes",
             static_cnp_path: r.path_unless_empty("static-cnp-path"),
             reconcile_interval: r.duration("bpf-policy-map-full-reconciliation-interval"),
         }

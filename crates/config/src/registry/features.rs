@@ -135,7 +135,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     switch(Group::Proxy, "enable-standalone-dns-proxy", "the DNS proxy"),
     switch(Group::Policy, "enable-host-firewall", "policies for nodes"),
     switch(Group::Policy, "enable-node-selector-labels", "policies that select nodes by label"),
-    unset(Group::Policy, "policy-cidr-match-mode", Kind::List, "prefixes that select nodes"),
     later(
         Group::Policy,
         "policy-deny-response",

@@ -307,10 +307,24 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     opt(
         Group::Policy,
+        "policy-default-local-cluster",
+        Bool,
+        "false",
+        "Selectors that name no cluster mean endpoints of the local cluster; else of any.",
+    ),
+    opt(
+        Group::Policy,
+        "policy-cidr-match-mode",
+        Choice(&["", "nodes"]),
+        "",
+        "nodes: prefixes in policies also mean this node, by its addresses; else only what is outside.",
+    ),
+    opt(
+        Group::Policy,
         "static-cnp-path",
         OPTIONAL_PATH,
         "",
-        "Directory whose CiliumNetworkPolicy files are applied and followed as they change.",
+        "Directory whose files of policies, CIDR groups and services are applied and followed as they change.",
     ),
     opt(
         Group::Policy,

@@ -31,7 +31,6 @@ const MESH: &[Row] = &[
     ("clustermesh-cache-ttl", D, "0"),
     ("clustermesh-default-global-namespace", B, "true"),
     ("clustermesh-mcs-api-install-crds", B, "true"),
-    ("policy-default-local-cluster", B, "false"),
 ];
 
 const KUBERNETES: &[Row] = &[

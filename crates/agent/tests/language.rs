@@ -1,0 +1,137 @@
+//! The policy language at a live agent: what policies refer to comes and goes, by files, imports and endpoints.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use common::{TestNode, Workload};
+use villus_api::EndpointRef;
+use villus_api::model::{EndpointChangeRequest, IpQuery, PolicyImport};
+use villus_net::NetnsRef;
+use villus_testbed::{alone, eventually, run, try_run};
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+fn policy(name: &str, sections: &str) -> String {
+    format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {name}}}\n\
+         spec:\n  endpointSelector: {{matchLabels: {{app: server}}}}\n  {sections}\n"
+    )
+}
+
+/// What the agent says is not as it should be and has a word in it.
+fn said(node: &TestNode, word: &str) -> Vec<String> {
+    let warnings = node.client().status_details().unwrap().warnings.into_iter();
+    warnings.map(|warning| warning.message).filter(|message| message.contains(word)).collect()
+}
+
+fn with_ports(node: &TestNode, name: &str, labels: &[&str], ports: &[&str]) -> Workload {
+    run("ip", &["netns", "add", name]);
+    let request = EndpointChangeRequest {
+        netns: Some(name.to_owned()),
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        named_ports: ports.iter().map(|port| (*port).to_owned()).collect(),
+        ..EndpointChangeRequest::default()
+    };
+    let endpoint = node.client().create_endpoint(&EndpointRef::Id(0), &request).unwrap();
+    Workload { netns: NetnsRef::Name(name.to_owned()).open().unwrap(), endpoint }
+}
+
+#[test]
+fn named_ports_are_the_servers_own_and_outlive_the_agent() {
+    alone!();
+    let mut node = TestNode::started(&[]);
+    node.import(&policy("web", "ingress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]"));
+    assert!(said(&node, "default/web")[0].contains("port http, which nobody has"));
+    let server = with_ports(&node, "server", &["k8s:app=server"], &["http=8080/TCP"]);
+    let other = with_ports(&node, "other", &["k8s:app=server"], &["http=9090"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    for workload in [&server, &other] {
+        workload.serves(workload.v4(), 8080);
+        workload.serves(workload.v4(), 9090);
+    }
+    let open = |node: &TestNode| {
+        assert!(said(node, "default/web").is_empty());
+        [(&server, 8080), (&server, 9090), (&other, 8080), (&other, 9090)]
+            .map(|(w, port)| client.asks(w.v4(), port))
+    };
+    assert_eq!(open(&node), [true, false, false, true], "one identity, two workloads, each its own port");
+    let shown = node.client().endpoint(&EndpointRef::Id(server.id())).unwrap();
+    assert_eq!(shown.status.villus.named_ports, ["http=8080/TCP"]);
+    node.kill();
+    node.start();
+    assert_eq!(open(&node), [true, false, false, true]);
+}
+
+#[test]
+fn a_group_comes_by_file_and_one_name_is_one_policy() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    node.policy_file(
+        "web.yaml",
+        &policy("web", "ingress: [{fromCIDRSet: [{cidrGroupRef: friends}], toPorts: [{ports: [{port: 80, protocol: TCP}]}]}]"),
+    );
+    eventually("the policy is in force", || !client.asks(server.v4(), 80));
+    eventually("the group is missed", || {
+        said(&node, "default/web").iter().any(|s| s.contains("CIDR group friends"))
+    });
+    node.policy_file(
+        "groups.yaml",
+        "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: friends}\nspec: {externalCIDRs: [198.51.100.0/24]}\n",
+    );
+    eventually("the group is there", || said(&node, "default/web").is_empty());
+    assert!(!client.asks(server.v4(), 80), "a prefix means no workload");
+    let addresses = node.client().ips(&IpQuery::default()).unwrap();
+    assert!(addresses.iter().any(|row| row.cidr == "198.51.100.0/24"), "{addresses:?}");
+
+    // The API may not hold what a file holds; of two files the first counts.
+    let import = PolicyImport {
+        file: "mine.yaml".into(),
+        text: policy("web", "ingress: [{}]"),
+        ..PolicyImport::default()
+    };
+    let error = node.client().import_policy(&import).unwrap_err();
+    assert_eq!(error.status(), Some(409), "{error}");
+    assert!(error.to_string().contains("web.yaml"), "{error}");
+    node.policy_file(
+        "a.yaml",
+        &policy("web", "ingress: [{toPorts: [{ports: [{port: 80, protocol: TCP}]}]}]"),
+    );
+    eventually("a.yaml sorts first", || client.asks(server.v4(), 80));
+    eventually("the other is said to be in its shadow", || {
+        said(&node, "web.yaml").iter().any(|message| message.contains("a.yaml"))
+    });
+}
+
+#[test]
+fn a_policy_for_nodes_is_never_silent() {
+    alone!();
+    let node = TestNode::started(&[]);
+    node.import(
+        "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: lock}\n\
+         spec: {nodeSelector: {}, ingress: [{fromEntities: [remote-node]}]}\n",
+    );
+    assert!(said(&node, "lock")[0].contains("selects nodes"));
+}
+
+#[test]
+fn prefixes_mean_the_node_where_the_option_says_so() {
+    alone!();
+    let mut node = TestNode::started(&[("policy-cidr-match-mode", "nodes")]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    node.import(&policy("web", "ingress: [{fromCIDR: [10.0.0.0/8]}]"));
+    let answers = || try_run("ping", &["-c1", "-W1", &server.v4().to_string()]).status.success();
+    assert!(answers(), "the node's own address lies in the prefix");
+    node.import(&policy("web", "ingress: [{fromCIDR: [192.0.2.0/24]}]"));
+    assert!(!answers());
+    node.import(&policy("web", "ingress: [{fromCIDR: [10.0.0.0/8]}]"));
+    node.stop();
+    node.options.retain(|(name, _)| name != "policy-cidr-match-mode");
+    node.start();
+    assert!(!answers(), "without the option a prefix means no node");
+}
