@@ -100,10 +100,20 @@ impl Network {
         let addresses = now.node_addresses(&uplinks);
         let indices = |uplinks: &[Uplink]| uplinks.iter().map(|u| u.index).collect::<Vec<_>>();
         let changed = indices(&uplinks.used) != indices(&self.uplinks.used)
+            || uplinks.used.iter().map(|u| &u.name).ne(self.uplinks.used.iter().map(|u| &u.name))
             || addresses.iter().map(|a| a.ip).ne(self.addresses.iter().map(|a| a.ip));
         self.uplinks = uplinks;
         self.addresses = addresses;
         Ok(changed)
+    }
+
+    /// Does for uplinks that came later what [`Self::set_up`] does for those that are there.
+    pub fn prepare_uplinks(&self, state: &StateDir) -> Result<(), AgentError> {
+        if self.router_v6.is_none() {
+            return Ok(());
+        }
+        let names: Vec<String> = self.uplinks.used.iter().map(|uplink| uplink.name.clone()).collect();
+        with_journal(state, |recorder| villus_net::heed_advertisements(&names, recorder))
     }
 
     /// The router's addresses.

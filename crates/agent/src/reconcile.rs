@@ -64,6 +64,13 @@ impl Node {
         self.note_hand_made();
     }
 
+    /// Tells the path whose the addresses of this node are.
+    fn write_addresses(&self) -> villus_datapath::Result<()> {
+        make_equal(&self.kernel.maps.addrs4, &self.wanted_addrs4())?;
+        make_equal(&self.kernel.maps.addrs6, &self.wanted_addrs6())?;
+        Ok(())
+    }
+
     fn reconcile_maps(&mut self) -> villus_datapath::Result<()> {
         let maps = self.kernel.maps.clone();
         let mut mended = make_equal(&maps.addrs4, &self.wanted_addrs4())?.total()
@@ -137,17 +144,22 @@ impl Node {
         }
     }
 
-    /// Endpoints whose devices are not there any more. Returns the labels whose identities they give back.
+    /// Looks at every device of an endpoint again: nobody has told what happened to it. Returns the labels whose
+    /// identities go back with endpoints whose devices are gone.
     pub fn find_gone(&mut self) -> Vec<villus_labels::Labels> {
         let Ok(state) = villus_net::NodeState::read() else { return Vec::new() };
+        for link in &state.links {
+            self.device_changed(link);
+        }
         let gone: Vec<u16> = self
             .endpoints
             .values()
             .filter(|e| {
                 e.is_live()
-                    && e.file.device.as_ref().is_some_and(|device| {
-                        !state.links.iter().any(|l| l.index == device.index() && l.name == device.name())
-                    })
+                    && e.file
+                        .device
+                        .as_ref()
+                        .is_some_and(|device| !state.links.iter().any(|l| l.index == device.index()))
             })
             .map(|e| e.id())
             .collect();
@@ -160,12 +172,14 @@ impl Node {
             Ok(false) => self.conditions.note("node network", None),
             Ok(true) => {
                 self.conditions.note("node network", None);
+                let result = self.network.prepare_uplinks(&self.state);
+                self.conditions.note("uplinks", result.err().map(|error| error.to_string()));
                 if self.sources.complete {
+                    let result = self.write_addresses();
+                    self.conditions.note("node addresses", result.err().map(|error| error.to_string()));
                     self.attach_uplinks();
                     self.claim_node();
                     self.step_ipcache();
-                    let result = self.reconcile_maps();
-                    self.conditions.note("node addresses", result.err().map(|error| error.to_string()));
                 }
             }
             Err(error) => self.conditions.note("node network", Some(error.to_string())),

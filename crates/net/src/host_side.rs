@@ -65,6 +65,23 @@ impl<'a> HostSide<'a> {
     }
 }
 
+/// Puts back the routes and neighbours of an endpoint on its device: the kernel forgets them when the device is switched
+/// off. Does nothing while it is. `sources` may hold one address of each family for the node's own connections.
+///
+/// # Errors
+/// The step that failed.
+pub fn restore_host_side(
+    device: &Link,
+    addresses: &[IpAddr],
+    workload_mac: Mac,
+    sources: &[IpAddr],
+) -> Result<(), NetError> {
+    if device.up {
+        HostSide::of_endpoint(device, addresses, workload_mac, sources).install(&mut Rtnl::open()?)?;
+    }
+    Ok(())
+}
+
 /// Parameters of a host-side device of ours: the datapath checks sources itself, nobody speaks for others, and
 /// nothing in the workload can change the node's routes. With `ipv6`, IPv6 is on even where new devices have it off.
 pub(crate) fn set_parameters(device: &str, ipv6: bool) -> Result<(), NetError> {

@@ -32,6 +32,7 @@ pub use endpoint::{
 };
 pub use error::{Errors, NetError};
 pub use foreign::{ForeignDrop, foreign_drops, iptables_drops, nft_drops};
+pub use host_side::restore_host_side;
 pub use journal::{Change, Journal, Recorder, Restored};
 pub use left_over::remove_left_over;
 pub use mac::{InvalidMac, Mac};
@@ -40,7 +41,10 @@ pub use nat::{
     Mark, Masquerade, NAT_TABLE, NatCounters, masquerade_counters, nft_version, remove_masquerade,
 };
 pub use netns::{NAMED, Netns, NetnsId, NetnsRef, NetnsState, run_in};
-pub use node::{NodeNetwork, ROUTER_DEVICE, ROUTER_PEER, RouterDevice, SystemPaths, remove_all_marked};
+pub use node::{
+    NodeNetwork, ROUTER_DEVICE, ROUTER_PEER, RouterDevice, SystemPaths, heed_advertisements,
+    remove_all_marked,
+};
 pub use rtnl::{Address, Link, LinkChange, Neighbour, NextHop, PROTOCOL, Route, RouteKind, Rtnl, VethPair};
 pub use sysctl::{Family, Sysctl};
 pub use uplink::{DeviceChoice, NodeAddress, NodeState, Uplink, Uplinks};

@@ -212,18 +212,26 @@ impl NodeNetwork {
             switch_forwarding_on(Family::Ipv4, host, recorder)?;
         }
         if self.router_v6.is_some() {
-            // A device that forwards ignores advertisements unless this is 2, and the kernel throws away the routes
-            // that it learned from them at the moment forwarding is switched on.
-            for uplink in &self.uplinks {
-                let accept_ra = Sysctl::of_device(Family::Ipv6, uplink, "accept_ra");
-                if accept_ra.read_if_present()?.as_deref() == Some("1") {
-                    recorder.set(accept_ra, "2")?;
-                }
-            }
+            // Before: the kernel throws away what it learned from them at the moment forwarding is switched on.
+            heed_advertisements(&self.uplinks, recorder)?;
             switch_forwarding_on(Family::Ipv6, host, recorder)?;
         }
         Ok(())
     }
+}
+
+/// Lets uplinks that heed router advertisements go on with it though the node forwards: the kernel wants a 2 for that.
+///
+/// # Errors
+/// The step that failed.
+pub fn heed_advertisements(uplinks: &[String], recorder: &mut Recorder<'_>) -> Result<(), NetError> {
+    for uplink in uplinks {
+        let accept_ra = Sysctl::of_device(Family::Ipv6, uplink, "accept_ra");
+        if accept_ra.read_if_present()?.as_deref() == Some("1") {
+            recorder.set(accept_ra, "2")?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes from the calling thread's namespace all that carries Villus's mark, without a journal: devices of

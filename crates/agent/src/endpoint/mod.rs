@@ -64,6 +64,8 @@ pub(crate) struct Endpoint {
     pub pending_until: Option<Instant>,
     /// Since when its device is gone.
     pub gone_since: Option<Instant>,
+    /// Its device was switched on when it was looked at last.
+    pub device_up: bool,
 }
 
 impl Endpoint {
@@ -87,6 +89,7 @@ impl Endpoint {
             retry: None,
             pending_until: None,
             gone_since: None,
+            device_up: true,
         };
         endpoint.enter(state, "known to the agent");
         endpoint

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use villus_api::model::EndpointState;
-use villus_net::{Link, NodeState, delivery_of};
+use villus_net::{Link, NodeState};
 
 use super::{Endpoint, pool_owner};
 use crate::node::Node;
@@ -52,7 +52,7 @@ impl Node {
             }
         }
         let same_boot = file.boot_id == self.boot;
-        let there = same_boot && self.config.endpoints.restore && is_there(&file, links);
+        let link = device_of(&file, links).filter(|_| same_boot && self.config.endpoints.restore);
         if !same_boot && self.config.endpoints.restore {
             file.device = None;
             let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
@@ -62,17 +62,17 @@ impl Node {
             restored.pending.push(id);
             return;
         }
-        if there {
-            if let Some(device) = &mut file.device
-                && let Ok(delivery) = delivery_of(device.index())
-            {
-                device.set_delivery(delivery);
+        match (&mut file.device, link) {
+            (Some(device), Some(link)) => {
+                device.follow(link);
+                restored.live.push(id);
             }
-            restored.live.push(id);
-        } else {
-            restored.gone.push(id);
+            _ => restored.gone.push(id),
         }
-        self.endpoints.insert(id, Endpoint::new(file, labelled, EndpointState::Restoring));
+        let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
+        // It may have been switched off and on while no agent was there.
+        endpoint.device_up = false;
+        self.endpoints.insert(id, endpoint);
     }
 
     /// Writes what restored endpoints need into the kernel, each map in one go; what is right already is not touched. Their
@@ -97,15 +97,12 @@ impl Node {
     }
 }
 
-/// Whether an endpoint's device is the one that its file describes.
-fn is_there(file: &EndpointFile, links: &[Link]) -> bool {
-    let Some(device) = &file.device else { return false };
-    links.iter().any(|link| {
+/// The device that an endpoint's file describes, if it is there. It may have another name by now.
+fn device_of<'a>(file: &EndpointFile, links: &'a [Link]) -> Option<&'a Link> {
+    let device = file.device.as_ref()?;
+    links.iter().find(|link| {
         link.index == device.index()
-            && link.name == device.name()
-            && match device {
-                Device::Made(made) => link.mac == Some(made.host_mac),
-                Device::Adopted(_) => true,
-            }
+            && (link.mac == Some(device.host_mac())
+                || matches!(device, Device::Adopted(_)) && link.name == device.name())
     })
 }

@@ -1,9 +1,10 @@
 //! Devices that change or go without a call.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use villus_api::model::EndpointState;
-use villus_net::{Link, delivery_of};
+use villus_net::{Delivery, Link, Rtnl, restore_host_side};
 
 use crate::node::Node;
 
@@ -16,11 +17,7 @@ impl Node {
     pub fn device_gone(&mut self, link: &Link) -> Option<villus_labels::Labels> {
         let id = self.endpoints.values().find(|endpoint| {
             endpoint.is_live()
-                && endpoint
-                    .file
-                    .device
-                    .as_ref()
-                    .is_some_and(|d| d.index() == link.index && d.name() == link.name)
+                && endpoint.file.device.as_ref().is_some_and(|device| device.index() == link.index)
         })?;
         let id = id.id();
         tracing::warn!(endpoint = id, device = link.name, "the device of an endpoint is gone");
@@ -48,19 +45,29 @@ impl Node {
         Some(labels)
     }
 
-    /// A device changed: how its endpoint is delivered to may be different.
+    /// A device changed: how its endpoint is delivered to, how much it takes and its name may be different, and what was
+    /// forgotten while it was switched off comes back.
     pub fn device_changed(&mut self, link: &Link) {
+        let sources: Vec<IpAddr> = self.network.router_ips().collect();
         let Some(endpoint) = self.endpoints.values_mut().find(|endpoint| {
             endpoint.is_live() && endpoint.file.device.as_ref().is_some_and(|d| d.index() == link.index)
         }) else {
             return;
         };
         let id = endpoint.id();
-        let Ok(delivery) = delivery_of(link.index) else { return };
-        if !endpoint.file.device.as_mut().is_some_and(|device| device.set_delivery(delivery)) {
+        // As it is by now, which may be newer than the event.
+        let Ok(Some(link)) = Rtnl::open().and_then(|mut node| node.link_by_index(link.index)) else { return };
+        let Some(device) = endpoint.file.device.as_mut() else { return };
+        let (changed, mac) = (device.follow(&link), device.mac());
+        if std::mem::replace(&mut endpoint.device_up, link.up) != link.up {
+            let result = restore_host_side(&link, &endpoint.file.addresses, mac, &sources);
+            self.conditions
+                .note(&format!("routes to endpoint {id}"), result.err().map(|error| error.to_string()));
+        }
+        if !changed {
             return;
         }
-        endpoint.note("OK", format!("delivered to by {delivery:?}"));
+        endpoint.note("OK", format!("delivered to by {:?} through {}", Delivery::of(&link), link.name));
         let result = self.install(id);
         self.conditions
             .note(&format!("record of endpoint {id}"), result.err().map(|error| error.to_string()));

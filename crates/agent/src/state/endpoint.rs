@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use villus_net::{AdoptedLink, EndpointLink, Mac};
+use villus_net::{AdoptedLink, Delivery, EndpointLink, Link, Mac};
 use villus_policy::NamedPort;
 
 /// Everything about an endpoint that outlives the agent. One JSON object.
@@ -132,20 +132,24 @@ impl Device {
     }
 
     /// How it is delivered to.
-    pub fn delivery(&self) -> villus_net::Delivery {
+    pub fn delivery(&self) -> Delivery {
         match self {
             Self::Made(link) => link.delivery,
             Self::Adopted(link) => link.delivery,
         }
     }
 
-    /// Notes how it is delivered to; says whether that is news.
-    pub fn set_delivery(&mut self, delivery: villus_net::Delivery) -> bool {
-        let place = match self {
-            Self::Made(link) => &mut link.delivery,
-            Self::Adopted(link) => &mut link.delivery,
+    /// Notes what the kernel says of it now; says whether something is new.
+    pub fn follow(&mut self, link: &Link) -> bool {
+        let (name, mtu, delivery) = match self {
+            Self::Made(made) => (&mut made.host_name, &mut made.mtu, &mut made.delivery),
+            Self::Adopted(adopted) => (&mut adopted.device, &mut adopted.mtu, &mut adopted.delivery),
         };
-        std::mem::replace(place, delivery) != delivery
+        let now = Delivery::of(link);
+        let changed = *name != link.name || *mtu != link.mtu || *delivery != now;
+        (*mtu, *delivery) = (link.mtu, now);
+        name.clone_from(&link.name);
+        changed
     }
 
     /// Whether somebody else made it.

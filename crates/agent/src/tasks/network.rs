@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use villus_net::{Monitor, MonitorStop, NetEvent};
 
 use crate::AgentError;
 use crate::agent::Agent;
 
-/// How long changes are gathered before the node is looked at again.
+/// How long changes of the node are gathered before it is looked at again.
 const GATHER: Duration = Duration::from_millis(200);
 
 /// Follows the network. The monitor listens in the namespace of the calling thread, which is the node's.
@@ -27,22 +28,37 @@ pub(super) fn spawn(agent: &Agent) -> Result<Option<MonitorStop>, AgentError> {
         .map_err(AgentError::Runtime)?;
     let agent = agent.clone();
     tokio::spawn(async move {
-        while let Some(first) = receiver.recv().await {
+        // When the node is to be looked at again.
+        let mut look: Option<Instant> = None;
+        loop {
+            let event = match look {
+                None => receiver.recv().await,
+                Some(at) => match tokio::time::timeout_at(at, receiver.recv()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        look = None;
+                        let _ = agent.with(|node| node.refresh_network()).await;
+                        continue;
+                    }
+                },
+            };
+            let Some(first) = event else { return };
             let mut batch = vec![first];
-            if !matches!(batch.first(), Some(NetEvent::LinkGone(_))) {
-                tokio::time::sleep(GATHER).await;
-            }
             while let Ok(next) = receiver.try_recv() {
                 batch.push(next);
             }
-            take(&agent, batch).await;
+            if take(&agent, batch).await {
+                look = look.or_else(|| Some(Instant::now() + GATHER));
+            }
         }
     });
     Ok(Some(stop))
 }
 
-async fn take(agent: &Agent, batch: Vec<NetEvent>) {
-    let freed = agent
+/// Takes in what happened to devices of endpoints, at once: until then packets to them may go astray. Says whether the
+/// node itself has changed.
+async fn take(agent: &Agent, batch: Vec<NetEvent>) -> bool {
+    let changed = agent
         .with(move |node| {
             let mut freed = Vec::new();
             let mut refresh = false;
@@ -66,13 +82,12 @@ async fn take(agent: &Agent, batch: Vec<NetEvent>) {
                     }
                 }
             }
-            if refresh {
-                node.refresh_network();
-            }
-            freed
+            (freed, refresh)
         })
         .await;
-    for labels in freed.unwrap_or_default() {
+    let Ok((freed, refresh)) = changed else { return false };
+    for labels in freed {
         agent.identities.release(&labels).await;
     }
+    refresh
 }
