@@ -357,4 +357,13 @@ impl Ping {
         self.send(payload)?;
         self.wait(PATIENCE)
     }
+
+    /// The shortest question, and a limit for its answer.
+    ///
+    /// # Errors
+    /// As [`Self::echo`].
+    pub fn echo_within(&self, patience: Duration) -> Result<(), Blocked> {
+        self.send(0)?;
+        self.wait(patience)
+    }
 }

@@ -194,10 +194,10 @@ impl Workload {
         IpAddr::V6(self.endpoint.status.networking.addressing[0].ipv6.unwrap())
     }
 
-    /// One echo request and a second at most for its answer.
+    /// One echo request and a few seconds at most for its answer.
     pub fn pings(&self, to: IpAddr) -> bool {
         let to = to.to_string();
-        self.netns.run(|| try_run("ping", &["-c1", "-W1", &to]).status.success()).unwrap()
+        self.netns.run(|| try_run("ping", &["-c1", "-W3", &to]).status.success()).unwrap()
     }
 
     /// Listens on a TCP port and echoes, for ever.
@@ -221,9 +221,9 @@ impl Workload {
     pub fn connects(&self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
         let stream = self
             .netns
-            .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_millis(700)))
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_secs(2)))
             .unwrap()?;
-        stream.set_read_timeout(Some(Duration::from_millis(700)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         Ok(stream)
     }
 
