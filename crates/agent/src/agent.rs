@@ -9,6 +9,7 @@ use villus_flows::History;
 use crate::api::Limiters;
 use crate::identities::IdentityRoom;
 use crate::node::Node;
+use crate::tasks::ExportCounts;
 use crate::wake::Wake;
 
 /// How many events are kept.
@@ -22,6 +23,7 @@ pub(crate) struct Agent {
     pub history: Arc<History>,
     pub wake: Arc<Wake>,
     pub limiters: Arc<Limiters>,
+    pub exported: Arc<ExportCounts>,
 }
 
 impl Agent {
@@ -32,6 +34,7 @@ impl Agent {
             wake: node.wake.clone(),
             limiters: Arc::new(Limiters::new(node.config.api.limits.clone())),
             history: Arc::new(History::new(EVENTS)),
+            exported: Arc::default(),
             node: Arc::new(Mutex::new(node)),
         }
     }

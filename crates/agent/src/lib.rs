@@ -18,6 +18,7 @@ mod error;
 mod identities;
 mod kernel;
 mod log;
+mod names;
 mod network;
 mod node;
 mod policy;

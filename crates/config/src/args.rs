@@ -92,6 +92,8 @@ fn value_name(kind: &Kind) -> &'static str {
         Kind::Listen => "ADDRESS:PORT",
         Kind::Mode => "MODE",
         Kind::RateLimits => "LIMITS",
+        Kind::ChangeLimit => "SHARE",
+        Kind::Output => "PATH",
         Kind::Text | Kind::ClusterName | Kind::Ignored => "TEXT",
     }
 }

@@ -71,6 +71,10 @@ pub enum Kind {
     Devices,
     /// Limits of API calls: `call=key:value,key:value`, several calls separated by white space, or JSON.
     RateLimits,
+    /// Shares of a change: `10%` or `flows=5%,entries=20%`; see [`crate::share::parse`].
+    ChangeLimit,
+    /// An absolute path, `stdout`, or empty where nothing is written.
+    Output,
     /// Nobody reads it.
     Ignored,
 }
@@ -136,6 +140,9 @@ impl Kind {
             Self::Mode => mode(text),
             Self::Devices => crate::net::devices(text).map(Value::List),
             Self::RateLimits => crate::rate::check(text).map(|()| Value::Text(text.into())),
+            Self::ChangeLimit => crate::share::parse(text).map(|_| Value::Text(text.into())),
+            Self::Output if text == "stdout" => Ok(Value::Text(text.into())),
+            Self::Output => path(text).map(Value::Text),
         }
     }
 
@@ -153,6 +160,8 @@ impl Kind {
             | Self::Listen
             | Self::Devices
             | Self::RateLimits
+            | Self::ChangeLimit
+            | Self::Output
             | Self::Ignored => true,
             Self::Path { empty } => *empty,
             Self::Choice(words) => has_empty(words),
@@ -198,6 +207,8 @@ impl Kind {
             Self::Mode => "write permission bits in octal, such as 0660".into(),
             Self::Devices => "write device names separated by commas, such as eth0,bond+".into(),
             Self::RateLimits => "write for example endpoint-create=rate-limit:10/m,rate-burst:2".into(),
+            Self::ChangeLimit => "write for example 10% or flows=5%,entries=20%, or nothing".into(),
+            Self::Output => "write an absolute path, stdout, or nothing".into(),
         }
     }
 
@@ -225,6 +236,8 @@ impl Kind {
             Self::Mode => "octal".into(),
             Self::Devices => "devices".into(),
             Self::RateLimits => "limits".into(),
+            Self::ChangeLimit => "shares".into(),
+            Self::Output => "path\\|stdout".into(),
             Self::Ignored => "-".into(),
         }
     }

@@ -23,6 +23,7 @@ pub mod net;
 pub mod rate;
 pub mod registry;
 mod resolve;
+pub mod share;
 pub mod source;
 pub mod spec;
 mod suggest;

@@ -1,10 +1,11 @@
 //! The kernel's event records as flows.
 //!
 //! A record of the ring `villus_events_v1` becomes a [`FlowEvent`]; events are kept in a bounded
-//! [`History`], handed to observers, counted, filtered and printed as the lines of `villus monitor`.
+//! [`History`], handed to observers, counted, filtered, printed as the lines of `villus monitor`, and written to disk
+//! and read again as [`hubble`] does.
 //!
 //! The crate refuses to know how the ring is read (that is `villus-datapath`), what an identity's labels are
-//! (callers bring [`Names`]) and how events travel to another process.
+//! (callers bring [`Names`] and [`hubble::Workloads`]) and how events travel to another process.
 #![forbid(unsafe_code)]
 
 mod counters;
@@ -12,6 +13,7 @@ mod error;
 mod event;
 mod filter;
 mod history;
+pub mod hubble;
 mod json;
 mod line;
 mod named;

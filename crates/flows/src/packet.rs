@@ -121,6 +121,11 @@ impl Packet {
     pub const fn is_icmp(&self) -> bool {
         matches!(self.proto, ICMP | ICMP6)
     }
+
+    /// The name of an ICMP message, `EchoRequest`, with its code unless that is 0.
+    pub(crate) fn icmp_name(&self) -> String {
+        Icmp(self).to_string()
+    }
 }
 
 /// An address of an event: network order words, IPv4 in the first.

@@ -233,7 +233,9 @@ impl Operator {
         }
     }
 
-    pub(crate) fn values(&self) -> Option<&BTreeSet<Arc<str>>> {
+    /// The values of `In` and `NotIn`.
+    #[must_use]
+    pub fn values(&self) -> Option<&BTreeSet<Arc<str>>> {
         match self {
             Self::In(values) | Self::NotIn(values) => Some(values),
             Self::Exists | Self::DoesNotExist => None,

@@ -1,6 +1,7 @@
 //! Counters and gauges.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use villus_abi::Reason;
 use villus_api::model::MetricValue;
@@ -10,10 +11,16 @@ use villus_flows::{History, LossSource};
 
 use super::limit::Seen;
 use crate::node::Node;
+use crate::tasks::ExportCounts;
 
 impl Node {
     /// All metrics.
-    pub(super) fn metrics(&mut self, history: &History, limits: &[Seen]) -> ApiResult<Vec<MetricValue>> {
+    pub(super) fn metrics(
+        &mut self,
+        history: &History,
+        limits: &[Seen],
+        exported: &ExportCounts,
+    ) -> ApiResult<Vec<MetricValue>> {
         let mut all = Vec::new();
         let mut add = |name: &str, labels: &[(&str, String)], value: f64| {
             let labels: BTreeMap<String, String> =
@@ -78,6 +85,12 @@ impl Node {
             history.lost(LossSource::ObserverQueue) as f64,
         );
         limits.iter().for_each(|seen| limit_metrics(seen, &mut add));
+        if self.config.export.path.is_some() {
+            let lost = |at: &str| [("at", at.to_owned())];
+            add("villus_export_events_total", &[], exported.written.load(Relaxed) as f64);
+            add("villus_export_lost_total", &lost("queue"), exported.overrun.load(Relaxed) as f64);
+            add("villus_export_lost_total", &lost("file"), exported.refused.load(Relaxed) as f64);
+        }
         Ok(all)
     }
 }

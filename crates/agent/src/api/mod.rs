@@ -7,7 +7,9 @@ mod limit;
 mod maps;
 mod metrics;
 mod model;
+mod observed;
 mod policies;
+mod preview;
 mod status;
 mod verify;
 mod why;
@@ -16,12 +18,13 @@ use async_trait::async_trait;
 use villus_api::model::{
     BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
     EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest, Identity,
-    IdentityEndpoints, IpListEntry, IpQuery, MetricValue, Policy, PolicyChange, PolicyDelete, PolicyImport,
-    PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, Selector, StatusDetails, StatusResponse,
-    VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+    IdentityEndpoints, IpListEntry, IpQuery, MetricValue, ObservedFlows, Policy, PolicyChange, PolicyDelete,
+    PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
+    StatusDetails, StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
 };
 use villus_api::{ApiResult, Backend, EndpointRef};
 use villus_flows::{Filter, Observer};
+use villus_rollout::Preview;
 
 use crate::agent::Agent;
 
@@ -114,6 +117,14 @@ impl Backend for Api {
         self.0.with(move |node| node.validate(&import)).await
     }
 
+    async fn preview_policy(&self, request: PreviewRequest) -> ApiResult<Preview> {
+        preview::preview(&self.0, request).await
+    }
+
+    async fn observed_flows(&self) -> ApiResult<ObservedFlows> {
+        observed::flows(&self.0).await
+    }
+
     async fn wait_policy(&self, query: PolicyWaitQuery) -> ApiResult<PolicyWait> {
         policies::wait(&self.0, query).await
     }
@@ -133,7 +144,8 @@ impl Backend for Api {
     async fn metrics(&self) -> ApiResult<Vec<MetricValue>> {
         let history = self.0.history.clone();
         let limits = self.0.limiters.seen();
-        self.0.with(move |node| node.metrics(&history, &limits)).await?
+        let exported = self.0.exported.clone();
+        self.0.with(move |node| node.metrics(&history, &limits, &exported)).await?
     }
 
     async fn monitor(&self, filter: Filter, past: usize) -> ApiResult<Observer> {

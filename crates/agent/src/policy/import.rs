@@ -43,9 +43,7 @@ impl Node {
 
     /// Takes over all policies of a text, or none.
     pub fn import(&mut self, import: &PolicyImport) -> ApiResult<ChangeReply> {
-        let file = if import.file.is_empty() { "the text" } else { &import.file };
-        let mut parsed = villus_policy::parse(file, &import.text).map_err(refusal)?;
-        of_the_api(&mut parsed);
+        let parsed = parse_import(&import.file, &import.text)?;
         let mut reply = ChangeReply {
             revision: self.repository.revision(),
             dry_run: import.dry_run,
@@ -168,7 +166,7 @@ impl Node {
     }
 
     /// Keys of imported policies that all of what is given picks.
-    fn imported(&self, name: &str, namespace: &str, labels: &str) -> ApiResult<Vec<ObjectKey>> {
+    pub fn imported(&self, name: &str, namespace: &str, labels: &str) -> ApiResult<Vec<ObjectKey>> {
         let selector = match labels {
             "" => Selector::everything(),
             text => {
@@ -187,7 +185,7 @@ impl Node {
         Ok(policies.chain(referents).filter(picks).cloned().collect())
     }
 
-    fn not_imported(&self, name: &str) -> ApiError {
+    pub fn not_imported(&self, name: &str) -> ApiError {
         let elsewhere = self.repository.policies().find(|policy| *policy.key.name == *name);
         match elsewhere {
             Some(policy) => ApiError::conflict(format!("policy {name} comes from {}", policy.key.origin))
@@ -214,6 +212,14 @@ impl Node {
         Err(ApiError::unavailable("not every configured source of policies was read yet")
             .hint("`villus status` says which one is missing"))
     }
+}
+
+/// Reads a text as an import does.
+pub(crate) fn parse_import(file: &str, text: &str) -> ApiResult<ParsedFile> {
+    let file = if file.is_empty() { "the text" } else { file };
+    let mut parsed = villus_policy::parse(file, text).map_err(refusal)?;
+    of_the_api(&mut parsed);
+    Ok(parsed)
 }
 
 /// Makes a text's objects the API's own.

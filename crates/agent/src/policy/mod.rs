@@ -19,6 +19,7 @@ use villus_policy::{EnforcementMode, Settings};
 use crate::AgentError;
 
 pub(crate) use directory::Watcher;
+pub(crate) use import::parse_import;
 
 /// Origin of policies that came by the API.
 pub(crate) const API: &str = "api";

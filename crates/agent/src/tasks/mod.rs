@@ -1,6 +1,7 @@
 //! What the agent does by itself, beside the operations that it is asked for.
 
 mod events;
+mod export;
 mod flows;
 mod network;
 mod policies;
@@ -14,6 +15,8 @@ use villus_net::MonitorStop;
 use crate::AgentError;
 use crate::agent::Agent;
 
+pub(crate) use export::ExportCounts;
+
 /// The tasks of an agent.
 pub(crate) struct Tasks {
     tasks: Vec<JoinHandle<()>>,
@@ -24,6 +27,7 @@ pub(crate) struct Tasks {
 pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     let mut tasks = Tasks { tasks: Vec::new(), monitor: None };
     tasks.monitor = network::spawn(agent)?;
+    tasks.add(export::run(agent.clone()));
     tasks.add(events::run(agent.clone()));
     tasks.add(policies::watch(agent.clone()));
     tasks.add(policies::follow_identities(agent.clone()));

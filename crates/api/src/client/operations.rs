@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use villus_rollout::Preview;
+
 use super::{Client, ClientError, Monitor, connection::Call};
 use crate::{
     EndpointRef,
@@ -9,9 +11,9 @@ use crate::{
         BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
         EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointHealth, EndpointLogEntry,
         EndpointPatch, Hold, HoldRequest, Identity, IdentityEndpoints, IpListEntry, IpQuery, LabelQuery,
-        MetricValue, MonitorQuery, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyQuery,
-        PolicyValidation, PolicyWait, PolicyWaitQuery, Selector, StatusDetails, StatusQuery, StatusResponse,
-        VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+        MetricValue, MonitorQuery, ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport,
+        PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, StatusDetails,
+        StatusQuery, StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
     },
 };
 
@@ -119,6 +121,16 @@ impl Client {
     /// Says what a text holds and what is wrong with it.
     pub fn validate_policy(&self, import: &PolicyImport) -> Result<PolicyValidation> {
         self.call(Call::new("POST", &["villus", "policy", "validate"]).query(import)?.text(&import.text))
+    }
+
+    /// What a change of policies would do.
+    pub fn preview_policy(&self, request: &PreviewRequest) -> Result<Preview> {
+        self.call(Call::new("POST", &["villus", "policy", "preview"]).json(request)?)
+    }
+
+    /// Flows that the agent has observed of late.
+    pub fn observed_flows(&self) -> Result<ObservedFlows> {
+        self.call(Call::new("GET", &["villus", "flows"]))
     }
 
     /// Waits until every endpoint is at a revision.

@@ -28,8 +28,8 @@ pub use mac::{Mac, MacError};
 pub use maps::{BpfMap, BpfMapEntry, BpfMapList, MetricValue};
 pub use monitor::MonitorQuery;
 pub use policy::{
-    Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyProblem, PolicyQuery, PolicySummary,
-    PolicyValidation, PolicyWait, PolicyWaitQuery, Selector,
+    ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyProblem, PolicyQuery,
+    PolicySummary, PolicyText, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
 };
 pub use request::{
     AddressPair, DatapathConfiguration, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,

@@ -1,6 +1,8 @@
 //! Policies.
 
 use serde::{Deserialize, Serialize};
+use villus_flows::hubble::ReadReport;
+use villus_rollout::Observations;
 
 use super::is_default;
 
@@ -180,4 +182,51 @@ pub struct Selector {
     /// Policies that use it, `namespace/name`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+}
+
+/// What an agent has observed of late.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ObservedFlows {
+    /// The flows, added up.
+    pub observations: Observations,
+    /// Where they come from: a file, or the agent's memory.
+    pub source: String,
+    /// What was read.
+    pub report: ReadReport,
+}
+
+/// Body of `POST /villus/policy/preview`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PreviewRequest {
+    /// Policies that would be imported.
+    pub files: Vec<PolicyText>,
+    /// Imported policies that would be deleted.
+    pub delete: Vec<PolicyName>,
+    /// Flows to judge; without them those that the agent has observed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observations: Option<Observations>,
+    /// Judge as if audit mode were off.
+    pub enforced: bool,
+}
+
+/// A file of policies.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyText {
+    /// Name, for messages.
+    pub file: String,
+    /// What it holds.
+    pub text: String,
+}
+
+/// A policy by its name.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyName {
+    /// Name.
+    pub name: String,
+    /// Namespace; empty for one of any or of none.
+    pub namespace: String,
 }

@@ -2,15 +2,17 @@
 
 use async_trait::async_trait;
 use villus_flows::{Filter, Observer};
+use villus_rollout::Preview;
 
 use crate::{
     ApiError, ApiResult, EndpointRef,
     model::{
         BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
         EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest,
-        Identity, IdentityEndpoints, IpListEntry, IpQuery, MetricValue, Policy, PolicyChange, PolicyDelete,
-        PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, Selector, StatusDetails,
-        StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+        Identity, IdentityEndpoints, IpListEntry, IpQuery, MetricValue, ObservedFlows, Policy, PolicyChange,
+        PolicyDelete, PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery,
+        PreviewRequest, Selector, StatusDetails, StatusResponse, VerifyReport, VerifyRequest, WhyReply,
+        WhyRequest,
     },
 };
 
@@ -122,6 +124,17 @@ pub trait Backend: Send + Sync + 'static {
     async fn validate_policy(&self, import: PolicyImport) -> ApiResult<PolicyValidation> {
         let _ = import;
         not_offered("validation of policies")
+    }
+
+    /// `POST /villus/policy/preview`: nothing is changed.
+    async fn preview_policy(&self, request: PreviewRequest) -> ApiResult<Preview> {
+        let _ = request;
+        not_offered("previews of policies")
+    }
+
+    /// `GET /villus/flows`.
+    async fn observed_flows(&self) -> ApiResult<ObservedFlows> {
+        not_offered("observed flows")
     }
 
     /// `GET /villus/policy/wait`; returns at the latest when the query's time is up.

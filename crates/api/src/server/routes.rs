@@ -24,8 +24,8 @@ use crate::{
     model::{
         DaemonConfigurationSpec, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,
         EndpointDeleted, EndpointPatch, HoldRequest, IpQuery, LabelConfigurationSpec, LabelQuery,
-        MonitorQuery, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery, StatusQuery, VerifyRequest,
-        WhyRequest,
+        MonitorQuery, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery, PreviewRequest, StatusQuery,
+        VerifyRequest, WhyRequest,
     },
 };
 
@@ -108,6 +108,8 @@ fn own_routes() -> Router<Context> {
         .route("/monitor", get(monitor))
         .route("/policy/validate", post(validate_policy))
         .route("/policy/wait", get(wait_policy))
+        .route("/policy/preview", post(preview_policy))
+        .route("/flows", get(observed_flows))
         .route("/verify", post(verify))
         .route("/why", post(why))
         .route("/emergency", get(emergencies))
@@ -280,6 +282,14 @@ async fn delete_policy(State(context): Ctx, Query(query): Query<PolicyDelete>) -
 
 async fn validate_policy(State(context): Ctx, Query(query): Query<PolicyImport>, Text(text): Text) -> Answer {
     ok(context.backend.validate_policy(PolicyImport { text, ..query }).await?)
+}
+
+async fn preview_policy(State(context): Ctx, Json(request): Json<PreviewRequest>) -> Answer {
+    ok(context.backend.preview_policy(request).await?)
+}
+
+async fn observed_flows(State(context): Ctx) -> Answer {
+    ok(context.backend.observed_flows().await?)
 }
 
 async fn wait_policy(State(context): Ctx, Query(query): Query<PolicyWaitQuery>) -> Answer {

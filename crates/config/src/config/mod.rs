@@ -6,7 +6,7 @@ mod reader;
 
 pub use parts::{
     Aggregation, AllowDhcp, AllowLocalhost, Api, AttachMode, Conntrack, Datapath, Endpoints, Enforcement,
-    Family, Identity, Log, Monitor, Node, Paths, Policy, TcpFlags,
+    Export, Family, Identity, Log, Monitor, Node, Paths, Policy, TcpFlags,
 };
 
 use crate::{
@@ -40,6 +40,8 @@ pub struct Config {
     pub endpoints: Endpoints,
     /// Events.
     pub monitor: Monitor,
+    /// The file of flows.
+    pub export: Export,
     /// The REST API's socket.
     pub api: Api,
     /// The log.
@@ -136,6 +138,7 @@ fn build(sources: Sources, subject: Option<String>) -> (Config, Report) {
         identity: Identity::read(&mut reader),
         endpoints: Endpoints::read(&mut reader),
         monitor: Monitor::read(&mut reader),
+        export: Export::read(&mut reader),
         api: Api::read(&mut reader),
         log: Log::read(&mut reader),
         warnings: Vec::new(),

@@ -226,6 +226,21 @@ pub struct Monitor {
     pub traces: bool,
 }
 
+/// The file of flows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Export {
+    /// `hubble-export-file-path`; the path `stdout` is the standard output.
+    pub path: Option<PathBuf>,
+    /// `hubble-export-file-max-size-mb`, as bytes.
+    pub file_size: u64,
+    /// `hubble-export-file-max-backups`.
+    pub backups: u32,
+    /// `hubble-export-file-compress`.
+    pub compress: bool,
+    /// `hubble-event-queue-size`; none leaves it to the number of CPUs.
+    pub queue: Option<u32>,
+}
+
 /// The REST API's socket.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Api {
@@ -407,6 +422,18 @@ impl Monitor {
             drops: r.bool("bpf-events-drop-enabled"),
             verdicts: r.bool("bpf-events-policy-verdict-enabled"),
             traces: r.bool("bpf-events-trace-enabled"),
+        }
+    }
+}
+
+impl Export {
+    pub(super) fn read(r: &mut Reader<'_>) -> Self {
+        Self {
+            path: r.path_unless_empty("hubble-export-file-path"),
+            file_size: u64::from(r.u32("hubble-export-file-max-size-mb")) << 20,
+            backups: r.u32("hubble-export-file-max-backups"),
+            compress: r.bool("hubble-export-file-compress"),
+            queue: r.u32_unless_zero("hubble-event-queue-size"),
         }
     }
 }

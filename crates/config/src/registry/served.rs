@@ -5,7 +5,7 @@ use crate::spec::{Group, OptionSpec, Support};
 
 use Kind::{
     Bool, Choice, ClusterName, Devices, Ipv4Cidr, Ipv4OrAuto, Ipv4Pool, Ipv6Cidr, Ipv6OrAuto, Ipv6Pool, List,
-    Listen, Map, Mode, Path, RateLimits, Ratio, Socket, Text, Words,
+    Listen, Map, Mode, Output, Path, RateLimits, Ratio, Socket, Text, Words,
 };
 
 const fn opt(
@@ -414,6 +414,40 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     opt(Group::Monitor, "bpf-events-drop-enabled", Bool, "true", "Report dropped packets."),
     opt(Group::Monitor, "bpf-events-policy-verdict-enabled", Bool, "true", "Report verdicts of policy."),
     opt(Group::Monitor, "bpf-events-trace-enabled", Bool, "true", "Report forwarded packets."),
+    // Export of flows
+    opt(
+        Group::Hubble,
+        "hubble-export-file-path",
+        Output,
+        "",
+        "File to which flows are written as JSON lines, as Hubble's exporter does; stdout for the standard output, \
+         empty for none.",
+    ),
+    opt(
+        Group::Hubble,
+        "hubble-export-file-max-size-mb",
+        int(1, 1 << 20),
+        "10",
+        "Size at which the file of flows is renamed and a new one begun.",
+    )
+    .unit("MiB"),
+    opt(
+        Group::Hubble,
+        "hubble-export-file-max-backups",
+        int(0, 10_000),
+        "5",
+        "How many full files of flows are kept beside the one that is written; 0 keeps none.",
+    )
+    .unit("files"),
+    opt(Group::Hubble, "hubble-export-file-compress", Bool, "false", "Compress full files of flows with gzip."),
+    opt(
+        Group::Hubble,
+        "hubble-event-queue-size",
+        int_or_zero(64, 1 << 16, "1024 for each CPU, at most 16384"),
+        "0",
+        "How many events may wait to be exported; further ones are counted as lost.",
+    )
+    .unit("events"),
     // API
     opt(
         Group::Api,

@@ -39,6 +39,16 @@ pub fn read(names: &[String]) -> Result<Vec<File>, Failure> {
     Ok(files)
 }
 
+/// As [`read`]; a directory may also hold none.
+pub fn read_any(names: &[String]) -> Result<Vec<File>, Failure> {
+    let holds = |name: &&String| {
+        let path = Path::new(name);
+        !path.is_dir() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+    };
+    let names: Vec<String> = names.iter().filter(holds).cloned().collect();
+    read(&names)
+}
+
 fn read_one(path: &Path) -> Result<File, Failure> {
     let name = path.display().to_string();
     let bytes = fs::read(path).map_err(|error| unreadable(&name, &error))?;

@@ -2,6 +2,9 @@
 
 mod files;
 mod hold;
+mod learn;
+mod observed;
+mod preview;
 mod validate;
 mod verify;
 
@@ -25,6 +28,10 @@ pub enum PolicyCommand {
     Get(GetArgs),
     /// Say what files hold and what is wrong with them; needs no agent.
     Validate(validate::ValidateArgs),
+    /// Say what a change of policies would do to maps and to observed flows, before it is made.
+    Preview(preview::PreviewArgs),
+    /// Draft the least policy that lets observed flows pass.
+    Learn(learn::LearnArgs),
     /// Show selectors and the identities they select.
     #[command(after_help = "Example:\n  villus policy selectors")]
     Selectors {
@@ -119,6 +126,8 @@ pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
         PolicyCommand::Delete(args) => delete(host, args),
         PolicyCommand::Get(args) => get(host, args),
         PolicyCommand::Validate(args) => validate::run(&args),
+        PolicyCommand::Preview(args) => preview::run(host, &args),
+        PolicyCommand::Learn(args) => learn::run(host, args),
         PolicyCommand::Selectors { output } => {
             let selectors = host.client()?.selectors()?;
             let rows: Vec<SelectorRow> = selectors.iter().map(SelectorRow::from).collect();

@@ -1,0 +1,166 @@
+//! One set of policies, ready to be asked: identities numbered, endpoints' policies compiled when they are needed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use villus_flows::Direction;
+use villus_labels::{Labels, NumericIdentity, cidr_labels};
+use villus_policy::{EndpointPolicy, Explanation, Overflow, Repository, Settings};
+
+use crate::{Objects, Peer};
+
+/// Numbers of identities and prefixes. Both sides of a comparison use the same ones.
+#[derive(Clone, Debug)]
+pub struct Numbers {
+    by_labels: HashMap<Labels, NumericIdentity>,
+    prefixes: HashMap<IpNet, NumericIdentity>,
+    next: u32,
+    next_prefix: u32,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self::new([], [])
+    }
+}
+
+impl Numbers {
+    /// The numbers that are known. Others are made up where they are needed, from the far ends of their ranges.
+    pub fn new(
+        identities: impl IntoIterator<Item = (NumericIdentity, Labels)>,
+        prefixes: impl IntoIterator<Item = (IpNet, NumericIdentity)>,
+    ) -> Self {
+        let reserved = NumericIdentity::reserved().filter_map(|(id, _)| Some((id.reserved_labels()?, id)));
+        let mut by_labels: HashMap<Labels, NumericIdentity> = reserved.collect();
+        by_labels.extend(identities.into_iter().map(|(identity, labels)| (labels, identity)));
+        Self {
+            by_labels,
+            prefixes: prefixes.into_iter().collect(),
+            next: NumericIdentity::SCOPE_LOCAL - 1,
+            next_prefix: *NumericIdentity::LOCAL_RANGE.end(),
+        }
+    }
+
+    /// The number of labels.
+    pub fn of_labels(&mut self, labels: &Labels) -> NumericIdentity {
+        if let Some(known) = self.by_labels.get(labels) {
+            return *known;
+        }
+        let number = NumericIdentity(self.next);
+        self.next = self.next.saturating_sub(1);
+        self.by_labels.insert(labels.clone(), number);
+        number
+    }
+
+    /// The number of a prefix.
+    fn of_prefix(&mut self, prefix: IpNet) -> NumericIdentity {
+        if let Some(world) = NumericIdentity::of_prefix(prefix) {
+            return world;
+        }
+        let next = &mut self.next_prefix;
+        *self.prefixes.entry(prefix).or_insert_with(|| {
+            let number = NumericIdentity(*next);
+            *next -= 1;
+            number
+        })
+    }
+
+    /// Whether a number was made up.
+    pub(crate) fn is_made_up(&self, identity: NumericIdentity) -> bool {
+        let global = identity.0 > self.next && identity.0 < NumericIdentity::SCOPE_LOCAL;
+        global || (identity.is_local() && identity.0 > self.next_prefix)
+    }
+
+    /// The labels of all identities that have some, prefixes included.
+    pub(crate) fn labels(&self) -> BTreeMap<NumericIdentity, Labels> {
+        let prefixes = self.prefixes.iter().map(|(prefix, number)| (*number, cidr_labels(*prefix)));
+        self.by_labels.iter().map(|(labels, number)| (*number, labels.clone())).chain(prefixes).collect()
+    }
+}
+
+/// Policies over identities.
+#[derive(Debug)]
+pub struct Side {
+    repository: Repository,
+    /// Prefixes in use, by family and length.
+    lengths: [BTreeSet<u8>; 2],
+    in_use: BTreeMap<IpNet, NumericIdentity>,
+    compiled: HashMap<Labels, Result<Arc<EndpointPolicy>, Overflow>>,
+    most: usize,
+}
+
+impl Side {
+    /// These policies over the identities that `numbers` knows. An endpoint's map holds at most `most` entries.
+    #[must_use]
+    pub fn new(settings: Settings, objects: Objects, numbers: &mut Numbers, most: usize) -> Self {
+        let mut repository = objects.into_repository(settings);
+        let mut lengths = [BTreeSet::new(), BTreeSet::new()];
+        let mut in_use = BTreeMap::new();
+        for prefix in repository.prefixes_in_use().collect::<Vec<_>>() {
+            lengths[usize::from(prefix.addr().is_ipv6())].insert(prefix.prefix_len());
+            in_use.insert(prefix, numbers.of_prefix(prefix));
+        }
+        for (labels, identity) in &numbers.by_labels {
+            repository.upsert_identity(*identity, labels);
+        }
+        for (prefix, identity) in &in_use {
+            if prefix.prefix_len() > 0 {
+                repository.upsert_identity(*identity, &cidr_labels(*prefix));
+            }
+        }
+        Self { repository, lengths, in_use, compiled: HashMap::new(), most }
+    }
+
+    /// What an endpoint with these labels holds.
+    ///
+    /// # Errors
+    /// More entries than fit.
+    pub fn policy_of(&mut self, subject: &Labels) -> Result<Arc<EndpointPolicy>, Overflow> {
+        if let Some(known) = self.compiled.get(subject) {
+            return known.clone();
+        }
+        let compiled = self.repository.endpoint_policy(subject, self.most).map(Arc::new);
+        self.compiled.insert(subject.clone(), compiled.clone());
+        compiled
+    }
+
+    /// The number under which a peer is looked up; `None` for labels that had none when the side was made.
+    #[must_use]
+    pub fn identity_of(&self, peer: &Peer, numbers: &Numbers) -> Option<NumericIdentity> {
+        match peer {
+            Peer::World(address) => Some(self.identity_of_address(*address)),
+            Peer::Identity(labels) => numbers.by_labels.get(labels).copied(),
+        }
+    }
+
+    /// The number of an address outside: that of the longest prefix in use which holds it.
+    #[must_use]
+    pub fn identity_of_address(&self, address: IpAddr) -> NumericIdentity {
+        let lengths = &self.lengths[usize::from(address.is_ipv6())];
+        let longest = lengths.iter().rev().find_map(|length| {
+            let prefix = IpNet::new(address, *length).ok()?.trunc();
+            self.in_use.get(&prefix).copied()
+        });
+        let world = if address.is_ipv4() { NumericIdentity::WORLD_IPV4 } else { NumericIdentity::WORLD_IPV6 };
+        longest.unwrap_or(world)
+    }
+
+    /// What becomes of a packet, and why.
+    ///
+    /// # Errors
+    /// The subject's policy does not fit.
+    pub fn judge(
+        &mut self,
+        subject: &Labels,
+        direction: Direction,
+        peer: NumericIdentity,
+        port: u16,
+        protocol: u8,
+    ) -> Result<Explanation, Overflow> {
+        Ok(self.policy_of(subject)?.explain(direction, peer.0, port, protocol))
+    }
+}
