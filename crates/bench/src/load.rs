@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use villus_net::Netns;
 
 /// Port of the server that swallows a stream.
@@ -21,10 +22,18 @@ pub const ECHO: u16 = 5002;
 /// Port of the server that answers once and closes.
 pub const ONCE: u16 = 5003;
 
+/// UDP port at which datagrams arrive and are not read.
+pub const SINK: u16 = 5004;
+/// UDP port that no policy allows.
+pub const DENIED: u16 = 5005;
+/// First of the ports that [`datagrams`] sends from.
+const FROM: u16 = 10_000;
+
 const MESSAGE: usize = 64;
 
 /// Servers in a namespace, stopped on drop.
 pub struct Servers {
+    _sink: UdpSocket,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     wake: Vec<SocketAddr>,
@@ -32,10 +41,13 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts the three servers on an address of the namespace.
+    /// Starts the servers on an address of the namespace.
     pub fn start(netns: Arc<Netns>, address: IpAddr) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut servers = Self { stop, threads: Vec::new(), wake: Vec::new(), netns };
+        let sink = netns
+            .run(move || UdpSocket::bind(SocketAddr::new(address, SINK)))
+            .map_err(|e| anyhow!("{e}"))??;
+        let mut servers = Self { _sink: sink, stop, threads: Vec::new(), wake: Vec::new(), netns };
         for (port, serve) in [(STREAM, swallow as fn(TcpStream)), (ECHO, echo), (ONCE, once)] {
             let at = SocketAddr::new(address, port);
             let listener = servers
@@ -82,7 +94,37 @@ fn swallow(mut stream: TcpStream) {
 fn echo(mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut buffer = [0; MESSAGE];
-    while stream.read_exact(&mut buffer).is_ok() && stream.write_all(&buffer).is_ok() {}
+    let mut at = 0;
+    while stream.read_exact(&mut buffer).is_ok() {
+        if buffer[0] != at {
+            at = buffer[0];
+            let _ = pin(at);
+        }
+        if stream.write_all(&buffer).is_err() {
+            break;
+        }
+    }
+}
+
+/// Keeps the calling thread on the CPU that a byte names: one more than its number; 0 is any.
+fn pin(byte: u8) -> std::io::Result<()> {
+    let mut cpus = CpuSet::new();
+    match byte.checked_sub(1) {
+        Some(cpu) => cpus.set(cpu.into()),
+        None => return Ok(()),
+    }
+    Ok(sched_setaffinity(None, &cpus)?)
+}
+
+/// Where the two ends of a conversation run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Wherever the scheduler puts them.
+    Any,
+    /// Both on the first CPU.
+    Together,
+    /// On the first and the second CPU.
+    Apart,
 }
 
 fn once(mut stream: TcpStream) {
@@ -117,10 +159,17 @@ pub fn stream(from: &Netns, to: IpAddr, time: Duration) -> Result<f64> {
 }
 
 /// Average and 99th percentile of request and response, µs.
-pub fn round_trip(from: &Netns, to: IpAddr, time: Duration) -> Result<(f64, f64)> {
+pub fn round_trip(from: &Netns, to: IpAddr, time: Duration, place: Place) -> Result<(f64, f64)> {
+    let (own, other) = match place {
+        Place::Any => (0, 0),
+        Place::Together => (1, 1),
+        Place::Apart => (1, 2),
+    };
     run(from, move || {
+        pin(own)?;
         let mut stream = connect(SocketAddr::new(to, ECHO))?;
         let mut buffer = [0; MESSAGE];
+        buffer[0] = other;
         let mut times = Vec::with_capacity(1 << 18);
         let start = Instant::now();
         while start.elapsed() < time {
@@ -153,6 +202,18 @@ pub fn connections(from: &Netns, to: IpAddr, time: Duration) -> Result<f64> {
             }
         }
         Ok(f64::from(count) / start.elapsed().as_secs_f64())
+    })
+}
+
+/// Sends datagrams to a port, each from a port of its own: the only packet of its flow.
+pub fn datagrams(from: &Netns, to: IpAddr, port: u16, count: u16) -> Result<()> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    run(from, move || {
+        for source in (FROM..).take(count.into()) {
+            let socket = UdpSocket::bind(SocketAddr::new(any, source))?;
+            socket.send_to(&[0; MESSAGE], SocketAddr::new(to, port))?;
+        }
+        Ok(())
     })
 }
 

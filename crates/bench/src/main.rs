@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod cost;
 mod load;
 mod path;
 mod report;

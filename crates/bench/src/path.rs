@@ -3,14 +3,12 @@
 use anyhow::{Result, ensure};
 use villus_abi::{
     Config, Direction, Endpoint, Local, PolicyEntry, PolicyKey,
-    endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_PEER},
+    endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_PEER, MASK_ALL},
 };
 use villus_datapath::{Entries, Maps, Object, Pins, PolicyMaps, Program, Sizes, SkbContext};
 
-use crate::report::Row;
+use crate::{cost::PEER, report::Row};
 
-/// What Cilium 1.19.4 took for an established packet on a machine of the same kind, ns (its better figure).
-const PEER: f64 = 1153.0;
 /// Runs of the program per measurement: below the packet's TTL, which each run takes one from.
 const REPEAT: u32 = 200;
 const ROUNDS: usize = 2000;
@@ -123,6 +121,18 @@ pub fn run() -> Result<Vec<Row>> {
         let denied = frame(v6, 81);
         let ns = time(program, &denied, REPEAT, ROUNDS, || Ok(()))?;
         rows.push(row(format!("{name}, denied, reported"), ns, 900.0));
+    }
+    for sizes in [0_u32, 1, 6, 16] {
+        // The smallest sizes of port blocks; with all sixteen bits also the keys of whole protocols.
+        let mask = if sizes == 16 { MASK_ALL } else { ((1 << sizes) - 1) << 1 };
+        for (id, mac) in [(1, MAC_A), (2, MAC_B)] {
+            let record = Endpoint { mask: [mask; 2], ..endpoint(id, id.into(), mac) };
+            maps.endpoints.insert(&id.into(), &record)?;
+        }
+        let ns = time(program, &frame(false, 80), REPEAT, ROUNDS, || Ok(()))?;
+        // Each bit of the mask is two keys, one of the identity and one for all; four are always looked up.
+        let keys = 2 * (4 + 2 * mask.count_ones());
+        rows.push(row(format!("IPv4, established, {sizes} block sizes ({keys} keys)"), ns, 900.0));
     }
     Ok(rows)
 }

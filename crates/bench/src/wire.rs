@@ -20,7 +20,8 @@ use villus_datapath::{AttachMode, Entries, Hook, Links, Maps, Object, Pins, Poli
 use villus_net::{EndpointLink, EndpointLinkSpec, Mac, Netns, NetnsRef, create_endpoint_link};
 
 use crate::{
-    load::{self, Servers},
+    cost,
+    load::{self, Place, Servers},
     report::Row,
 };
 
@@ -97,9 +98,9 @@ fn link(workload: &Workload, n: u8, hooks: impl FnOnce(&EndpointLink) -> Result<
     create_endpoint_link(&spec, |link| hooks(link).map_err(|e| format!("{e:#}"))).map_err(|e| anyhow!("{e}"))
 }
 
-struct Node {
-    maps: Arc<Maps>,
-    object: Object,
+pub(crate) struct Node {
+    pub(crate) maps: Arc<Maps>,
+    pub(crate) object: Object,
     pins: Arc<Pins>,
     policies: PolicyMaps,
 }
@@ -134,8 +135,10 @@ impl Node {
     /// An endpoint that allows the benchmark's ports of one peer in a direction.
     fn endpoint(&mut self, workload: &Workload, n: u8, peer: u8, direction: Direction) -> Result<()> {
         let id = u16::from(n);
-        let entries = [load::STREAM, load::ECHO, load::ONCE]
-            .map(|port| (PolicyKey::new(1000 + u32::from(peer), port, 6, direction), PolicyEntry::ALLOW));
+        let entries =
+            [(load::STREAM, 6), (load::ECHO, 6), (load::ONCE, 6), (load::SINK, 17)].map(|(port, proto)| {
+                (PolicyKey::new(1000 + u32::from(peer), port, proto, direction), PolicyEntry::ALLOW)
+            });
         self.policies.create(id)?;
         self.policies.apply(id, &Entries::from(entries), &mut &self.maps.endpoints)?;
         let (maps, object, pins) = (&self.maps, &self.object, &self.pins);
@@ -211,10 +214,10 @@ pub fn run(only: &str) -> Result<Vec<Row>> {
         load::stream(p.from, p.to, SECOND)
     })?;
     compare(&mut rows, only, ("request/response, average", "us", Goal::AtMost(1.02)), &ours, &plain, |p| {
-        Ok(load::round_trip(p.from, p.to, SECOND)?.0)
+        Ok(load::round_trip(p.from, p.to, SECOND, Place::Any)?.0)
     })?;
     compare(&mut rows, only, ("request/response, p99", "us", Goal::AtMost(1.05)), &ours, &plain, |p| {
-        Ok(load::round_trip(p.from, p.to, SECOND)?.1)
+        Ok(load::round_trip(p.from, p.to, SECOND, Place::Any)?.1)
     })?;
     compare(&mut rows, only, ("connect/request/close", "1/s", Goal::AtLeast(1.0)), &ours, &plain, |p| {
         load::connections(p.from, p.to, SECOND)
@@ -222,17 +225,16 @@ pub fn run(only: &str) -> Result<Vec<Row>> {
     if "TCP stream, every packet traced".contains(only) {
         rows.push(traced(&node, &ours)?);
     }
-    for (name, to, goal) in [("IPv4", IpAddr::from(v4(3)), 450.0), ("IPv6", IpAddr::from(v6(3)), 900.0)] {
-        if format!("program time per packet, established {name}").contains(only) {
-            rows.push(program_time(&node, name, &Pair { from: &client.netns, to }, goal)?);
-        }
+    for (name, to) in [("IPv4", IpAddr::from(v4(3))), ("IPv6", IpAddr::from(v6(3)))] {
+        cost::rows(&node, only, name, &Pair { from: &client.netns, to }, &mut rows)?;
     }
     Ok(rows)
 }
 
-struct Pair<'a> {
-    from: &'a Netns,
-    to: IpAddr,
+/// Where traffic comes from and goes to.
+pub(crate) struct Pair<'a> {
+    pub(crate) from: &'a Netns,
+    pub(crate) to: IpAddr,
 }
 
 enum Goal {
@@ -240,7 +242,7 @@ enum Goal {
     AtMost(f64),
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -305,33 +307,5 @@ fn traced(node: &Node, pair: &Pair<'_>) -> Result<Row> {
         unit: "Gbit/s".into(),
         goal: ">= 0.8x".into(),
         holds: ours / baseline >= 0.8,
-    })
-}
-
-/// Time in from-endpoint per packet, under request and response.
-fn program_time(node: &Node, name: &str, pair: &Pair<'_>, goal: f64) -> Result<Row> {
-    let path = "/proc/sys/kernel/bpf_stats_enabled";
-    let before = std::fs::read_to_string(path)?;
-    std::fs::write(path, "1")?;
-    let measured = (|| {
-        let start = node.object.from_endpoint.current_info()?;
-        load::round_trip(pair.from, pair.to, 3 * SECOND)?;
-        let end = node.object.from_endpoint.current_info()?;
-        Ok::<_, anyhow::Error>(
-            (end.run_time_ns - start.run_time_ns) as f64 / (end.runs - start.runs).max(1) as f64,
-        )
-    })();
-    std::fs::write(path, before.trim())?;
-    let ours = measured?;
-    let baseline = 1153.0;
-    Ok(Row {
-        case: format!("program time per packet, established {name}"),
-        ours,
-        baseline,
-        baseline_name: "Cilium 1.19.4 on such a machine (reference)".into(),
-        ratio: ours / baseline,
-        unit: "ns".into(),
-        goal: format!("<= {goal} ns"),
-        holds: ours <= goal,
     })
 }
