@@ -44,12 +44,9 @@ pub static METRICS: PerCpuArray<Metric, { METRIC_COUNT as usize }> = PerCpuArray
 pub static EVENTS: RingBuf<[u8; 0], { 1 << 20 }> = RingBuf::new();
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
-/// The last decision on this CPU, for PROG_TEST_RUN; private to the programs.
-#[btf_map]
-pub static LAST: PerCpuArray<u64, 1> = PerCpuArray::new();
-/// Room for the packet at hand, [`villus_path::Work`]; private to the programs.
+/// What a CPU knows and its room for the packet at hand, [`crate::world::Scratch`]; private to the programs.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
 
-/// [`villus_path::Work`] in words of eight bytes: plain for BTF's sake.
-pub const SCRATCH_WORDS: usize = size_of::<villus_path::Work>().div_ceil(8);
+/// [`crate::world::Scratch`] in words of eight bytes: plain for BTF's sake.
+pub const SCRATCH_WORDS: usize = size_of::<crate::world::Scratch>().div_ceil(8);

@@ -258,6 +258,8 @@ macro_rules! stages {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        #[cold]
+        #[unsafe(link_section = ".text")]
         extern "C" fn $emit(skb: *mut __sk_buff) -> u32 {
             if let Some(work) = world::work() {
                 villus_path::emit(&Kernel, &Skb(skb), <$family>::room(work));
@@ -267,6 +269,8 @@ macro_rules! stages {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        #[cold]
+        #[unsafe(link_section = ".text")]
         extern "C" fn $end(skb: *mut __sk_buff, reason: u32) -> u32 {
             if let (Some(work), Some(config)) = (world::work(), Kernel.config()) {
                 villus_path::end(&Kernel, &Skb(skb), config, <$family>::room(work), Reason(reason as u8));

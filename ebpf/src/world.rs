@@ -3,11 +3,13 @@
 use core::{cell::Cell, ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_ringbuf_output,
+    bpf_jiffies64, bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
+    bpf_ringbuf_output,
 };
 use villus_abi::{
     Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey,
-    IpcacheValue, Local, Metric, PolicyCell, PolicyKey, Reason, metrics,
+    IpcacheValue, Local, Metric, PolicyCell, PolicyKey, Reason, endpoint::FLAG_ACTIVE, metrics, time,
+    time::Tick,
 };
 use villus_path::{Ask, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
 
@@ -44,22 +46,62 @@ unsafe fn update<K, V>(map: *mut c_void, key: &K, value: &V) -> bool {
     unsafe { bpf_map_update_elem(map, key, value, 0) == 0 || bpf_map_update_elem(map, key, value, 0) == 0 }
 }
 
-/// Keeps the decision where PROG_TEST_RUN can read it.
+/// What a CPU knows from one packet to the next. It lies before its [`Work`] in the same element, in one cache line.
+#[repr(C)]
+pub struct Cpu {
+    /// The last decision, for PROG_TEST_RUN.
+    outcome: Cell<u64>,
+    /// The kernel's jiffy when `tick` was read.
+    jiffy: Cell<u64>,
+    tick: Cell<Tick>,
+    /// Slots of the endpoints whose devices were seen last, by the low bits of the interface index: guesses.
+    slots: [Cell<u32>; SLOTS],
+}
+
+const SLOTS: usize = 8;
+
+/// A CPU's element of the map SCRATCH.
+#[repr(C)]
+pub struct Scratch {
+    cpu: Cpu,
+    work: Work,
+}
+
+/// This CPU's element.
 #[inline(always)]
-pub fn remember(outcome: Outcome) {
-    // SAFETY: LAST is a per-CPU array of u64.
-    if let Some(cell) = unsafe { lookup::<u32, Cell<u64>>(map(&maps::LAST), &0) } {
-        cell.set(outcome.to_bits());
+fn scratch() -> *mut Scratch {
+    // SAFETY: SCRATCH is a per-CPU array of one element.
+    unsafe { bpf_map_lookup_elem(map(&maps::SCRATCH), core::ptr::from_ref(&0u32).cast()).cast() }
+}
+
+/// What this CPU knows.
+#[inline(always)]
+fn cpu() -> Option<&'static Cpu> {
+    let scratch = scratch();
+    if scratch.is_null() {
+        return None;
     }
+    // SAFETY: the element is as large as `Scratch`, aligned to 8, and zeroes are a value of it. This part of it is
+    // only ever shared.
+    Some(unsafe { &(*scratch).cpu })
 }
 
 /// This CPU's room for the packet at hand.
 #[inline(always)]
 pub fn work() -> Option<&'static mut Work> {
-    // SAFETY: one per-CPU element, aligned to 8 and at least as large as `Work`, which zeroes are a value of.
-    // tc programs do not preempt each other on a CPU, so this is the only reference.
-    unsafe {
-        bpf_map_lookup_elem(map(&maps::SCRATCH), core::ptr::from_ref(&0u32).cast()).cast::<Work>().as_mut()
+    let scratch = scratch();
+    if scratch.is_null() {
+        return None;
+    }
+    // SAFETY: as above; tc programs do not preempt each other on a CPU, so this is the only reference.
+    Some(unsafe { &mut (*scratch).work })
+}
+
+/// Keeps the decision where PROG_TEST_RUN can read it.
+#[inline(always)]
+pub fn remember(outcome: Outcome) {
+    if let Some(cpu) = cpu() {
+        cpu.outcome.set(outcome.to_bits());
     }
 }
 
@@ -90,6 +132,21 @@ impl World for Kernel {
         unsafe { bpf_ktime_get_ns() }
     }
 
+    /// Reading the clock costs more than a look-up; a jiffy is a fraction of a tick, so it is read once in each.
+    #[inline(always)]
+    fn now(&self) -> Tick {
+        // SAFETY: no arguments.
+        let jiffy = unsafe { bpf_jiffies64() };
+        let Some(cpu) = cpu() else { return time::from_ns(self.now_ns()) };
+        if cpu.jiffy.get() == jiffy {
+            return cpu.tick.get();
+        }
+        let tick = time::from_ns(self.now_ns());
+        cpu.jiffy.set(jiffy);
+        cpu.tick.set(tick);
+        tick
+    }
+
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
         // SAFETY: CONFIG is an array of Config.
@@ -100,6 +157,21 @@ impl World for Kernel {
     fn device(&self, ifindex: u32) -> Option<u32> {
         // SAFETY: DEVICES maps u32 to u32.
         unsafe { lookup::<u32, u32>(map(&maps::DEVICES), &ifindex) }.copied()
+    }
+
+    /// The endpoint that was there last is a good guess, and its record says whether it is right.
+    #[inline(always)]
+    fn endpoint_on(&self, ifindex: u32) -> Option<&Endpoint> {
+        let guess = &cpu()?.slots[ifindex as usize % SLOTS];
+        if let Some(endpoint) = self.endpoint(guess.get())
+            && endpoint.ifindex == ifindex
+            && endpoint.flags & FLAG_ACTIVE != 0
+        {
+            return Some(endpoint);
+        }
+        let slot = self.device(ifindex)?;
+        guess.set(slot);
+        self.endpoint(slot)
     }
 
     #[inline(always)]
@@ -187,8 +259,16 @@ macro_rules! net {
 
             #[inline(always)]
             fn flow(&self, key: &$flow_key, tcp: bool) -> Option<&FlowCell> {
-                // SAFETY: key and value types of the maps.
-                unsafe { lookup(if tcp { map(&maps::$tcp) } else { map(&maps::$any) }, key) }
+                // SAFETY: key and value types of the maps. The empty line of assembly keeps the two calls apart: one
+                // call for both maps would be an indirect one.
+                unsafe {
+                    if tcp {
+                        let flow = lookup(map(&maps::$tcp), key);
+                        core::arch::asm!("");
+                        return flow;
+                    }
+                    lookup(map(&maps::$any), key)
+                }
             }
 
             #[inline(always)]

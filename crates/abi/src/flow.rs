@@ -67,6 +67,9 @@ pub const FLOW_REV_CLOSING: u32 = 1 << 6;
 pub const FLOW_AUDITED: u32 = 1 << 7;
 /// A forwarded flow to which the host's own NAT has lent one of the node's addresses: not the host's own.
 pub const FLOW_TRANSLATED: u32 = 1 << 8;
+/// Its first packet does not say which end opened it, and policy would have let either: both ends' policies are asked
+/// about every packet, whoever sends it.
+pub const FLOW_EITHER: u32 = 1 << 9;
 
 /// One flow. 96 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

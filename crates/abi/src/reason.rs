@@ -61,6 +61,8 @@ impl Reason {
     pub const ARP_SPOOF: Self = Self(234);
     /// DHCP from an endpoint that may not use it.
     pub const DHCP: Self = Self(235);
+    /// An IPv4 option asks for a route of the sender's choice.
+    pub const SOURCE_ROUTE: Self = Self(236);
     /// Quiet end: the path itself answered for the gateway.
     pub const ANSWERED: Self = Self(240);
     /// Quiet end: router solicitation.
@@ -183,6 +185,7 @@ impl Reason {
             233 => "No policy map for endpoint",
             234 => "ARP for an address that is not the sender's",
             235 => "DHCP not allowed",
+            236 => "IPv4 source routing",
             240 => "Neighbour answered",
             241 => "Router solicitation ended",
             242 => "MLD ended",

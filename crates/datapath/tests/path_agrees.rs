@@ -20,7 +20,7 @@ use villus_abi::{
     Event, Flow, FragPorts, Metric, PolicyEntry, PolicyKey, endpoint::SLOT_HOST, from_bytes, time,
 };
 use villus_datapath::{
-    EventRing, Flows, Maps, Object, PerCpuMap, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
+    EventRing, Flows, Maps, Object, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
 };
 use villus_path::{
     Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome,
@@ -43,7 +43,7 @@ struct Kernel {
     _pins: Pins,
     maps: Arc<Maps>,
     object: Object,
-    last: PerCpuMap<u32, u64>,
+    scratch: sys::RawMap,
     policies: BTreeMap<u16, PolicyMap>,
     ring: EventRing,
     counted: BTreeMap<u32, Metric>,
@@ -55,10 +55,10 @@ impl Kernel {
         let pins = Pins::detached().unwrap();
         let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
         let object = Object::load(&pins, &maps).unwrap();
-        let last = PerCpuMap::new(object.from_endpoint.map("LAST").unwrap().unwrap(), "LAST").unwrap();
+        let scratch = object.from_endpoint.map("SCRATCH").unwrap().unwrap();
         let policies = JUDGED.map(|id| (id, slotted(&maps, id))).into_iter().collect();
         let ring = EventRing::open(&maps).unwrap();
-        Self { _pins: pins, maps, object, last, policies, ring, counted: BTreeMap::new() }
+        Self { _pins: pins, maps, object, scratch, policies, ring, counted: BTreeMap::new() }
     }
 
     /// Makes the maps those of a world in memory.
@@ -131,8 +131,15 @@ impl Kernel {
             ..SkbContext::default()
         };
         let ran = self.program(step.hook).test_run(&frame.bytes, &context).unwrap();
-        let outcome = Outcome::from_bits(self.last.get(&0).unwrap().unwrap()[0]);
+        let outcome = Outcome::from_bits(self.last());
         Ran { verdict: ran.verdict, outcome, bytes: ran.packet, mark: ran.context.mark }
+    }
+
+    /// What the program of the first CPU decided last: the first word of what it knows.
+    fn last(&self) -> u64 {
+        let mut bytes = vec![0; self.scratch.value_len()];
+        assert!(self.scratch.lookup(&0_u32.to_ne_bytes(), &mut bytes).unwrap());
+        from_bytes(&bytes[..8]).unwrap()
     }
 
     fn events(&mut self) -> Vec<Event> {

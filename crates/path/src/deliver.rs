@@ -5,7 +5,6 @@ use villus_abi::{
     endpoint::{FLAG_ACTIVE, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP, SLOT_HOST},
     event::{HOOK_TO_ENDPOINT, POINT_TO_ENDPOINT, STATE_RELATED},
     flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED, FLOW_VIA_STACK},
-    time,
 };
 
 use crate::{
@@ -128,7 +127,7 @@ pub fn to_endpoint<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Ou
 /// The active endpoint of an interface.
 #[inline(always)]
 pub(crate) fn endpoint_of<W: World>(w: &W, ifindex: u32) -> Option<&Endpoint> {
-    let endpoint = w.endpoint(w.device(ifindex)?)?;
+    let endpoint = w.endpoint_on(ifindex)?;
     if endpoint.flags & FLAG_ACTIVE == 0 { None } else { Some(endpoint) }
 }
 
@@ -165,7 +164,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     room.note.src_identity = src.identity;
     room.note.dst_identity = endpoint.identity;
 
-    let now = time::from_ns(w.now_ns());
+    let now = w.now();
     let known = match known(w, p, room, now) {
         Ok(known) => known,
         Err(reason) => return dropped(w, p, config, room, reason),

@@ -9,7 +9,6 @@ use villus_abi::{
         POINT_TO_STACK, STATE_UNKNOWN,
     },
     flow::FLOW_VIA_STACK,
-    time,
 };
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
         largest, route, too_big, way_to,
     },
     family::{Family, V4, V6},
+    flow::Known,
     host,
     judge::{Case, Side, judge, known},
     neighbour,
@@ -126,7 +126,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     config: &Config,
 ) -> Outcome {
     trace_sent(w, p, room, config);
-    let now = time::from_ns(w.now_ns());
+    let now = w.now();
     let known = match known(w, p, room, now) {
         Ok(known) => known,
         Err(reason) => return dropped(w, p, config, room, reason),
@@ -135,13 +135,14 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
 
     let mut way = Way { point: POINT_TO_STACK, action: Action::Pass, flow: FLOW_VIA_STACK };
     let expiring = room.facts.ttl <= 1;
-    let dst = match <W as Net<F>>::local(w, &room.facts.dst) {
-        Some(local) if local.slot == SLOT_HOST => {
+    let (local, to) = local_of::<F, W>(w, &known, &room.facts.dst);
+    let dst = match local {
+        Some(SLOT_HOST) => {
             way.point = POINT_TO_HOST;
             Side::host_as_peer()
         }
-        Some(local) => {
-            let Some(to) = active(w, local.slot) else {
+        Some(_) => {
+            let Some(to) = to else {
                 return dropped(w, p, config, room, Reason::STALE);
             };
             if let Some(action) = way_to(to)
@@ -171,6 +172,9 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
         }
     };
     room.note.dst_identity = dst.identity;
+    room.way = way;
+    room.settle();
+    let way = room.way;
     let src = Side::endpoint(endpoint, true);
     let case = Case { known, src, dst, config, now, way: way.flow, account: true };
     let wanted = match judge(w, p, room, &case) {
@@ -212,6 +216,27 @@ pub(crate) fn trace_sent<F: Pick, W: World, P: Packet>(w: &W, p: &P, room: &mut 
     }
 }
 
+/// Whose address on this node a packet goes to: the slot, and its endpoint if that is in use. The flow knows it;
+/// it is believed where the endpoint's record bears the address.
+#[inline(always)]
+fn local_of<'a, F: Family, W: World + Net<F>>(
+    w: &'a W,
+    known: &Known<'_>,
+    dst: &F::Addr,
+) -> (Option<u32>, Option<&'a Endpoint>) {
+    let slot = known.dst_slot();
+    if slot != SLOT_HOST
+        && let Some(to) = active(w, slot)
+        && F::first_of(to) == *dst
+    {
+        return (Some(slot), Some(to));
+    }
+    match <W as Net<F>>::local(w, dst) {
+        Some(local) => (Some(local.slot), active(w, local.slot)),
+        None => (None, None),
+    }
+}
+
 /// The endpoint of a slot, if it is in use.
 #[inline(always)]
 fn active<W: World>(w: &W, slot: u32) -> Option<&Endpoint> {
@@ -220,8 +245,8 @@ fn active<W: World>(w: &W, slot: u32) -> Option<&Endpoint> {
 }
 
 /// Where a packet of an endpoint is going, and how.
-#[derive(Clone, Copy)]
-struct Way {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Way {
     /// `POINT_*` of its trace.
     point: u8,
     /// How it leaves; [`Action::Pass`] is up the stack.

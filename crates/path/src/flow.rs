@@ -2,8 +2,11 @@
 
 use villus_abi::{
     Config, Flow, FlowCell,
+    endpoint::SLOT_HOST,
     event::{STATE_ESTABLISHED, STATE_NEW, STATE_RELATED, STATE_REPLY},
-    flow::{FLOW_FWD_CLOSING, FLOW_HI_OPENED, FLOW_REV_CLOSING, FLOW_SEEN_NON_SYN, FLOW_VIA_STACK},
+    flow::{
+        FLOW_EITHER, FLOW_FWD_CLOSING, FLOW_HI_OPENED, FLOW_REV_CLOSING, FLOW_SEEN_NON_SYN, FLOW_VIA_STACK,
+    },
     time::Tick,
 };
 
@@ -12,6 +15,17 @@ use crate::{
     parse::{Facts, Kind, expired, tcp},
     world::{Net, World},
 };
+
+/// How a packet relates to its flow.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Relation {
+    /// `STATE_*` of an event: new, established (the opener's direction), reply or related.
+    pub state: u8,
+    /// Whether the packet travels in the opener's direction.
+    pub forward: bool,
+    /// Whether the packet's source is an end of the flow. Errors may come from routers in between.
+    pub from_end: bool,
+}
 
 /// How a packet relates to the flow table. Flat, because the verifier does not like to see the unused half of
 /// an enum moved about.
@@ -39,6 +53,16 @@ impl Known<'_> {
             Some(flow) => flow.flags.get() & FLOW_VIA_STACK != 0,
         }
     }
+
+    /// The slot of the endpoint that the packet goes to, as the flow has it; [`SLOT_HOST`] when it has none.
+    #[inline(always)]
+    pub(crate) fn dst_slot(&self) -> u32 {
+        match self.flow {
+            None => SLOT_HOST,
+            Some(flow) if self.forward => flow.dst_endpoint.get() as u32,
+            Some(flow) => flow.src_endpoint.get() as u32,
+        }
+    }
 }
 
 /// A flow's key, and whether the packet's source is the end called `hi`.
@@ -63,6 +87,12 @@ pub(crate) fn key_of<F: Family>(facts: &Facts<F>, key: &mut Key<F>) {
     key.tcp = facts.kind as u8 == Kind::Tcp as u8;
 }
 
+/// Whether TCP flags are those of a connection's first segment: a SYN alone.
+#[inline(always)]
+pub(crate) fn opens_tcp(flags: u8) -> bool {
+    flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+}
+
 /// Finds the flow of a packet that could have one.
 #[inline(always)]
 pub(crate) fn find<'a, F: Family, W: Net<F>>(
@@ -77,9 +107,9 @@ pub(crate) fn find<'a, F: Family, W: Net<F>>(
     }
     let flags = flow.flags.get();
     let forward = (flags & FLOW_HI_OPENED != 0) == key.from_hi;
-    // A SYN alone opens a connection: after a close, and from the side that did not open the old one.
-    let opens = key.tcp && !facts.later && facts.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
-    if opens && (!forward || flags & (FLOW_FWD_CLOSING | FLOW_REV_CLOSING) != 0) {
+    // After a close, from the side that did not open the old one, and where nobody knew who did.
+    let opens = key.tcp && !facts.later && opens_tcp(facts.tcp_flags);
+    if opens && (!forward || flags & (FLOW_FWD_CLOSING | FLOW_REV_CLOSING | FLOW_EITHER) != 0) {
         return Known::NEW;
     }
     // A question is no reply, whoever has sent answers nobody asked for.

@@ -11,7 +11,7 @@ use villus_abi::{
     endpoint::{FLAG_ACTIVE, FLAG_AUDIT, HOST_ID, SLOT_HOST},
     event::{HOOK_FROM_NETWORK, HOOK_TO_NETWORK, POINT_TO_HOST, POINT_TO_NETWORK, STATE_RELATED},
     flow::{FLOW_TRANSLATED, FLOW_VIA_STACK},
-    time::{self, Tick},
+    time::Tick,
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     flow::{self, Known},
     judge::{Case, HOST, Side, judge, key, look_up},
     outcome::{MARK_MASK, MARK_OPENED, Outcome},
-    parse::{Facts, IGMP, Kind, UDP, tcp},
+    parse::{Facts, IGMP, Kind, UDP},
     report::{self, Note, dropped},
     work::{Pick, Room, Work},
     world::{Net, Packet, World},
@@ -120,7 +120,7 @@ pub(crate) fn ingress<F: Pick, W: World + Net<F>, P: Packet>(
     if is_free(&room.facts, true) {
         return Outcome::PASS;
     }
-    let now = time::from_ns(w.now_ns());
+    let now = w.now();
     let reason = key(w, p, room, now);
     if reason.0 != 0 && !is_portless(&room.facts) {
         return refuse(w, p, config, room, host, reason);
@@ -157,7 +157,7 @@ pub(crate) fn from_endpoint<F: Pick, W: World + Net<F>, P: Packet>(
     config: &Config,
 ) -> Outcome {
     trace_sent(w, p, room, config);
-    let now = time::from_ns(w.now_ns());
+    let now = w.now();
     let reason = key(w, p, room, now);
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
@@ -248,7 +248,7 @@ fn egress<F: Pick, W: World + Net<F>, P: Packet>(
     if is_free(&room.facts, false) {
         return Outcome::PASS;
     }
-    let now = time::from_ns(w.now_ns());
+    let now = w.now();
     if !made_here {
         return forwarded(w, p, room, config, now, host);
     }
@@ -326,7 +326,5 @@ fn opens<F: Family, W: World, P: Packet>(w: &W, p: &P, facts: &Facts<F>, audited
     if w.device(p.ingress_ifindex()).is_some() {
         return p.mark() & MARK_MASK == MARK_OPENED;
     }
-    audited
-        || facts.kind as u8 != Kind::Tcp as u8
-        || facts.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+    audited || facts.kind as u8 != Kind::Tcp as u8 || flow::opens_tcp(facts.tcp_flags)
 }

@@ -6,14 +6,14 @@ use villus_abi::{
     config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT as CONFIG_AUDIT, FLAG_HOST_POLICY},
     endpoint::{FLAG_AUDIT, HOST_ID},
     event::{STATE_ESTABLISHED, STATE_RELATED},
-    flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED},
+    flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_EITHER, FLOW_INGRESS_ADMITTED},
     ipcache::FLAG_PENDING,
     time::Tick,
 };
 
 use crate::{
     family::Family,
-    flow::{self, Known},
+    flow::{self, Known, Relation},
     fragment, host,
     parse::{Facts, Kind},
     policy::{Ask, Question},
@@ -138,17 +138,22 @@ pub(crate) fn look_up<'a, F: Pick, W: World + Net<F>, P: Packet>(
     room: &mut Room<F>,
     now: Tick,
 ) -> Known<'a> {
-    match room.facts.kind {
+    let known = match room.facts.kind {
         Kind::Unknown | Kind::Message => Known::NEW,
         Kind::Error => {
-            if !F::quoted(p, &room.facts, &mut room.quoted) {
-                return Known::NEW;
+            if F::quoted(p, &room.facts, &mut room.quoted) {
+                flow::key_of(&room.quoted, &mut room.key);
+                flow::related(w, &room.facts, &room.quoted, &room.key, now)
+            } else {
+                Known::NEW
             }
-            flow::key_of(&room.quoted, &mut room.key);
-            flow::related(w, &room.facts, &room.quoted, &room.key, now)
         }
         _ => flow::find(w, &room.facts, &room.key, now),
-    }
+    };
+    room.known = Relation { state: known.state, forward: known.forward, from_end: known.from_end };
+    room.settle();
+    let Relation { state, forward, from_end } = room.known;
+    Known { flow: known.flow, state, forward, from_end }
 }
 
 /// Judges. `Ok` says whether aggregation wants the packet reported.
@@ -159,15 +164,62 @@ pub(crate) fn judge<F: Pick, W: World + Net<F>, P: Packet>(
     room: &mut Room<F>,
     case: &Case<'_>,
 ) -> Result<bool, Reason> {
-    let (ask_src, ask_dst) = questions(&room.facts, case);
-    let mut admitted = 0;
-    if ask_src && let Some(endpoint) = case.src.judged {
-        admitted |= FLOW_EGRESS_ADMITTED | ask(w, p, room, case, endpoint, Direction::Egress)?;
+    let (egress, ingress) = questions(&room.facts, case);
+    room.judged = Judged { egress, ingress, admitted: 0 };
+    room.settle();
+    if room.judged.egress
+        && let Some(endpoint) = case.src.judged
+    {
+        room.judged.admitted |= FLOW_EGRESS_ADMITTED | ask(w, p, room, case, endpoint, Direction::Egress)?;
+        room.settle();
     }
-    if ask_dst && let Some(endpoint) = case.dst.judged {
-        admitted |= FLOW_INGRESS_ADMITTED | ask(w, p, room, case, endpoint, Direction::Ingress)?;
+    if room.judged.ingress
+        && let Some(endpoint) = case.dst.judged
+    {
+        room.judged.admitted |= FLOW_INGRESS_ADMITTED | ask(w, p, room, case, endpoint, Direction::Ingress)?;
+        room.settle();
     }
+    let facts = &room.facts;
+    let segment = facts.kind as u8 == Kind::Tcp as u8 && !facts.later;
+    if segment && case.known.flow.is_none() && !flow::opens_tcp(facts.tcp_flags) {
+        room.judged.admitted |= could_be_answer(w, room, case);
+        room.settle();
+    }
+    let admitted = room.judged.admitted;
     record(w, p, room, case, admitted)
+}
+
+/// A segment from the middle of a connection that nobody remembers may come from either end. Asks whether the other end
+/// could have opened it too: `FLOW_EITHER` if policy allows that as well, else 0.
+#[inline(always)]
+fn could_be_answer<F: Pick, W: World>(w: &W, room: &Room<F>, case: &Case<'_>) -> u32 {
+    let question = |peer: &Side<'_>, direction| Question {
+        identity: peer.identity,
+        pending: peer.pending,
+        port: room.facts.sport,
+        proto: room.facts.proto,
+        direction,
+        bytes: 0,
+        peek: true,
+    };
+    let (src, dst) = (case.src.judged, case.dst.judged);
+    let allows = |judged: Option<&Endpoint>, peer, direction| match judged {
+        None => true,
+        Some(endpoint) => w.ask(&Ask::new(endpoint, &question(peer, direction))).allowed(),
+    };
+    let either = (src.is_some() || dst.is_some())
+        && allows(src, &case.dst, Direction::Ingress)
+        && allows(dst, &case.src, Direction::Egress);
+    if either { FLOW_EITHER } else { 0 }
+}
+
+/// Which policies are asked about a packet, and what they have said.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Judged {
+    egress: bool,
+    ingress: bool,
+    /// `FLOW_*`.
+    admitted: u32,
 }
 
 /// Whose policies are to be asked: a reply or an error about a flow passes where the flow was admitted.
@@ -189,6 +241,9 @@ fn questions<F: Family>(facts: &Facts<F>, case: &Case<'_>) -> (bool, bool) {
         (FLOW_INGRESS_ADMITTED, FLOW_EGRESS_ADMITTED)
     };
     let flags = flow.flags.get();
+    if flags & FLOW_EITHER != 0 && case.known.state != STATE_RELATED {
+        return (true, true);
+    }
     // An admission is that of an end: a router's policy is asked about the errors it sends.
     (flags & src_bit == 0 || !case.known.from_end, flags & dst_bit == 0)
 }
@@ -214,6 +269,7 @@ fn ask<F: Pick, W: World + Net<F>, P: Packet>(
         proto: room.facts.proto,
         direction,
         bytes: p.len(),
+        peek: false,
     };
     let answer = w.ask(&Ask::new(endpoint, &question));
     room.note.direction = direction as u8;

@@ -5,7 +5,6 @@ use villus_abi::{
     config::FLAG_HOST_POLICY,
     endpoint::{FLAG_ACTIVE, SLOT_HOST},
     event::{HOOK_FROM_NETWORK, POINT_TO_ENDPOINT},
-    time,
 };
 
 use crate::{
@@ -88,7 +87,7 @@ fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
-    let now = time::from_ns(w.now_ns());
+    let now = w.now();
     let known = match known(w, p, room, now) {
         Ok(known) => known,
         Err(reason) => return dropped(w, p, config, room, reason),

@@ -11,10 +11,11 @@ pub const MARK_JUDGED: u32 = 0x0800;
 pub const MARK_OPENED: u32 = 0x0700;
 
 /// What the hook's glue does with the packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
 pub enum Action {
     /// On to the host's stack, or (to an endpoint) on to the device.
+    #[default]
     Pass = 0,
     /// Drop it; the reason says why, or how it ended quietly.
     Drop = 1,

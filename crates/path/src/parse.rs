@@ -12,6 +12,8 @@ use crate::{
 
 /// Length of an Ethernet header.
 pub const ETH_HLEN: u32 = 14;
+/// How many bytes of options an IPv4 header has room for.
+const MAX_OPTIONS: u32 = 40;
 /// How many IPv6 extension headers are followed.
 const MAX_EXTENSIONS: u32 = 6;
 pub(crate) const TCP: u8 = 6;
@@ -219,9 +221,15 @@ impl Parse for V4 {
             facts.fragment = true;
             facts.id = ((second >> 16) as u16).to_be() as u32;
             facts.later = second & 0x1fff != 0;
-            if facts.later {
-                return Reason::FORWARDED;
+        }
+        if header > 20 {
+            let reason = options(p, facts);
+            if reason.0 != 0 {
+                return reason;
             }
+        }
+        if facts.later {
+            return Reason::FORWARDED;
         }
         transport(p, facts, total - header)
     }
@@ -244,6 +252,38 @@ impl Parse for V4 {
         // What lies behind the packet's end is not part of it.
         quoted.l4 + 8 <= ETH_HLEN + facts.l3_len && quoted_transport(p, quoted)
     }
+}
+
+/// Looks through the options of an IPv4 header. A route of the sender's choice would have one destination judged and reach
+/// another.
+#[inline(never)]
+fn options<P: Packet>(p: &P, facts: &mut Facts<V4>) -> Reason {
+    let end = facts.l4;
+    let mut at = ETH_HLEN + 20;
+    let mut left = MAX_OPTIONS;
+    let reason = 'ended: {
+        while left > 0 && at < end {
+            left -= 1;
+            let Some([kind]) = p.load::<1>(at) else { break 'ended Reason::INVALID };
+            let mut len = 1;
+            match kind {
+                0 => break 'ended Reason::FORWARDED,
+                1 => {}
+                131 | 137 => break 'ended Reason::SOURCE_ROUTE,
+                _ => match p.load::<1>(at + 1) {
+                    Some([long]) if long >= 2 => len = long as u32,
+                    _ => break 'ended Reason::INVALID,
+                },
+            }
+            // By way of memory, so that the verifier does not follow each sum of lengths.
+            facts.l4 = at + len;
+            core::hint::black_box(&mut *facts);
+            at = facts.l4;
+        }
+        if at > end { Reason::INVALID } else { Reason::FORWARDED }
+    };
+    facts.l4 = end;
+    reason
 }
 
 impl Parse for V6 {

@@ -25,6 +25,8 @@ pub struct Question {
     pub direction: Direction,
     /// Bytes to account.
     pub bytes: u32,
+    /// Nothing is counted.
+    pub peek: bool,
 }
 
 /// One question to one endpoint's policy, in the shape of five registers: the kernel asks it in a function of
@@ -39,7 +41,7 @@ pub struct Ask {
     pub identity: u32,
     /// Bytes to account.
     pub bytes: u32,
-    /// Port (network order), protocol, direction, `ASK_PENDING` and `ASK_DENY_ID`, from bit 0 up.
+    /// Port (network order), protocol, direction, and the `ASK_*` flags, from bit 0 up.
     pub rest: u64,
 }
 
@@ -47,6 +49,8 @@ pub struct Ask {
 pub const ASK_PENDING: u64 = 1 << 32;
 /// Bit of [`Ask::rest`]: the map holds denies of specific identities in this direction.
 pub const ASK_DENY_ID: u64 = 1 << 33;
+/// Bit of [`Ask::rest`]: nothing is counted.
+pub const ASK_PEEK: u64 = 1 << 34;
 
 impl Ask {
     /// The question about a packet to an endpoint.
@@ -63,6 +67,9 @@ impl Ask {
         }
         if endpoint.flags & flag != 0 {
             rest |= ASK_DENY_ID;
+        }
+        if q.peek {
+            rest |= ASK_PEEK;
         }
         Self { policy: endpoint.policy, mask, identity: q.identity, bytes: q.bytes, rest }
     }
@@ -148,17 +155,24 @@ pub fn verdict<W: World>(w: &W, ask: &Ask) -> Verdict {
         return Verdict { reason: Reason::NO_POLICY_MAP, matched: matched::NONE };
     };
     let pending = ask.pending();
-    let mut found = Found::default();
     let mut key = ask.key();
+    // Before anything is found: the verifier walks the loops once for each state that leads to them.
+    let mut block = Found::default();
+    if ask.mask & !MASK_PROTO != 0 {
+        if !pending {
+            blocks(&map, ask, ask.identity, matched::L3_L4, &mut block);
+        }
+        blocks(&map, ask, 0, matched::L4, &mut block);
+    }
 
+    let mut found = Found::default();
     if !pending {
         found.see(map.entry(&key), matched::L3_L4);
     }
     key.identity = 0;
     found.see(map.entry(&key), matched::L4);
-    if ask.mask & !MASK_PROTO != 0 {
-        blocks(&map, ask, &mut found);
-    }
+    found.see(block.deny, block.deny_how);
+    found.see(block.allow, block.allow_how);
     key.dport = 0;
     if ask.mask & MASK_PROTO != 0 {
         if !pending {
@@ -182,8 +196,7 @@ pub fn verdict<W: World>(w: &W, ask: &Ask) -> Verdict {
 #[inline(always)]
 fn decide<W: World>(w: &W, ask: &Ask, found: &Found<'_>) -> Verdict {
     if let Some(cell) = found.deny {
-        w.add(&cell.packets, 1);
-        w.add(&cell.bytes, ask.bytes as u64);
+        count(w, ask, cell);
         return Verdict { reason: Reason::POLICY_DENY, matched: found.deny_how };
     }
     // An identity-specific deny might be the one that would have matched.
@@ -193,48 +206,32 @@ fn decide<W: World>(w: &W, ask: &Ask, found: &Found<'_>) -> Verdict {
     let Some(cell) = found.allow else {
         return Verdict { reason: Reason::POLICY, matched: matched::NONE };
     };
-    w.add(&cell.packets, 1);
-    w.add(&cell.bytes, ask.bytes as u64);
+    count(w, ask, cell);
     Verdict { reason: Reason::FORWARDED, matched: found.allow_how }
 }
 
-/// Port blocks: an identity's own before those for any, the smallest size first.
+/// Counts the packet on the entry that decides.
 #[inline(always)]
-fn blocks<'a, M: PolicyMap>(map: &'a M, ask: &Ask, found: &mut Found<'a>) {
-    if !ask.pending() {
-        found.see(block(map, ask, ask.identity, ENTRY_DENY), matched::L3_L4);
-        if found.allow.is_none() {
-            found.see(block(map, ask, ask.identity, 0), matched::L3_L4);
-        }
-    }
-    found.see(block(map, ask, 0, ENTRY_DENY), matched::L4);
-    if found.allow.is_none() {
-        found.see(block(map, ask, 0, 0), matched::L4);
+fn count<W: World>(w: &W, ask: &Ask, cell: &PolicyCell) {
+    if ask.rest & ASK_PEEK == 0 {
+        w.add(&cell.packets, 1);
+        w.add(&cell.bytes, ask.bytes as u64);
     }
 }
 
-/// The first entry of a kind (`ENTRY_DENY` or 0) among an identity's port blocks, smallest size first.
+/// The first allow and the first deny among an identity's port blocks, smallest size first.
 #[inline(never)]
-fn block<'a, M: PolicyMap>(map: &'a M, ask: &Ask, identity: u32, kind: u8) -> Option<&'a PolicyCell> {
-    let exact = ask.key();
-    let port = u16::from_be(exact.dport) as u32;
+fn blocks<'a, M: PolicyMap>(map: &'a M, ask: &Ask, identity: u32, how: u8, found: &mut Found<'a>) {
+    let mut key = ask.key();
+    let (port, direction) = (u16::from_be(key.dport) as u32, key.direction);
+    key.identity = identity;
     let mut log2 = 1;
-    while log2 < 16 {
+    while log2 < 16 && found.deny.is_none() {
         if ask.mask & (1 << log2) != 0 {
-            let start = (port >> log2) << log2;
-            let key = PolicyKey {
-                identity,
-                dport: (start as u16).to_be(),
-                proto: exact.proto,
-                direction: exact.direction | (log2 << DIRECTION_BLOCK_SHIFT) as u8,
-            };
-            if let Some(cell) = map.entry(&key)
-                && cell.flags & ENTRY_DENY == kind
-            {
-                return Some(cell);
-            }
+            key.dport = ((port >> log2 << log2) as u16).to_be();
+            key.direction = direction | (log2 << DIRECTION_BLOCK_SHIFT) as u8;
+            found.see(map.entry(&key), how);
         }
         log2 += 1;
     }
-    None
 }

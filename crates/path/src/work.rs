@@ -3,8 +3,10 @@
 use villus_abi::{Event, Flow};
 
 use crate::{
+    endpoint::Way,
     family::{V4, V6},
-    flow::Key,
+    flow::{Key, Relation},
+    judge::Judged,
     parse::{Facts, Parse},
     report::Note,
     world::Neighbour,
@@ -19,6 +21,9 @@ pub struct Room<F: Parse> {
     pub(crate) key: Key<F>,
     pub(crate) next: Neighbour,
     pub(crate) note: Note,
+    pub(crate) known: Relation,
+    pub(crate) way: Way,
+    pub(crate) judged: Judged,
     pub(crate) quoted: Facts<F>,
     pub(crate) flow: Flow,
     pub(crate) event: Event,
@@ -29,6 +34,13 @@ impl<F: Parse> Room<F> {
     #[inline(always)]
     pub fn facts_mut(&mut self) -> &mut Facts<F> {
         &mut self.facts
+    }
+
+    /// What is read from here on is read from memory: the verifier, which follows every constant, then walks what
+    /// comes next once, not once for every way that leads to it.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self) {
+        core::hint::black_box(self);
     }
 }
 

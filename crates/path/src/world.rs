@@ -4,6 +4,7 @@ use core::cell::Cell;
 
 use villus_abi::{
     Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, PolicyCell, PolicyKey, Reason,
+    time, time::Tick,
 };
 
 use crate::{
@@ -55,10 +56,20 @@ pub trait World: Net<V4> + Net<V6> {
 
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
+    /// The tick of the monotonic clock, late by less than one.
+    #[inline(always)]
+    fn now(&self) -> Tick {
+        time::from_ns(self.now_ns())
+    }
     /// Runtime configuration; its flags are 0 until an agent has written it.
     fn config(&self) -> Option<&Config>;
     /// The endpoint slot of an interface.
     fn device(&self, ifindex: u32) -> Option<u32>;
+    /// The endpoint record of an interface, in use or not.
+    #[inline(always)]
+    fn endpoint_on(&self, ifindex: u32) -> Option<&Endpoint> {
+        self.endpoint(self.device(ifindex)?)
+    }
     /// The endpoint record of a slot, in use or not.
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
     /// The policy map in a slot of the array of policy maps.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use villus_abi::{
     Flow, FlowKey4, FlowKey6,
     flow::{
-        FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_FWD_CLOSING, FLOW_HI_OPENED, FLOW_INGRESS_ADMITTED,
-        FLOW_REV_CLOSING, FLOW_SEEN_NON_SYN, FLOW_VIA_STACK,
+        FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_EITHER, FLOW_FWD_CLOSING, FLOW_HI_OPENED,
+        FLOW_INGRESS_ADMITTED, FLOW_REV_CLOSING, FLOW_SEEN_NON_SYN, FLOW_VIA_STACK,
     },
     time::{Tick, to_ns},
 };
@@ -149,6 +149,7 @@ impl CtRow {
             (FLOW_INGRESS_ADMITTED, 0x2000, "IngressAdmitted"),
             (FLOW_VIA_STACK, 0x4000, "ViaStack"),
             (FLOW_AUDITED, 0x8000, "Audited"),
+            (FLOW_EITHER, 0x0800, "Either"),
         ];
         let (mut bits, mut names) = (0_u16, String::new());
         for (flag, bit, name) in known {

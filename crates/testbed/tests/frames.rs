@@ -195,6 +195,13 @@ fn malformed_packets_end_by_name() {
         let mut version = udp(&s.client.to(s.server.ip(Version::V4)), 1000, 53, b"");
         version[14] = 0x44;
         cases.push(("an IPv4 header of 16 bytes", version, Reason::INVALID));
+        for kind in [131, 137] {
+            let mut routed = udp(&s.client.to(s.server.ip(Version::V4)), 1000, 53, b"");
+            routed.splice(34..34, [kind, 7, 4, 10, 0, 0, 9, 0]);
+            routed[14] = 0x47;
+            routed[17] += 8;
+            cases.push(("a route of the sender's choice", routed, Reason::SOURCE_ROUTE));
+        }
         let l = s.client.to(s.server.ip(Version::V6));
         let routed = [&[UDP, 2, 0, 1, 0, 0, 0, 0][..], &[0; 16], &[0; 8]].concat();
         cases.push(("a routing header with segments left", ip(&l, 43, &routed), Reason::EXTENSION_HEADER));

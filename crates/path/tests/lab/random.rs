@@ -333,7 +333,12 @@ impl Random {
             build.payload = vec![7; self.pick(&[0, 40, 100, 1400, 1480, 1600])];
         }
         if self.one_in(15) && !build.src.is_ipv6() {
-            build.options = vec![1; self.pick(&[4, 12, 40])];
+            build.options = vec![self.pick(&[1, 1, 1, 0, 7, 131, 137, 148]); self.pick(&[4, 12, 40])];
+            if let [_, len, ..] = &mut build.options[..]
+                && self.rng.bool()
+            {
+                *len = self.pick(&[0, 1, 2, 3, 4, 8, 41]);
+            }
         }
         if self.one_in(10) && build.src.is_ipv6() && build.fragment.is_none() {
             for _ in 0..self.rng.usize(1..8) {

@@ -228,3 +228,71 @@ fn an_address_may_speak_to_itself() {
         }
     }
 }
+
+/// Client and server may each open anything to the other, or only the client may.
+fn rules(lab: &mut Lab, server_may: bool) {
+    let (client, server) = (identity(CLIENT), identity(SERVER));
+    let mut of_client = vec![(server, 80, 6, Egress, true)];
+    let mut of_server = vec![(client, 80, 6, Ingress, true)];
+    if server_may {
+        of_client.push((0, 0, 0, Ingress, true));
+        of_server.push((0, 0, 0, Egress, true));
+    }
+    lab.policy(CLIENT, &of_client);
+    lab.policy(SERVER, &of_server);
+}
+
+#[test]
+fn a_forgotten_connection_that_the_server_speaks_in_is_asked_about_with_every_packet() {
+    for v6 in [false, true] {
+        for answer in [back(v6, ACK), back(v6, SYN | ACK)] {
+            let mut lab = Lab::default();
+            rules(&mut lab, true);
+            assert_eq!(end(lab.from(SERVER, &answer)), peer(CLIENT));
+            assert_ne!(lab.flow().flags & flow::FLOW_EITHER, 0);
+            assert_eq!(end(lab.from(CLIENT, &there(v6, ACK))), peer(SERVER));
+
+            // What the client may no longer open is cut, though the server's packet made the flow.
+            lab.policy(CLIENT, &[(0, 0, 0, Ingress, true)]);
+            assert_eq!(end(lab.from(CLIENT, &there(v6, ACK))), Err(Reason::POLICY));
+
+            // What the server may not open is cut, and comes back as the client's.
+            rules(&mut lab, false);
+            assert_eq!(end(lab.from(SERVER, &back(v6, ACK))), Err(Reason::POLICY));
+            assert_eq!(end(lab.from(CLIENT, &there(v6, ACK))), peer(SERVER));
+            assert_eq!(lab.flow().flags & flow::FLOW_EITHER, 0);
+            assert_eq!(end(lab.from(SERVER, &back(v6, ACK))), peer(CLIENT));
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_only_its_sender_may_open_opens_the_flow_for_it() {
+    let mut lab = Lab::default();
+    rules(&mut lab, false);
+    assert_eq!(end(lab.from(CLIENT, &there(false, ACK))), peer(SERVER));
+    assert_eq!(lab.flow().flags & flow::FLOW_EITHER, 0);
+    assert_eq!(end(lab.from(SERVER, &back(false, ACK))), peer(CLIENT), "a reply");
+}
+
+#[test]
+fn asking_who_could_have_opened_a_flow_counts_nothing() {
+    let mut lab = Lab::default();
+    rules(&mut lab, true);
+    lab.from(SERVER, &back(false, ACK));
+    let counted = |id: u16| -> u64 {
+        lab.world.policy_entries(u32::from(id)).unwrap().values().map(|entry| entry.packets).sum()
+    };
+    assert_eq!((counted(CLIENT), counted(SERVER)), (1, 1));
+}
+
+#[test]
+fn a_syn_settles_who_opens() {
+    let mut lab = Lab::default();
+    rules(&mut lab, true);
+    lab.from(SERVER, &back(false, ACK));
+    assert_eq!(end(lab.from(CLIENT, &there(false, SYN))), peer(SERVER));
+    assert_eq!((lab.flow().src_endpoint, lab.flow().flags & flow::FLOW_EITHER), (CLIENT, 0));
+    lab.policy(SERVER, &[(identity(CLIENT), 80, 6, Ingress, true)]);
+    assert_eq!(end(lab.from(SERVER, &back(false, SYN | ACK))), peer(CLIENT), "a reply");
+}

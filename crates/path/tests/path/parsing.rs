@@ -63,7 +63,7 @@ fn headers_that_lie_are_invalid() {
         (14, 0x44, Reason::INVALID),         // header of 16 bytes
         (14, 0x65, Reason::INVALID),         // version 6
         (14, 0x4f, Reason::INVALID),         // options beyond the packet
-        (14, 0x4c, Reason::CT_INVALID),      // options that leave no room for TCP
+        (14, 0x4c, Reason::INVALID),         // options that are none
         (16, 0xff, Reason::INVALID),         // longer than the frame
         (17, 19, Reason::INVALID),           // shorter than its header
         (14 + 32, 0x40, Reason::CT_INVALID), // TCP header of 16 bytes
@@ -108,6 +108,31 @@ fn options_and_extension_headers_are_followed() {
         let packet =
             headers.iter().fold(tcp(true), |packet, (number, bytes)| packet.extension(*number, bytes));
         assert_eq!(sent(&packet, |_| ()), wanted, "{name}");
+    }
+}
+
+#[test]
+fn nobody_chooses_the_route_of_an_ipv4_packet() {
+    // Option, length, pointer, one hop.
+    let hop = |kind: u8| [kind, 7, 4, 10, 0, 0, 9];
+    let used_up = [131, 7, 8, 10, 0, 0, 9];
+    for (name, options, wanted) in [
+        ("loose", [&hop(131)[..], &[0]].concat(), Err(Reason::SOURCE_ROUTE)),
+        ("strict", [&hop(137)[..], &[0]].concat(), Err(Reason::SOURCE_ROUTE)),
+        ("used up", [&used_up[..], &[0]].concat(), Err(Reason::SOURCE_ROUTE)),
+        (
+            "after others",
+            [&[1, 1, 1, 148, 4, 0, 0][..], &hop(131), &[0, 0]].concat(),
+            Err(Reason::SOURCE_ROUTE),
+        ),
+        ("with nothing but its number", vec![1, 1, 1, 131], Err(Reason::SOURCE_ROUTE)),
+        ("record route", [&hop(7)[..], &[0]].concat(), peer(SERVER)),
+        ("router alert", vec![148, 4, 0, 0], peer(SERVER)),
+        ("behind the end of the list", [&[0][..], &hop(131)].concat(), peer(SERVER)),
+        ("no length", vec![148, 0, 0, 0], Err(Reason::INVALID)),
+        ("beyond the header", vec![148, 5, 0, 0], Err(Reason::INVALID)),
+    ] {
+        assert_eq!(sent(&Build { options, ..tcp(false) }, |_| ()), wanted, "{name}");
     }
 }
 

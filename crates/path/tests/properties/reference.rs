@@ -54,6 +54,11 @@ pub struct Ask {
     pub direction: Direction,
 }
 
+/// Asks a policy without counting.
+pub fn allows(policy: &[Entry], question: &Ask) -> bool {
+    ask(&mut policy.to_vec(), question) == 0
+}
+
 /// Asks a policy: 0 or the number of the reason.
 pub fn ask(policy: &mut [Entry], ask: &Ask) -> u8 {
     let denies_somebody =
@@ -88,6 +93,8 @@ pub struct Flow {
     pub stack: bool,
     /// The node's NAT has lent its address to a forwarded flow.
     pub lent: bool,
+    /// Nobody knows which end opened it.
+    pub either: bool,
     pub past_syn: bool,
     pub opener_closes: bool,
     pub other_closes: bool,

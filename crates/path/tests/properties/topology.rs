@@ -11,8 +11,8 @@ use villus_abi::{
     config::FLAG_ALLOW_FRAG_NEEDED,
     endpoint::{FLAG_DELIVER_PEER, FLAG_DENY_ID_EGRESS, FLAG_DENY_ID_INGRESS},
     flow::{
-        FLOW_EGRESS_ADMITTED, FLOW_FWD_CLOSING, FLOW_INGRESS_ADMITTED, FLOW_REV_CLOSING, FLOW_TRANSLATED,
-        FLOW_VIA_STACK,
+        FLOW_EGRESS_ADMITTED, FLOW_EITHER, FLOW_FWD_CLOSING, FLOW_INGRESS_ADMITTED, FLOW_REV_CLOSING,
+        FLOW_TRANSLATED, FLOW_VIA_STACK,
     },
 };
 use villus_path::{
@@ -22,7 +22,7 @@ use villus_path::{
 
 use crate::{
     lab::{ACK, FIN, HOST, Lab, RST, SYN, UPLINK, addr, identity, ifindex, ip, outside},
-    reference::{Ask, Entry, Flow, Flows, Known, ask},
+    reference::{Ask, Entry, Flow, Flows, Known, allows, ask},
 };
 
 const IDS: [u16; 4] = [1, 2, 3, 4];
@@ -372,7 +372,8 @@ impl Topology {
         };
         let flow = &self.flows.0[at];
         let opens = packet.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) == SYN);
-        if opens && (!is_opener || flow.opener_closes || flow.other_closes) || packet.asks && !is_opener {
+        let settles = !is_opener || flow.opener_closes || flow.other_closes || flow.either;
+        if opens && settles || packet.asks && !is_opener {
             return Known::New;
         }
         if is_opener { Known::Forward(at) } else { Known::Reply(at) }
@@ -501,6 +502,22 @@ impl Topology {
         };
         // Where a way past the stack exists the flow is not the stack's, even if this packet was.
         self.remember(packet, known, admitted, counted, !handed_over);
+        let segment = packet.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) != SYN);
+        if known == Known::New && segment && packet.about.is_none() {
+            let question = |(identity, pending), direction| Ask {
+                identity,
+                pending,
+                proto: packet.proto,
+                port: packet.from.port(),
+                direction,
+            };
+            let sides =
+                [(sender, question(dst_identity, Ingress)), (receiver, question(src_identity, Egress))];
+            let mut judged = sides.iter().filter_map(|(who, asked)| Some(((*who)?, asked))).peekable();
+            let either = judged.peek().is_some()
+                && judged.all(|(id, asked)| allows(&self.policies[usize::from(id)], asked));
+            self.flows.0.last_mut().unwrap().either = either;
+        }
         Ok(handed_over)
     }
 
@@ -531,6 +548,7 @@ impl Topology {
         }
         match known {
             Known::New | Known::Forward(_) => (true, true),
+            Known::Reply(at) if self.flows.0[at].either => (true, true),
             Known::Reply(at) => (!self.flows.0[at].other_admitted, !self.flows.0[at].opener_admitted),
             Known::Related { flow, to_opener, from_end } => {
                 let flow = &self.flows.0[flow];
@@ -564,6 +582,7 @@ impl Topology {
                     other_admitted: admitted.1,
                     stack,
                     lent: false,
+                    either: false,
                     past_syn: false,
                     opener_closes: false,
                     other_closes: false,
@@ -626,13 +645,14 @@ impl Topology {
                     has(FLOW_INGRESS_ADMITTED),
                     has(FLOW_VIA_STACK),
                     has(FLOW_TRANSLATED),
+                    has(FLOW_EITHER),
                 ],
                 [has(FLOW_FWD_CLOSING), has(FLOW_REV_CLOSING)],
                 [real.fwd_packets, real.rev_packets],
             );
             let wanted = (
                 from_hi,
-                [flow.opener_admitted, flow.other_admitted, flow.stack, flow.lent],
+                [flow.opener_admitted, flow.other_admitted, flow.stack, flow.lent, flow.either],
                 [flow.opener_closes, flow.other_closes],
                 flow.packets,
             );

@@ -97,6 +97,7 @@ impl Node {
             proto: flow.proto,
             direction: flow.direction,
             bytes: 60,
+            peek: false,
         };
         verdict(&self.world, &Ask::new(&self.record, &question)).allowed()
     }
