@@ -148,11 +148,9 @@ impl Flows {
     /// # Errors
     /// [`crate::Error::Kernel`].
     pub fn remove(&self, key: &FlowKey) -> Result<bool> {
-        const TCP: u8 = 6;
-        let which = usize::from(key.proto() != TCP);
         match key {
-            FlowKey::V4(key) => self.v4()[which].remove(key),
-            FlowKey::V6(key) => self.v6()[which].remove(key),
+            FlowKey::V4(at) => self.v4()[which(key)].remove(at),
+            FlowKey::V6(at) => self.v6()[which(key)].remove(at),
         }
     }
 
@@ -169,6 +167,27 @@ impl Flows {
             removed += map.remove_if(|key, flow| doomed(&FlowKey::V6(*key), flow))?;
         }
         Ok(removed)
+    }
+
+    /// The flows that `wanted` picks.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn find(&self, mut wanted: impl FnMut(&FlowKey, &Flow) -> bool) -> Result<Vec<(FlowKey, Flow)>> {
+        let mut found = self.list()?;
+        found.retain(|(key, flow)| wanted(key, flow));
+        Ok(found)
+    }
+
+    /// The flow under a key, expired or not.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn get(&self, key: &FlowKey) -> Result<Option<Flow>> {
+        match key {
+            FlowKey::V4(at) => self.v4()[which(key)].get(at),
+            FlowKey::V6(at) => self.v6()[which(key)].get(at),
+        }
     }
 
     /// Removes every flow; says how many there were.
@@ -215,6 +234,12 @@ impl Flows {
         cleared.fragments += self.maps.frags6.remove_if(|_, ports| is_expired(ports.expires, now))?;
         Ok(cleared)
     }
+}
+
+/// Which map of its family holds a flow.
+fn which(key: &FlowKey) -> usize {
+    const TCP: u8 = 6;
+    usize::from(key.proto() != TCP)
 }
 
 fn clear<K: Bytes>(map: &Map<K, Flow>, now: Tick, cleared: &mut Cleared) -> Result<()> {

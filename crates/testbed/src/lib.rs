@@ -41,6 +41,6 @@ pub use party::{Addresses, Version, at};
 pub use plain::Plain;
 pub use residue::Residue;
 pub use sandbox::{eventually, inside};
-pub use sctp::SctpEcho;
+pub use sctp::{SctpEcho, sctp_init, sctp_init_ack};
 pub use tally::{Delta, Tally};
 pub use workload::{Kind, Workload};

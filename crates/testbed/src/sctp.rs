@@ -44,12 +44,12 @@ impl SctpEcho {
     /// # Errors
     /// Where it got stuck.
     pub fn echo(&self, patience: Duration) -> Result<IpAddr, Blocked> {
-        let ask = packet(self.source_port, self.target.port(), 0, INIT, TAG);
+        let ask = sctp_init(self.source_port, self.target.port());
         self.client
             .send_to(&ask, &SocketAddr::new(self.target.ip(), 0).into())
             .map_err(|e| Blocked::Error(e.kind()))?;
         let (seen, heard) = receive(&self.server, self.port, INIT, patience).ok_or(Blocked::Forward)?;
-        let answer = packet(self.port, heard, TAG, INIT_ACK, TAG + 1);
+        let answer = sctp_init_ack(self.port, heard, TAG);
         self.server.send_to(&answer, &SocketAddr::new(seen, 0).into()).unwrap();
         receive(&self.client, self.source_port, INIT_ACK, patience).ok_or(Blocked::Back)?;
         Ok(seen)
@@ -73,6 +73,18 @@ fn receive(socket: &Socket, port: u16, chunk: u8, patience: Duration) -> Option<
             return Some((from.as_socket()?.ip(), u16::from_be_bytes([packet[0], packet[1]])));
         }
     }
+}
+
+/// The first packet of an association.
+#[must_use]
+pub fn sctp_init(source_port: u16, port: u16) -> Vec<u8> {
+    packet(source_port, port, 0, INIT, TAG)
+}
+
+/// The answer to it; `tag` is the one that the asking side chose.
+#[must_use]
+pub fn sctp_init_ack(source_port: u16, port: u16, tag: u32) -> Vec<u8> {
+    packet(source_port, port, tag, INIT_ACK, TAG + 1)
 }
 
 fn packet(sport: u16, dport: u16, tag: u32, chunk: u8, init_tag: u32) -> Vec<u8> {

@@ -25,10 +25,8 @@ impl Node {
     /// Takes the work that has come together; `None` when there is none, or when audit lets everything pass.
     pub fn take_rejudge(&mut self) -> Option<Rejudge> {
         let mut endpoints = std::mem::take(&mut self.rejudge);
-        endpoints.retain(|id| {
-            self.endpoints.get(id).is_some_and(|e| e.is_live() && !e.file.audit.unwrap_or(self.runtime.audit))
-        });
-        if endpoints.is_empty() || self.runtime.audit {
+        endpoints.retain(|id| self.enforces(*id));
+        if endpoints.is_empty() {
             return None;
         }
         Some(Rejudge {
@@ -40,24 +38,74 @@ impl Node {
     }
 }
 
+/// Flows that were not allowed when they were looked at.
+pub(crate) struct Suspects(Vec<FlowKey>);
+
 impl Rejudge {
-    /// Removes the flows that the maps do not allow any more; says how many. What an operator wrote by hand counts as
-    /// everything else does.
+    /// Finds the flows that the maps do not allow any more. What an operator wrote by hand counts as everything else
+    /// does.
     ///
     /// # Errors
     /// When the kernel's maps cannot be read.
-    pub fn run(self) -> villus_datapath::Result<usize> {
-        let mut policies = BTreeMap::new();
-        for id in &self.endpoints {
-            policies.insert(*id, policy_of(view_policy(&self.pins, &self.maps, *id)?.entries));
-        }
-        let identity =
-            |ip: IpAddr| self.ipcache.lookup(ip).map_or(0, |(_, winner)| winner.mapping.identity.0);
+    pub fn run(self) -> villus_datapath::Result<Suspects> {
+        let policies = policies_of(&self.pins, &self.maps, &self.endpoints)?;
+        let identity = identity_of(&self.ipcache);
         let time = now();
-        Flows::new(self.maps.clone()).remove_if(|key, flow| {
+        let found = Flows::new(self.maps.clone()).find(|key, flow| {
             !is_expired(flow.expires, time) && is_denied(&policies, &identity, key, flow)
-        })
+        })?;
+        Ok(Suspects(found.into_iter().map(|(key, _)| key).collect()))
     }
+}
+
+impl Suspects {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Node {
+    /// Whether an endpoint's policy refuses packets, rather than only report them.
+    fn enforces(&self, id: u16) -> bool {
+        let live = self.endpoints.get(&id).filter(|endpoint| endpoint.is_live());
+        live.is_some_and(|endpoint| !self.runtime.audit && !endpoint.file.audit.unwrap_or(false))
+    }
+
+    /// Removes the suspects that are still there and still not allowed; says how many. Policy cannot change meanwhile: a
+    /// flow that a newer policy let in again would lose the replies to its first packet.
+    ///
+    /// # Errors
+    /// When the kernel's maps cannot be read.
+    pub fn cut(&mut self, suspects: &Suspects) -> villus_datapath::Result<usize> {
+        let flows = Flows::new(self.kernel.maps.clone());
+        let mut there = Vec::new();
+        for key in &suspects.0 {
+            there.extend(flows.get(key)?.map(|flow| (*key, flow)));
+        }
+        let ends = there.iter().flat_map(|(_, flow)| [flow.src_endpoint, flow.dst_endpoint]);
+        let endpoints = ends.filter(|id| self.enforces(*id)).collect();
+        let policies = policies_of(&self.kernel.pins, &self.kernel.maps, &endpoints)?;
+        let identity = identity_of(&self.ipcache);
+        let mut cut = 0;
+        for (key, flow) in there {
+            if is_denied(&policies, &identity, &key, &flow) {
+                cut += usize::from(flows.remove(&key)?);
+            }
+        }
+        Ok(cut)
+    }
+}
+
+type Policies = BTreeMap<u16, EndpointPolicy>;
+
+/// What the kernel's policy maps of these endpoints say now.
+fn policies_of(pins: &Pins, maps: &Maps, endpoints: &BTreeSet<u16>) -> villus_datapath::Result<Policies> {
+    endpoints.iter().map(|id| Ok((*id, policy_of(view_policy(pins, maps, *id)?.entries)))).collect()
+}
+
+fn identity_of(ipcache: &Ipcache) -> impl Fn(IpAddr) -> u32 {
+    |ip| ipcache.lookup(ip).map_or(0, |(_, winner)| winner.mapping.identity.0)
 }
 
 /// The entries of a map as a policy that can be asked.
@@ -66,12 +114,7 @@ fn policy_of(entries: Entries) -> EndpointPolicy {
 }
 
 /// Whether an endpoint that admitted the flow would not do so now.
-fn is_denied(
-    policies: &BTreeMap<u16, EndpointPolicy>,
-    identity: &dyn Fn(IpAddr) -> u32,
-    key: &FlowKey,
-    flow: &Flow,
-) -> bool {
+fn is_denied(policies: &Policies, identity: &dyn Fn(IpAddr) -> u32, key: &FlowKey, flow: &Flow) -> bool {
     let (opener, other) = key.ends(flow);
     let port = asked_port(key.proto(), other);
     let denies = |id: u16, direction, peer: SocketAddr| {

@@ -18,16 +18,19 @@ pub(super) async fn rejudge(agent: Agent) {
         agent.wake.rejudge.notified().await;
         tokio::time::sleep(GATHER).await;
         let Ok(Some(work)) = agent.with(|node| node.take_rejudge()).await else { continue };
-        match tokio::task::spawn_blocking(move || work.run()).await {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(cut)) => {
-                tracing::info!(flows = cut, "open flows that policy does not allow any more were cut");
-                let _ = agent.with(move |node| node.counts.cut_flows += cut as u64).await;
-            }
-            Ok(Err(error)) => {
-                let _ =
-                    agent.with(move |node| node.conditions.note("open flows", Some(error.to_string()))).await;
-            }
+        let Ok(found) = tokio::task::spawn_blocking(move || work.run()).await else { continue };
+        if found.as_ref().is_ok_and(|suspects| suspects.is_empty()) {
+            continue;
+        }
+        let done = agent.with(move |node| {
+            let cut = found.and_then(|suspects| node.cut(&suspects));
+            node.conditions.note("open flows", cut.as_ref().err().map(ToString::to_string));
+            let cut = cut.unwrap_or(0);
+            node.counts.cut_flows += cut as u64;
+            cut
+        });
+        if let Ok(cut @ 1..) = done.await {
+            tracing::info!(flows = cut, "open flows that policy does not allow any more were cut");
         }
     }
 }
