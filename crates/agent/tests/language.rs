@@ -5,7 +5,7 @@ mod common;
 
 use common::{TestNode, Workload};
 use villus_api::EndpointRef;
-use villus_api::model::{EndpointChangeRequest, IpQuery, PolicyImport};
+use villus_api::model::{EndpointChangeRequest, IpQuery, PolicyDelete, PolicyImport};
 use villus_net::NetnsRef;
 use villus_testbed::{alone, eventually, run, try_run};
 
@@ -106,6 +106,38 @@ fn a_group_comes_by_file_and_one_name_is_one_policy() {
     eventually("the other is said to be in its shadow", || {
         said(&node, "web.yaml").iter().any(|message| message.contains("a.yaml"))
     });
+    node.policy_file("z.yaml", &policy("web", "ingress: [{}]"));
+    eventually("so is one that changes nothing", || !said(&node, "z.yaml").is_empty());
+    assert!(client.asks(server.v4(), 80));
+}
+
+#[test]
+fn a_service_is_imported_and_outlives_the_policy_of_its_name() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client = node.workload("client", &["k8s:app=server"]);
+    let backend = node.workload("backend", &["k8s:app=backend"]);
+    backend.serves(backend.v4(), 80);
+    node.import(&policy(
+        "api",
+        "egress: [{toServices: [{k8sService: {serviceName: api, namespace: default}}]}]",
+    ));
+    assert!(!client.asks(backend.v4(), 80));
+    assert!(said(&node, "default/api")[0].contains("service default/api"));
+    node.import("apiVersion: v1\nkind: Service\nmetadata: {name: api}\nspec: {selector: {app: backend}}\n");
+    assert!(client.asks(backend.v4(), 80));
+    let delete = |name: &str| {
+        let delete = PolicyDelete { name: name.into(), ..PolicyDelete::default() };
+        node.client().delete_policy(&delete).unwrap().deleted
+    };
+    assert_eq!(delete("api"), ["default/api"]);
+    node.import(&policy(
+        "web",
+        "egress: [{toServices: [{k8sService: {serviceName: api, namespace: default}}]}]",
+    ));
+    assert!(client.asks(backend.v4(), 80), "the service is still there");
+    assert_eq!(delete("api"), ["default/api"]);
+    assert!(!client.asks(backend.v4(), 80));
 }
 
 #[test]

@@ -143,8 +143,13 @@ impl Node {
         let mut all = None;
         merge(&mut all, self.repository.replace_referents(origin, parsed.referents));
         merge(&mut all, self.repository.replace_origin(origin, parsed.policies));
-        if let Some(change) = all.filter(|change| !change.is_empty() && self.sources.complete) {
-            self.realize(&change);
+        if !self.sources.complete {
+            return;
+        }
+        match all.filter(|change| !change.is_empty()) {
+            Some(change) => self.realize(&change),
+            // What is missing or in a shadow may be different all the same.
+            None => self.note_policies(),
         }
     }
 }

@@ -155,8 +155,10 @@ impl Node {
     }
 
     fn carry(&mut self, change: Option<PolicyChange>, reply: &mut ChangeReply) {
-        if let Some(change) = change.filter(|change| !change.is_empty()) {
-            self.realize(&change);
+        match change.filter(|change| !change.is_empty()) {
+            Some(change) => self.realize(&change),
+            // What is missing or in a shadow may be different all the same.
+            None => self.note_policies(),
         }
         reply.revision = self.repository.revision();
         let problems = self.endpoints.values().filter_map(|endpoint| {
@@ -165,7 +167,8 @@ impl Node {
         reply.warnings.extend(problems);
     }
 
-    /// Keys of imported policies that all of what is given picks.
+    /// Keys of imported policies that all of what is given picks; of what policies refer to only if a name picks no
+    /// policy, or none is given.
     pub fn imported(&self, name: &str, namespace: &str, labels: &str) -> ApiResult<Vec<ObjectKey>> {
         let selector = match labels {
             "" => Selector::everything(),
@@ -181,8 +184,11 @@ impl Node {
         let policies = self.repository.policies_with_labels(&selector).map(|policy| &policy.key);
         // Labels are those of policies.
         let referents = self.repository.referents().objects().map(|referent| &referent.key);
-        let referents = referents.filter(|_| labels.is_empty());
-        Ok(policies.chain(referents).filter(picks).cloned().collect())
+        let mut keys: Vec<ObjectKey> = policies.filter(picks).cloned().collect();
+        if labels.is_empty() && (name.is_empty() || keys.is_empty()) {
+            keys.extend(referents.filter(picks).cloned());
+        }
+        Ok(keys)
     }
 
     pub fn not_imported(&self, name: &str) -> ApiError {
