@@ -27,6 +27,7 @@ fn foreign_veth(s: &Sandbox) -> Host {
     s.ip("link set veth7 up");
     w.ip("link set lo up");
     w.ip("link set eth0 up");
+    s.settle("veth7");
     for (net, gateway) in [(WORKLOAD_4, GATEWAY_4), (WORKLOAD_6, GATEWAY_6)] {
         w.ip(&format!("addr add {net} dev eth0{}", if net.contains(":") { " nodad" } else { "" }));
         w.ip(&format!("route add {gateway} dev eth0"));

@@ -27,6 +27,7 @@ fn topology(s: &Sandbox) -> (Host, Host) {
     s.ip(&format!("link add up0 type veth peer name far netns {}", outside.name()));
     s.ip("link set up0 up");
     outside.ip("link set far up");
+    s.settle("up0");
     for (near, far) in [("192.0.2.2/24", "192.0.2.1/24"), ("2001:db8::2/64", "2001:db8::1/64")] {
         let nodad = if near.contains(':') { " nodad" } else { "" };
         s.ip(&format!("addr add {near} dev up0{nodad}"));

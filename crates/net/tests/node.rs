@@ -302,6 +302,7 @@ fn what_carries_our_mark_goes_without_a_journal() {
     s.ip(&format!("link add veth7 type veth peer name eth0 netns {}", v.name()));
     s.ip("link set veth7 up");
     v.ip("link set eth0 up");
+    s.settle("veth7");
     s.inside(|| {
         for device in ["all", "default"] {
             Sysctl::of_device(Family::Ipv6, device, "forwarding").write("1").unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use villus_net::{EndpointLinkSpec, Mac};
 pub use villus_testbed::Host;
-use villus_testbed::Ping;
+use villus_testbed::{Ping, eventually};
 
 /// A node.
 pub struct Sandbox {
@@ -31,6 +31,13 @@ impl Sandbox {
     /// `ip` in the node's namespace.
     pub fn ip(&self, arguments: &str) -> String {
         self.node.ip(arguments)
+    }
+
+    /// Waits until a device has the address that the kernel gives it once both of its ends are up.
+    pub fn settle(&self, device: &str) {
+        eventually("a link-local address", || {
+            self.ip(&format!("-6 addr show dev {device}")).contains("fe80:")
+        });
     }
 
     /// `ip -j` in the node's namespace.
