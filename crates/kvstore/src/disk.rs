@@ -77,18 +77,68 @@ enum Failure {
 }
 
 fn load(path: &Path) -> Result<Loaded, Failure> {
+    if !path.exists() {
+        make(path)?;
+    }
     let database = open_database(path)?;
     let (mut state, meta) = read(&database, path)?;
+    // A file that was there and empty.
     let fresh = meta.is_none();
     let (cluster, ceiling) = meta.unwrap_or_else(|| (fastrand::u64(1..), 0));
     let mut disk = RedbDisk { path: path.to_owned(), database: Some(database), cluster, ceiling };
     state.revision = ceiling;
     if fresh {
-        disk.begin_file()
-            .map_err(|reason| Failure::Refused(OpenError::Database { path: path.to_owned(), reason }))?;
-        sync_directory(path).map_err(Failure::Refused)?;
+        disk.begin_file().map_err(|reason| refused(path, reason))?;
     }
     Ok(Loaded { disk, state, cluster, damaged: None })
+}
+
+/// Makes the file under another name and then gives it its own, so that a crash on the way leaves no half file.
+fn make(path: &Path) -> Result<(), Failure> {
+    let io = |reason, source| Failure::Refused(OpenError::Io { path: path.to_owned(), reason, source });
+    remove_unfinished(path);
+    let unfinished = unfinished_name(path, &std::process::id().to_string());
+    let outcome = begin(&unfinished).and_then(|()| match fs::hard_link(&unfinished, path) {
+        // Another process was quicker; whose file it is, opening it tells.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(|error| io("can't be created", error)),
+    });
+    let removed = fs::remove_file(&unfinished);
+    outcome?;
+    removed.map_err(|error| io("its first name can't be removed", error))?;
+    sync_directory(path).map_err(Failure::Refused)
+}
+
+fn begin(unfinished: &Path) -> Result<(), Failure> {
+    let database = Some(open_database(unfinished)?);
+    let mut disk =
+        RedbDisk { path: unfinished.to_owned(), database, cluster: fastrand::u64(1..), ceiling: 0 };
+    disk.begin_file().map_err(|reason| refused(unfinished, reason))
+}
+
+fn refused(path: &Path, reason: String) -> Failure {
+    Failure::Refused(OpenError::Database { path: path.to_owned(), reason })
+}
+
+/// The name of a file that process `maker` is making.
+fn unfinished_name(path: &Path, maker: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".new-{maker}"));
+    name.into()
+}
+
+/// Removes what processes left that died while they made the file.
+fn remove_unfinished(path: &Path) {
+    let all = unfinished_name(path, "");
+    let (Some(directory), Some(begin)) = (path.parent(), all.file_name()) else { return };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = begin.to_str().and_then(|begin| name.to_str()?.strip_prefix(begin)?.parse::<u32>().ok());
+        if maker.is_some_and(|maker| !Path::new(&format!("/proc/{maker}")).exists()) {
+            // One that stays does no harm.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn open_database(path: &Path) -> Result<Database, Failure> {

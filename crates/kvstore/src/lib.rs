@@ -2,7 +2,8 @@
 //!
 //! One trait, [`Store`], shaped after etcd: keys are text, each transaction takes the next revision, a list
 //! says at which revision it was true, and a watch goes on from any revision that is not compacted yet.
-//! [`Memory`] is for tests and injects faults, [`Embedded`] is for one node and lives on disk. What every
+//! [`Memory`] is for tests and injects faults, [`Embedded`] is for one node and lives on disk, [`Etcd`] is a cluster
+//! that many nodes share. What every
 //! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption,
 //! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive.
 //!
@@ -14,6 +15,7 @@ mod disk;
 mod embedded;
 mod engine;
 mod error;
+mod etcd;
 mod follow;
 pub mod keys;
 mod lock;
@@ -25,6 +27,7 @@ mod store;
 
 pub use embedded::{Embedded, Opened};
 pub use error::{OpenError, StoreError};
+pub use etcd::{Etcd, EtcdOptions, EtcdTls, OptionsError};
 pub use follow::{Batch, Follow, Item, Relisted};
 pub use lock::{Lock, Locks};
 pub use memory::{Backup, Fault, Memory, Verb};

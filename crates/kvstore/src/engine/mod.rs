@@ -18,7 +18,7 @@ use std::{
 use tokio::sync::{oneshot, watch as signal};
 
 pub(crate) use self::{
-    state::{Lease, State},
+    state::{Lease, State, check},
     watch::EngineWatch,
 };
 use crate::{

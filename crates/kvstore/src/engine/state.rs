@@ -182,7 +182,7 @@ impl Run {
     }
 }
 
-fn check(txn: &Txn) -> Result<(), StoreError> {
+pub(crate) fn check(txn: &Txn) -> Result<(), StoreError> {
     for ops in [&txn.then, &txn.otherwise] {
         if ops.len() > MAX_TXN_OPS || txn.compare.len() > MAX_TXN_OPS {
             let count = ops.len().max(txn.compare.len());

@@ -1,10 +1,13 @@
 //! What every store does. Each case runs against each kind of store.
 #![allow(clippy::unwrap_used)]
 
+mod etcd;
 mod follow;
 mod leases;
 mod locks;
 mod model;
+mod server;
+mod tls;
 mod transactions;
 mod watches;
 
@@ -12,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use villus_kvstore::{Embedded, Event, Item, Memory, Store, Watch, WatchBatch};
+use villus_kvstore::{Embedded, Etcd, EtcdOptions, Event, Item, Memory, Store, Watch, WatchBatch};
 use villus_table::Backoff;
 
 /// A store under test, with the directory that it needs.
@@ -20,15 +23,22 @@ struct Bench {
     store: Arc<dyn Store>,
     kind: &'static str,
     _directory: Option<TempDir>,
+    _server: Option<server::Server>,
 }
 
 fn benches() -> Vec<Bench> {
     let directory = tempfile::tempdir().unwrap();
     let embedded = Embedded::open(&directory.path().join("kvstore")).unwrap();
     assert!(embedded.damaged.is_none());
+    let server = server::Server::start();
+    let mut options = EtcdOptions::new(vec![server.url()]);
+    options.qps = 10_000;
+    let etcd = Etcd::new(options).unwrap();
+    let bench = |store: Arc<dyn Store>, kind| Bench { store, kind, _directory: None, _server: None };
     vec![
-        Bench { store: Arc::new(Memory::new().unwrap()), kind: "memory", _directory: None },
-        Bench { store: Arc::new(embedded.store), kind: "embedded", _directory: Some(directory) },
+        bench(Arc::new(Memory::new().unwrap()), "memory"),
+        Bench { _directory: Some(directory), ..bench(Arc::new(embedded.store), "embedded") },
+        Bench { _server: Some(server), ..bench(Arc::new(etcd), "etcd") },
     ]
 }
 

@@ -1,0 +1,216 @@
+//! What only a store on a network goes through.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use villus_kvstore::{Etcd, EtcdOptions, Follow, Item, LeasePurpose, Relisted, Session, Store, StoreError};
+
+use crate::{bytes, keys, put, quick, server::Server, shown_items};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn store_of(servers: &[Server]) -> Arc<dyn Store> {
+    let mut options = EtcdOptions::new(servers.iter().map(Server::url).collect());
+    options.qps = 10_000;
+    Arc::new(Etcd::new(options).unwrap())
+}
+
+/// Applies batches until the mirror holds `wanted`.
+async fn until(follow: &mut Follow, mirror: &mut BTreeMap<String, String>, wanted: &[(&str, &str)]) {
+    let wanted: BTreeMap<String, String> =
+        wanted.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let all = async {
+        while *mirror != wanted {
+            for item in follow.next().await.unwrap().items {
+                match item {
+                    Item::Put(entry) => {
+                        mirror.insert(entry.key.to_string(), entry.text().unwrap().to_owned());
+                    }
+                    Item::Delete { key, .. } => {
+                        assert!(mirror.remove(&*key).is_some(), "known: {key}");
+                    }
+                }
+            }
+        }
+    };
+    tokio::time::timeout(LONG, all).await.unwrap_or_else(|_| panic!("not {wanted:?}"));
+}
+
+/// Tries until a write gets through: for times at which the cluster has no leader.
+async fn put_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
+    let tries = async {
+        while let Err(error) = store.update(key, bytes(value), None).await {
+            assert!(error.is_transient(), "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, tries).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_leader_interrupts_nobody_for_long() {
+    let mut servers = Server::cluster(3);
+    let store = store_of(&servers);
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    let mut mirror = BTreeMap::new();
+    put(&store, "p/a", "1").await;
+    until(&mut follow, &mut mirror, &[("p/a", "1")]).await;
+    let leader = servers.iter().position(Server::leads).unwrap();
+    servers[leader].kill();
+    put_patiently(&store, "p/b", "2").await;
+    until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/b", "2")]).await;
+    let status = store.status().await;
+    assert!(status.healthy, "{}", status.text);
+    assert!(
+        status.text.starts_with("etcd: 2/3 connected, leases=0, lock leases=0, has-quorum=true: "),
+        "{}",
+        status.text
+    );
+    assert!(status.text.contains("3.4") && status.text.contains("(Leader)"), "{}", status.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_nothing_is_invented_and_afterwards_all_goes_on() {
+    let mut servers = Server::cluster(3);
+    let store = store_of(&servers);
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    let mut mirror = BTreeMap::new();
+    put(&store, "p/a", "1").await;
+    until(&mut follow, &mut mirror, &[("p/a", "1")]).await;
+    servers.iter_mut().for_each(Server::kill);
+    let error = store.get("p/a").await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    let status = store.status().await;
+    assert!(!status.healthy && status.text.contains("0/3 connected"), "{}", status.text);
+    assert!(status.text.contains("has-quorum=false, consecutive-errors=1"), "{}", status.text);
+    let quiet = tokio::time::timeout(Duration::from_millis(300), follow.next()).await;
+    assert!(quiet.is_err(), "a store that is away deletes nothing: {quiet:?}");
+    servers.iter_mut().for_each(Server::resume);
+    put_patiently(&store, "p/b", "2").await;
+    until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/b", "2")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_were_compacted_meanwhile_are_made_up() {
+    let mut servers = vec![Server::start()];
+    let store = store_of(&servers);
+    let first = put(&store, "p/a", "1").await;
+    put(&store, "p/gone", "x").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    let mut mirror = BTreeMap::new();
+    until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/gone", "x")]).await;
+    // The watch breaks; before it is back, its past is forgotten.
+    servers[0].kill();
+    servers[0].resume();
+    servers[0].wait();
+    servers[0].etcdctl(&["del", "p/gone"]).unwrap();
+    servers[0].etcdctl(&["put", "p/a", "2"]).unwrap();
+    servers[0].etcdctl(&["put", "elsewhere", "x"]).unwrap();
+    let now = store.header().await.unwrap().revision;
+    servers[0].etcdctl(&["compact", &now.to_string()]).unwrap();
+    until(&mut follow, &mut mirror, &[("p/a", "2")]).await;
+    let error = store.list_page("p/", None, 10, first).await.unwrap_err();
+    assert!(matches!(error, StoreError::Compacted { requested, .. } if requested == first), "{error}");
+    let mut watch = store.watch("p/", first).await.unwrap();
+    let error = watch.next().await.unwrap_err();
+    assert!(matches!(error, StoreError::Compacted { oldest, .. } if oldest == now), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_store_is_told_from_one_where_everything_was_deleted() {
+    let mut servers = vec![Server::start()];
+    let store = store_of(&servers);
+    for n in 0..5 {
+        put(&store, &format!("p/{n}"), "x").await;
+    }
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    assert_eq!(follow.next().await.unwrap().relisted, Some(Relisted::First));
+    servers[0].kill();
+    servers[0].wipe();
+    servers[0].resume();
+    servers[0].wait();
+    let batch = tokio::time::timeout(LONG, follow.next()).await.unwrap().unwrap();
+    assert!(
+        matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore)),
+        "{:?} {:?}",
+        batch.relisted,
+        shown_items(&batch.items)
+    );
+    put(&store, "p/new", "x").await;
+    let batch = tokio::time::timeout(LONG, follow.next()).await.unwrap().unwrap();
+    assert_eq!(shown_items(&batch.items), ["p/new=x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_etcdctl_does_is_seen_and_what_we_do_etcdctl_sees() {
+    let servers = vec![Server::start()];
+    let store = store_of(&servers);
+    let mut follow = Follow::start(Arc::clone(&store), "cilium/", quick());
+    let mut mirror = BTreeMap::new();
+    servers[0].etcdctl(&["put", "cilium/state/identities/v1/id/15614229", "k8s:app=app1;"]).unwrap();
+    until(&mut follow, &mut mirror, &[("cilium/state/identities/v1/id/15614229", "k8s:app=app1;")]).await;
+    put(&store, "cilium/x", "1").await;
+    assert_eq!(servers[0].etcdctl(&["get", "cilium/x", "--print-value-only"]).unwrap(), "1\n");
+    // A transaction of etcdctl is one batch.
+    let lease = store.grant(LONG, LeasePurpose::Entries).await.unwrap();
+    let listed = servers[0].etcdctl(&["lease", "list"]).unwrap();
+    assert!(listed.contains(&lease.to_string()), "{listed} has no {lease}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_a_megabyte_and_thousands_of_keys_come_whole() {
+    let servers = vec![Server::start()];
+    let store = store_of(&servers);
+    let from = store.header().await.unwrap().revision + 1;
+    let large = "x".repeat(1 << 20);
+    for n in 0..6 {
+        put(&store, &format!("large/{n}"), &large).await;
+    }
+    for page in 0..20 {
+        let mut txn = villus_kvstore::Txn::new();
+        for n in 0..100 {
+            txn = txn.then(villus_kvstore::Op::put(format!("many/{page:02}{n:02}"), "x", None));
+        }
+        store.txn(txn).await.unwrap();
+    }
+    assert_eq!(keys(&store, "many/").await.len(), 2000);
+    let listing = store.list_prefix("large/").await.unwrap();
+    assert!(listing.entries.len() == 6 && listing.entries.iter().all(|entry| entry.value.len() == 1 << 20));
+    let mut watch = store.watch("", from).await.unwrap();
+    let mut seen = 0;
+    while seen < 2006 {
+        let batch = tokio::time::timeout(LONG, watch.next()).await.unwrap().unwrap();
+        assert!([1, 100].contains(&batch.events.len()), "transactions come whole");
+        seen += batch.events.len();
+    }
+    let refused = store.update("large/x", bytes(&"x".repeat(2 << 20)), None).await.unwrap_err();
+    assert!(matches!(refused, StoreError::BadTxn(_)), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_survives_a_restart_of_the_store() {
+    let mut servers = vec![Server::start()];
+    let store = store_of(&servers);
+    let session = Session::new(Arc::clone(&store), Duration::from_secs(3));
+    session.put("mine", bytes("1")).await.unwrap();
+    servers[0].kill();
+    assert!(session.keep_alive().await.unwrap_err().is_transient());
+    servers[0].resume();
+    servers[0].wait();
+    // Longer than the lease lasts.
+    let gone = async {
+        while store.get("mine").await.is_ok_and(|entry| entry.is_some()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(LONG, gone).await.unwrap();
+    session.keep_alive().await.unwrap();
+    assert_eq!(store.get("mine").await.unwrap().unwrap().text(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_member_that_never_answers_is_named() {
+    let store = Etcd::new(EtcdOptions::new(vec!["http://127.0.0.1:1".to_owned()])).unwrap();
+    let error = store.get("a").await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().contains("refused"), "{error}");
+}
