@@ -32,7 +32,7 @@ async fn until(follow: &mut Follow, mirror: &mut BTreeMap<String, String>, wante
             }
         }
     };
-    tokio::time::timeout(LONG, all).await.unwrap_or_else(|_| panic!("not {wanted:?}"));
+    tokio::time::timeout(LONG, all).await.expect("what is there was told");
 }
 
 /// Tries until a write gets through: for times at which the cluster has no leader.

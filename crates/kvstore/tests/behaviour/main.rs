@@ -1,5 +1,5 @@
 //! What every store does. Each case runs against each kind of store.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod etcd;
 mod follow;
