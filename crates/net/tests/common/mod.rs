@@ -36,7 +36,8 @@ impl Sandbox {
     /// Waits until a device has the address that the kernel gives it once both of its ends are up.
     pub fn settle(&self, device: &str) {
         eventually("a link-local address", || {
-            self.ip(&format!("-6 addr show dev {device}")).contains("fe80:")
+            let shown = self.ip(&format!("-6 addr show dev {device}"));
+            shown.contains("fe80:") && !shown.contains("tentative")
         });
     }
 
