@@ -95,7 +95,8 @@ impl Node {
         self.conditions.note(&format!("programs of endpoint {id}"), error.map(|error| error.to_string()));
     }
 
-    /// The program of uplinks on those that there are, and on no other device.
+    /// The programs of uplinks on those that there are, and on no other device; that of their egress while the node itself
+    /// is judged.
     pub fn attach_uplinks(&mut self) {
         if !self.kernel.programs().are_loaded() {
             return;
@@ -103,17 +104,18 @@ impl Node {
         let uplinks: Vec<(u32, String)> =
             self.network.uplinks.used.iter().map(|uplink| (uplink.index, uplink.name.clone())).collect();
         let attacher = self.kernel.attacher();
+        let host = self.is_host_judged();
         for (index, name) in &uplinks {
-            let result = attacher.attach_uplink(*index);
+            let result = attacher.attach_uplink(*index, host);
             self.conditions.note(&format!("program of uplink {name}"), result.err().map(|e| e.to_string()));
         }
         let interfaces = self.all_interfaces();
         let attached = self.kernel.links().list(&interfaces).unwrap_or_default();
-        for attachment in attached.iter().filter(|a| a.hook == Hook::FromNetwork) {
-            if !uplinks.iter().any(|(index, _)| *index == attachment.ifindex)
-                && let Err(error) = self.kernel.links().detach(Hook::FromNetwork, attachment.ifindex)
-            {
-                tracing::warn!(%error, "a former uplink keeps its program");
+        for attachment in attached.iter().filter(|a| !a.hook.is_of_endpoints()) {
+            let wanted = uplinks.iter().any(|(index, _)| *index == attachment.ifindex)
+                && (host || attachment.hook != Hook::ToNetwork);
+            if !wanted && let Err(error) = self.kernel.links().detach(attachment.hook, attachment.ifindex) {
+                tracing::warn!(%error, "a device that needs it no more keeps its program");
             }
         }
         if let Err(error) = self.kernel.links().sweep() {

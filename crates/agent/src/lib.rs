@@ -15,6 +15,7 @@ mod conditions;
 mod emergency;
 mod endpoint;
 mod error;
+mod host;
 mod identities;
 mod kernel;
 mod log;

@@ -16,6 +16,7 @@ use villus_table::{Changes, Reconciler, Source};
 
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
+use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
 use crate::network::Network;
@@ -127,7 +128,7 @@ impl Node {
 
     /// What the path should be told.
     pub fn wanted_config(&self) -> villus_abi::Config {
-        config_of(&self.config, &self.runtime, self.network.router.index)
+        config_of(&self.config, &self.runtime, self.network.router.index, self.is_host_judged())
     }
 
     /// Tells the path; from now on first packets may pass.
@@ -226,7 +227,10 @@ impl Node {
     /// Writes an endpoint's file; a failure is a condition until it succeeds.
     pub fn save_endpoint(&mut self, id: u16) {
         let Some(endpoint) = self.endpoints.get(&id) else { return };
-        let result = self.state.save_endpoint(&endpoint.file);
+        let result = match endpoint.is_host() {
+            true => self.state.save(host::FILE, &endpoint.file),
+            false => self.state.save_endpoint(&endpoint.file),
+        };
         self.conditions.note(
             &format!("state of endpoint {id}"),
             result.err().map(|error| {

@@ -33,6 +33,7 @@ impl Node {
         }
         self.counts.compared += 1;
         self.read_journal();
+        self.follow_host();
         let result = self.reconcile_maps();
         self.conditions.note("comparison with the kernel", result.err().map(|error| error.to_string()));
         let ids: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();

@@ -55,6 +55,7 @@ async fn agent(
     tracing::debug!(took = ?node.started.elapsed(), "kernel, network and store are open");
     let restored = node.load_endpoints()?;
     node.restore_identities().await;
+    node.load_host()?;
     let freed: Vec<_> = restored
         .gone
         .iter()

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
 use villus_identity::{AddressPool, Ipcache, PoolState};
 use villus_policy::Repository;
@@ -12,6 +13,7 @@ use villus_table::{Backoff, Reconciler};
 use crate::AgentError;
 use crate::conditions::Conditions;
 use crate::endpoint::LabelRules;
+use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::{Kernel, Runtime};
 use crate::network::{Network, no_pool};
@@ -34,6 +36,7 @@ impl Node {
         }
         let started = Instant::now();
         let rules = LabelRules::new(&config)?;
+        host::labels(&config)?;
         let runtime = Runtime::new(&config);
         let repository = Repository::new(settings(&config, runtime.enforcement)?);
         let state = StateDir::open(&config.paths.lib_dir)?;
@@ -134,13 +137,14 @@ impl Node {
         self.match_node_by_address();
         self.sources.complete = true;
         self.note_policies();
+        self.settle_host()?;
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
         live.iter().for_each(|id| self.track(*id));
         self.regenerate(live.iter().copied());
         tracing::debug!(took = ?self.started.elapsed(), "policy maps are right");
         self.sweep();
         self.claim_node();
-        for id in &live {
+        for id in live.iter().filter(|id| **id != HOST_ID) {
             self.claim_addresses(*id);
         }
         let prefixes: Vec<_> = self.prefixes.keys().copied().collect();

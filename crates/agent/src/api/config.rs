@@ -70,6 +70,7 @@ impl Node {
             self.repository.set_settings(settings);
             if self.sources.complete {
                 self.follow_policies();
+                self.follow_host();
             }
         }
         if before.audit && !runtime.audit {
@@ -102,6 +103,7 @@ impl Node {
             endpoint.note("OK", format!("audit mode {}", if audit { "on" } else { "off" }));
             self.install(id).map_err(ApiError::internal)?;
             self.save_endpoint(id);
+            self.note_host_audit();
             self.rejudge.insert(id);
             self.wake.rejudge.notify_one();
         }

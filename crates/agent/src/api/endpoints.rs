@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use villus_abi::endpoint::HOST_ID;
 use villus_api::model::{Endpoint, EndpointChangeRequest, EndpointDeleted, EndpointPatch};
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_labels::{Label, NumericIdentity, source};
@@ -189,6 +190,10 @@ async fn delete(agent: Agent, id: EndpointRef) -> ApiResult<EndpointDeleted> {
             };
             if ids.is_empty() {
                 node.find(&id)?;
+            }
+            if ids.contains(&HOST_ID) {
+                return Err(ApiError::conflict("endpoint 0 is the node itself, which cannot be deleted")
+                    .hint("it is not judged where no policy selects it, or with enable-host-firewall off"));
             }
             let mut freed = Vec::new();
             let mut errors = Vec::new();

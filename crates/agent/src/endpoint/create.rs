@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use villus_abi::endpoint::SLOT_HOST;
 use villus_api::model::EndpointState;
 use villus_api::{ApiError, ApiResult};
 use villus_identity::{AddressPool, Family, PoolError};
@@ -259,6 +260,9 @@ impl Node {
     /// Writes an endpoint's record, addresses and device, in the order in which they are asked.
     pub fn install(&mut self, id: u16) -> villus_datapath::Result<()> {
         let Some(endpoint) = self.endpoints.get(&id) else { return Ok(()) };
+        if endpoint.is_host() {
+            return self.kernel.maps.endpoints.insert(&SLOT_HOST, &endpoint.record().unwrap_or_default());
+        }
         let (Some(record), Some(device)) = (endpoint.record(), &endpoint.file.device) else { return Ok(()) };
         let maps = &self.kernel.maps;
         let slot = u32::from(id);

@@ -15,6 +15,7 @@ mod vanish;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use villus_abi::endpoint::HOST_ID;
 use villus_api::model::{EndpointLogEntry, EndpointState};
 use villus_datapath::Shapes;
 use villus_labels::{Labels, NumericIdentity};
@@ -66,6 +67,8 @@ pub(crate) struct Endpoint {
     pub gone_since: Option<Instant>,
     /// Its device was switched on when it was looked at last.
     pub device_up: bool,
+    /// Of the node itself: a policy selects it.
+    pub selected: bool,
 }
 
 impl Endpoint {
@@ -90,6 +93,7 @@ impl Endpoint {
             pending_until: None,
             gone_since: None,
             device_up: true,
+            selected: false,
         };
         endpoint.enter(state, "known to the agent");
         endpoint
@@ -103,8 +107,16 @@ impl Endpoint {
         NumericIdentity(self.file.identity)
     }
 
-    /// Whether packets can be its: it has a device and a record in the kernel.
+    /// Whether it is the node itself, which has no device of its own.
+    pub fn is_host(&self) -> bool {
+        self.file.id == HOST_ID
+    }
+
+    /// Whether packets can be its: it has a device and a record in the kernel; of the node itself, whether it is judged.
     pub fn is_live(&self) -> bool {
+        if self.is_host() {
+            return self.selected;
+        }
         self.file.device.is_some() && self.gone_since.is_none() && self.pending_until.is_none()
     }
 

@@ -12,6 +12,9 @@ use super::Endpoint;
 impl Endpoint {
     /// Its record; `None` while it has no device.
     pub fn record(&self) -> Option<villus_abi::Endpoint> {
+        if self.is_host() {
+            return self.is_live().then(|| self.host_record());
+        }
         let device = self.file.device.as_ref().filter(|_| self.is_live())?;
         let delivery = match device.delivery() {
             Delivery::Peer => FLAG_DELIVER_PEER,
@@ -44,6 +47,19 @@ impl Endpoint {
         }
         self.shapes.store(&mut record);
         Some(record)
+    }
+
+    fn host_record(&self) -> villus_abi::Endpoint {
+        let audit = if self.file.audit == Some(true) { FLAG_AUDIT } else { 0 };
+        let mut record = villus_abi::Endpoint {
+            id: self.file.id,
+            flags: FLAG_ACTIVE | audit,
+            identity: self.file.identity,
+            policy: u32::from(self.file.id),
+            ..Default::default()
+        };
+        self.shapes.store(&mut record);
+        record
     }
 }
 

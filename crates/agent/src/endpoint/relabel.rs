@@ -12,6 +12,12 @@ impl Node {
     /// The labels that an endpoint would have after a patch.
     pub fn relabelled(&self, id: u16, patch: &EndpointPatch) -> ApiResult<Labelled> {
         let endpoint = self.endpoints.get(&id).ok_or_else(|| gone(id))?;
+        if endpoint.is_host() {
+            return Err(ApiError::conflict(
+                "endpoint 0 is the node itself: its labels are those of the options",
+            )
+            .hint("set node-labels and start the agent again"));
+        }
         if !endpoint.is_live() {
             return Err(ApiError::conflict(format!(
                 "endpoint {id} waits to be created again, with its labels"

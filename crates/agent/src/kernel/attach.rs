@@ -43,8 +43,13 @@ impl Attacher {
             .collect()
     }
 
-    /// Makes an uplink run its program.
-    pub fn attach_uplink(&self, ifindex: u32) -> Result<()> {
-        Links::new(&self.pins).attach(self.programs.wait()?, Hook::FromNetwork, ifindex, self.mode).map(drop)
+    /// Makes an uplink run its program; with `host` also that which judges what the node itself sends.
+    pub fn attach_uplink(&self, ifindex: u32, host: bool) -> Result<()> {
+        let (object, links) = (self.programs.wait()?, Links::new(&self.pins));
+        links.attach(object, Hook::FromNetwork, ifindex, self.mode)?;
+        if host {
+            links.attach(object, Hook::ToNetwork, ifindex, self.mode)?;
+        }
+        Ok(())
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use villus_abi::config::{
-    FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_DROP_EVENTS, FLAG_IPV4,
-    FLAG_IPV6, FLAG_TRACE, FLAG_TRACE_ALL, FLAG_VERDICT_EVENTS,
+    FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_DROP_EVENTS, FLAG_HOST_POLICY,
+    FLAG_IPV4, FLAG_IPV6, FLAG_TRACE, FLAG_TRACE_ALL, FLAG_VERDICT_EVENTS,
 };
 use villus_abi::time::{Tick, from_ns};
 use villus_config::Config;
@@ -36,7 +36,12 @@ impl Runtime {
 }
 
 /// What the path is told.
-pub(crate) fn config_of(config: &Config, runtime: &Runtime, router_ifindex: u32) -> villus_abi::Config {
+pub(crate) fn config_of(
+    config: &Config,
+    runtime: &Runtime,
+    router_ifindex: u32,
+    host: bool,
+) -> villus_abi::Config {
     let flags = [
         (config.ipv4.enabled, FLAG_IPV4),
         (config.ipv6.enabled, FLAG_IPV6),
@@ -48,6 +53,7 @@ pub(crate) fn config_of(config: &Config, runtime: &Runtime, router_ifindex: u32)
         (runtime.verdicts, FLAG_VERDICT_EVENTS),
         (config.datapath.allow_icmp_frag_needed, FLAG_ALLOW_FRAG_NEEDED),
         (runtime.audit, FLAG_AUDIT),
+        (host, FLAG_HOST_POLICY),
     ];
     villus_abi::Config {
         flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),

@@ -26,6 +26,7 @@ impl Node {
             self.absorb_identities();
             self.follow_policies();
         }
+        self.follow_host();
         self.note_policies();
         if !(change.new_prefixes.is_empty() && change.gone_prefixes.is_empty()) {
             self.identities.save(&self.state);

@@ -14,13 +14,15 @@ const PREFIX: &str = "rules of ";
 const RANGES: &str = "port ranges of ";
 
 impl Node {
-    /// Says of each policy what it names and nobody has, and that nodes are not enforced.
+    /// Says of each policy what it names and nobody has, and that nodes are not held to it.
     pub fn note_policies(&mut self) {
         let mut notes = BTreeMap::new();
         for policy in self.repository.policies() {
             let mut said: Vec<String> =
                 unresolved(policy, self.repository.referents()).iter().map(ToString::to_string).collect();
-            said.extend(unenforced_on_nodes(policy));
+            if !self.config.policy.host_firewall {
+                said.extend(unenforced_on_nodes(policy));
+            }
             if !said.is_empty() {
                 notes.insert(format!("{PREFIX}{} ({})", policy.key, policy.key.origin), said.join("; "));
             }
@@ -78,5 +80,5 @@ impl Node {
 
 fn unenforced_on_nodes(policy: &Policy) -> Option<String> {
     let rule = policy.rules.iter().find(|rule| matches!(rule.subject, SubjectSelector::Nodes(_)))?;
-    Some(format!("{} selects nodes, and is accepted but not enforced on them", rule.path))
+    Some(format!("{} selects nodes, which are not held to policies: enable-host-firewall is off", rule.path))
 }

@@ -156,6 +156,10 @@ pub struct Policy {
     pub enforcement: Enforcement,
     /// `policy-audit-mode`.
     pub audit: bool,
+    /// `enable-host-firewall`.
+    pub host_firewall: bool,
+    /// `node-labels`.
+    pub node_labels: Vec<String>,
     /// `allow-localhost`.
     pub allow_localhost: AllowLocalhost,
     /// `policy-default-local-cluster`.
@@ -363,6 +367,8 @@ impl Policy {
                 _ => Enforcement::Default,
             },
             audit: r.bool("policy-audit-mode"),
+            host_firewall: r.bool("enable-host-firewall"),
+            node_labels: r.list("node-labels"),
             allow_localhost: match r.text("allow-localhost").as_str() {
                 "always" => AllowLocalhost::Always,
                 "policy" => AllowLocalhost::Policy,

@@ -299,6 +299,21 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     opt(
         Group::Policy,
+        "enable-host-firewall",
+        Bool,
+        "false",
+        "Hold the node itself to policies with a nodeSelector. Off until one selects it, audited until \
+         `villus endpoint config 0 PolicyAuditMode=false`.",
+    ),
+    opt(
+        Group::Policy,
+        "node-labels",
+        List,
+        "",
+        "Labels of this node, by which a nodeSelector finds it: key=value, the source k8s where none is given.",
+    ),
+    opt(
+        Group::Policy,
         "allow-localhost",
         Choice(&["auto", "always", "policy"]),
         "auto",

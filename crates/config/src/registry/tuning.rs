@@ -312,7 +312,6 @@ const MULTI_POOL: &[Row] = &[
     ("ipam-multi-pool-pre-allocation", T, ""),
 ];
 
-const NODE_LABELS: &[Row] = &[("node-labels", L, "")];
 const EVENT_LIMITS: &[Row] = &[
     ("bpf-events-default-burst-limit", N, "0"),
     ("bpf-events-default-rate-limit", N, "0"),
@@ -343,7 +342,6 @@ const TABLES: &[(Group, &str, &[Row])] = &[
     (Group::Api, "metrics over HTTP", METRICS),
     (Group::Datapath, "acceleration of sockets and big segments", ACCELERATION),
     (Group::Addresses, "pools that others hand out", MULTI_POOL),
-    (Group::Policy, "policies that select nodes by label", NODE_LABELS),
     (Group::Monitor, "limits on events", EVENT_LIMITS),
 ];
 
