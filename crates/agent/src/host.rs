@@ -59,6 +59,7 @@ impl Node {
             addresses: Vec::new(),
             names: Default::default(),
             sticky: false,
+            named_ports: Default::default(),
             audit: kept.as_ref().and_then(|kept| kept.audit),
             allow_dhcp: false,
             device: None,

@@ -23,6 +23,6 @@ pub use deed::{Outcome, Undone, carry_out, remove_hand_made, undo};
 pub use error::EmergencyError;
 pub use journal::{Journal, Log};
 pub use key::{direction_text, hand_id, key_text, parse_hand_id, port_text};
-pub use plan::{Order, Plan};
+pub use plan::{Order, Plan, name};
 pub use record::{Allow, Change, Event, Record, Taken, rfc3339};
 pub use state::{Deed, Hold, State};

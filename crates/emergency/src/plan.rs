@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use villus_abi::{Direction, PolicyKey};
+use villus_abi::{Direction, PolicyKey, endpoint::HOST_ID};
 use villus_datapath::PolicyView;
 
 use crate::{
@@ -35,6 +35,12 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+/// What an endpoint is called: its number, or that it is the node itself.
+#[must_use]
+pub fn name(endpoint: u16) -> String {
+    if endpoint == HOST_ID { "the node itself".to_owned() } else { format!("endpoint {endpoint}") }
+}
+
 /// The key of the entry for everything in one direction.
 const fn everything(direction: Direction) -> PolicyKey {
     PolicyKey::new(0, 0, 0, direction)
@@ -49,7 +55,7 @@ impl Plan {
         for endpoint in &order.endpoints {
             match views.get(endpoint) {
                 Some(view) => plan.open(view, order),
-                None => plan.warnings.push(format!("endpoint {endpoint} has no policy map: nothing to open")),
+                None => plan.warnings.push(format!("{} has no policy map: nothing to open", name(*endpoint))),
             }
         }
         plan.warn_of_peers(views, identities, order);
@@ -85,7 +91,7 @@ impl Plan {
         if view.in_slot.is_none() {
             let text =
                 "its map is not in use: its programs have no policy to ask, so its packets stay dropped";
-            self.warnings.push(format!("endpoint {}: {text}", view.endpoint));
+            self.warnings.push(format!("{}: {text}", name(view.endpoint)));
         }
         if !change.insert.is_empty() || !change.take.is_empty() {
             self.changes.push(change);
@@ -105,7 +111,8 @@ impl Plan {
                 Direction::Egress => Direction::Ingress,
             };
             let opened = |id: &u16| order.endpoints.contains(id) && order.directions.contains(&other);
-            for endpoint in order.endpoints.iter().filter(|id| views.contains_key(id)) {
+            let workloads = order.endpoints.iter().filter(|id| **id != HOST_ID);
+            for endpoint in workloads.filter(|id| views.contains_key(id)) {
                 let identity = identities.get(endpoint).copied().unwrap_or_default();
                 let blocking: Vec<String> = views
                     .values()
@@ -115,8 +122,9 @@ impl Plan {
                     .collect();
                 if !blocking.is_empty() {
                     self.warnings.push(format!(
-                        "endpoint {endpoint}: the {} policy of endpoint {} does not let everything pass {} it; \
+                        "{}: the {} policy of endpoint {} does not let everything pass {} it; \
                          open that too if traffic between them is still denied",
+                        name(*endpoint),
                         direction_text(other),
                         listed(&blocking),
                         if other == Direction::Egress { "to" } else { "from" },
@@ -140,7 +148,8 @@ fn still_denied(endpoint: u16, direction: Direction, denies: &[Taken]) -> String
     let keys: Vec<String> = denies.iter().map(|taken| key_text(&taken.key)).collect();
     let verb = if denies.len() == 1 { "entry that denies stays" } else { "entries that deny stay" };
     format!(
-        "endpoint {endpoint}: {} {verb} in force for {} ({}); --override-deny takes them out",
+        "{}: {} {verb} in force for {} ({}); --override-deny takes them out",
+        name(endpoint),
         denies.len(),
         direction_text(direction),
         listed(&keys),

@@ -188,6 +188,30 @@ fn other_maps_are_listed() {
 }
 
 #[test]
+fn an_emergency_opens_the_node_itself_for_who_is_locked_out() {
+    alone!();
+    let mut kernel = Kernel::new();
+    let said = kernel.villus(&["emergency", "allow", "--host"]).fails(1);
+    assert!(said.contains("the node itself has no policy map") && said.contains("nftables"), "{said}");
+    let deny = PolicyKey::new(2, 22, 6, IN);
+    kernel.endpoint(0, 1, &[(deny, PolicyEntry::DENY), (PolicyKey::new(2, 80, 6, IN), PolicyEntry::ALLOW)]);
+    kernel.endpoint(5, 500, &[]);
+    let said = kernel.villus(&["emergency", "allow", "--host", "--dry-run"]).ok();
+    assert!(said.contains("the node itself: would be allowed") && said.contains("--override-deny"), "{said}");
+    assert!(!kernel.entries(0).contains_key(&ALL_IN));
+    kernel.villus(&["emergency", "allow", "--all"]).ok();
+    assert!(!kernel.entries(0).contains_key(&ALL_IN), "--all is for workloads");
+    let said = kernel.villus(&["emergency", "allow", "--host", "--override-deny"]).ok();
+    assert!(said.contains("the node itself: no longer denied"), "{said}");
+    let there = kernel.entries(0);
+    assert!(there.contains_key(&ALL_IN) && there.contains_key(&ALL_OUT) && !there.contains_key(&deny));
+    kernel.villus(&["emergency", "undo", "--all"]).ok();
+    assert_eq!(kernel.entries(0).len(), 2);
+    kernel.villus(&["emergency", "allow", "--host", "--egress"]).ok();
+    assert!(!kernel.entries(0).contains_key(&ALL_IN) && kernel.entries(0).contains_key(&ALL_OUT));
+}
+
+#[test]
 fn an_emergency_opens_both_directions_and_is_undone() {
     alone!();
     let mut kernel = Kernel::new();

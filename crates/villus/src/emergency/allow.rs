@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration, time::SystemTime};
 
 use clap::Args;
-use villus_abi::Direction;
+use villus_abi::{Direction, endpoint::HOST_ID};
 use villus_datapath::{PolicyView, policy_endpoints, view_policy};
-use villus_emergency::{Allow, Order, Plan, carry_out, direction_text, key_text, rfc3339};
+use villus_emergency::{Allow, Order, Plan, carry_out, direction_text, key_text, name, rfc3339};
 
 use super::{check_root, timer, who};
 use crate::{
@@ -18,17 +18,21 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  villus emergency allow --endpoint 794 --for 15m\n  villus emergency allow --all --dry-run\n  \
-                  villus emergency allow --endpoint 10.15.0.3 --ingress --override-deny\n\n\
+                  villus emergency allow --endpoint 10.15.0.3 --ingress --override-deny\n  \
+                  villus emergency allow --host --override-deny --for 30m\n\n\
                   Works without an agent; an agent that runs or starts keeps the entries and shows them. Take it back\n\
                   with `villus emergency undo`."
 )]
 pub struct AllowArgs {
     /// The endpoint: its id, the name of its map, or one of its addresses; may be given several times.
-    #[arg(long, value_name = "ID", value_delimiter = ',', required_unless_present = "all")]
+    #[arg(long, value_name = "ID", value_delimiter = ',', required_unless_present_any = ["all", "host"])]
     endpoint: Vec<String>,
-    /// All endpoints of this node; not those that come later.
+    /// All endpoints of this node; not those that come later, and not the node itself.
     #[arg(long, conflicts_with = "endpoint")]
     all: bool,
+    /// The node itself, for who has locked himself out of it.
+    #[arg(long)]
+    host: bool,
     /// Only packets to the endpoints.
     #[arg(long)]
     ingress: bool,
@@ -60,10 +64,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 impl AllowArgs {
     fn order(&self, kernel: &Kernel, host: &Host, all: &BTreeMap<u16, PolicyView>) -> Result<Order, Failure> {
         let mut endpoints: Vec<u16> = if self.all {
-            all.keys().copied().collect()
+            all.keys().copied().filter(|id| *id != HOST_ID).collect()
         } else {
             self.endpoint.iter().map(|text| kernel.endpoint(text, host)).collect::<Result<_, _>>()?
         };
+        endpoints.extend(self.host.then_some(HOST_ID));
         endpoints.sort_unstable();
         endpoints.dedup();
         let directions = match (self.ingress, self.egress) {
@@ -85,7 +90,9 @@ pub fn run(host: &Host, args: &AllowArgs) -> Result<(), Failure> {
     if plan.is_empty() && plan.already.is_empty() {
         plan.warnings.iter().for_each(|warning| out::complain(&format!("villus: {warning}")));
         let missing = order.endpoints.iter().any(|id| !views.contains_key(id));
-        let fix = if missing {
+        let fix = if missing && args.host {
+            "no policy selects the node: look for what else keeps you out, such as nftables"
+        } else if missing {
             "see `villus bpf endpoint list` for the endpoints of this node"
         } else {
             "repeat it with --override-deny: everything is denied by one entry, which must give way"
@@ -93,7 +100,7 @@ pub fn run(host: &Host, args: &AllowArgs) -> Result<(), Failure> {
         return Err(Failure::new("nothing was opened").fix(fix));
     }
     for (endpoint, direction) in &plan.already {
-        out::line(&format!("endpoint {endpoint}: {} is open already", direction_text(*direction)))?;
+        out::line(&format!("{}: {} is open already", name(*endpoint), direction_text(*direction)))?;
     }
     if args.dry_run {
         describe(&plan, "would be ")?;
@@ -126,7 +133,7 @@ pub fn run(host: &Host, args: &AllowArgs) -> Result<(), Failure> {
     }
     out::line(&format!("take it back with: villus emergency undo {}", allow.id))?;
     for (endpoint, error) in &outcome.failed {
-        out::complain(&format!("villus: endpoint {endpoint} was not opened: {error}"));
+        out::complain(&format!("villus: {} was not opened: {error}", name(*endpoint)));
     }
     if outcome.failed.is_empty() { Ok(()) } else { Err(Failure::silent(FAILED)) }
 }
@@ -147,12 +154,12 @@ fn endpoints(kernel: &Kernel) -> Result<Endpoints, Failure> {
 
 fn describe(plan: &Plan, would: &str) -> Result<(), Failure> {
     for change in &plan.changes {
-        let id = change.endpoint;
+        let name = name(change.endpoint);
         for key in &change.insert {
-            out::line(&format!("endpoint {id}: {would}allowed: {}", key_text(key)))?;
+            out::line(&format!("{name}: {would}allowed: {}", key_text(key)))?;
         }
         for taken in &change.take {
-            out::line(&format!("endpoint {id}: {would}no longer denied: {}", key_text(&taken.key)))?;
+            out::line(&format!("{name}: {would}no longer denied: {}", key_text(&taken.key)))?;
         }
     }
     Ok(())
