@@ -9,6 +9,9 @@ use crate::failure::Failure;
 /// How long a command that does not need the agent waits for it.
 const BRIEFLY: Duration = Duration::from_secs(2);
 
+/// What `--host` means where it has no path behind it (`emergency allow`): no socket, but the node itself.
+pub const THE_NODE: &str = "the node itself";
+
 /// Where the agent listens.
 pub struct Host {
     named: Option<String>,
@@ -16,7 +19,7 @@ pub struct Host {
 
 impl Host {
     pub fn new(named: Option<String>) -> Self {
-        Self { named }
+        Self { named: named.filter(|named| named != THE_NODE) }
     }
 
     /// A client that waits as long as requests take.

@@ -9,7 +9,7 @@ use villus_emergency::{Allow, Order, Plan, carry_out, direction_text, key_text, 
 
 use super::{check_root, timer, who};
 use crate::{
-    connect::Host,
+    connect::{Host, THE_NODE},
     failure::{FAILED, Failure},
     kernel::{Kernel, PlaceArgs},
     out,
@@ -30,9 +30,16 @@ pub struct AllowArgs {
     /// All endpoints of this node; not those that come later, and not the node itself.
     #[arg(long, conflicts_with = "endpoint")]
     all: bool,
-    /// The node itself, for who has locked himself out of it.
-    #[arg(long)]
-    host: bool,
+    /// The node itself, for who has locked himself out of it. With =PATH the agent's socket, as before the command.
+    #[arg(
+        id = "host",
+        long = "host",
+        value_name = "PATH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = THE_NODE
+    )]
+    host: Option<String>,
     /// Only packets to the endpoints.
     #[arg(long)]
     ingress: bool,
@@ -62,13 +69,17 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl AllowArgs {
+    fn is_for_node(&self) -> bool {
+        self.host.as_deref() == Some(THE_NODE)
+    }
+
     fn order(&self, kernel: &Kernel, host: &Host, all: &BTreeMap<u16, PolicyView>) -> Result<Order, Failure> {
         let mut endpoints: Vec<u16> = if self.all {
             all.keys().copied().filter(|id| *id != HOST_ID).collect()
         } else {
             self.endpoint.iter().map(|text| kernel.endpoint(text, host)).collect::<Result<_, _>>()?
         };
-        endpoints.extend(self.host.then_some(HOST_ID));
+        endpoints.extend(self.is_for_node().then_some(HOST_ID));
         endpoints.sort_unstable();
         endpoints.dedup();
         let directions = match (self.ingress, self.egress) {
@@ -90,7 +101,7 @@ pub fn run(host: &Host, args: &AllowArgs) -> Result<(), Failure> {
     if plan.is_empty() && plan.already.is_empty() {
         plan.warnings.iter().for_each(|warning| out::complain(&format!("villus: {warning}")));
         let missing = order.endpoints.iter().any(|id| !views.contains_key(id));
-        let fix = if missing && args.host {
+        let fix = if missing && args.is_for_node() {
             "no policy selects the node: look for what else keeps you out, such as nftables"
         } else if missing {
             "see `villus bpf endpoint list` for the endpoints of this node"
