@@ -50,7 +50,7 @@ impl Agent {
     }
 
     /// Attaches the programs of one endpoint the way that the options say, while others have their turn with the node. Says
-    /// whether there was one.
+    /// whether there was one and it is done.
     pub async fn settle_one(&self) -> bool {
         let node = self.node.clone();
         let done = tokio::task::spawn_blocking(move || {
@@ -61,8 +61,7 @@ impl Agent {
             drop(locked);
             let result = work.attacher.attach_endpoint(work.ifindex);
             drop(busy);
-            lock(&node).settled(work.id, result);
-            true
+            lock(&node).settled(work.id, result)
         });
         done.await.unwrap_or(false)
     }

@@ -34,7 +34,7 @@ impl Node {
         let attacher = self.kernel.attacher();
         for (id, index) in &live {
             let result = attacher.attach_at_once(*index);
-            if let Ok(false) = result {
+            if !matches!(result, Ok(true)) {
                 self.unsettled.insert(*id);
             }
             self.note_programs(*id, result.err());
@@ -76,12 +76,55 @@ impl Node {
         }
     }
 
-    /// What came of it.
-    pub fn settled(&mut self, id: u16, result: villus_datapath::Result<()>) {
+    /// What came of it; says whether it is done. What failed is tried again later.
+    pub fn settled(&mut self, id: u16, result: villus_datapath::Result<()>) -> bool {
         self.settling = None;
+        let done = result.is_ok();
         if self.endpoints.get(&id).is_some_and(|e| e.is_live()) {
             self.note_programs(id, result.err());
+            if !done {
+                self.unsettled.insert(id);
+            }
         }
+        done
+    }
+
+    /// Attaches programs again that somebody took off an endpoint's device: without them no policy holds there. Says of
+    /// how many endpoints.
+    pub fn mend_programs(&mut self) -> usize {
+        if !self.attached {
+            return 0;
+        }
+        let live = self.endpoints.values().filter(|e| e.is_live() && self.settling != Some(e.id()));
+        let live: Vec<(u16, u32)> =
+            live.filter_map(|e| Some((e.id(), e.file.device.as_ref()?.index()))).collect();
+        let indices: Vec<u32> = live.iter().map(|(_, index)| *index).collect();
+        let attached = match self.kernel.links().list(&indices) {
+            Ok(attached) => attached,
+            Err(error) => {
+                self.conditions.note("programs on devices", Some(error.to_string()));
+                return 0;
+            }
+        };
+        self.conditions.note("programs on devices", None);
+        let has =
+            |index: u32, hook: Hook| attached.iter().any(|a| a.alive && a.ifindex == index && a.hook == hook);
+        let bare: Vec<(u16, u32)> = live
+            .into_iter()
+            .filter(|(_, index)| !has(*index, Hook::FromEndpoint) || !has(*index, Hook::ToEndpoint))
+            .collect();
+        for (id, index) in &bare {
+            tracing::warn!(
+                endpoint = id,
+                "somebody took our programs off its device; they are attached again"
+            );
+            let result = self.kernel.attacher().attach_at_once(*index);
+            if !matches!(result, Ok(true)) {
+                self.unsettled.insert(*id);
+            }
+            self.note_programs(*id, result.err());
+        }
+        bare.len()
     }
 
     /// Waits until nobody attaches programs to an endpoint that is about to go.

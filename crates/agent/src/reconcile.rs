@@ -41,6 +41,7 @@ impl Node {
             self.reconcile_policy(id);
         }
         self.note_hand_made();
+        self.counts.repaired += self.mend_programs() as u64;
     }
 
     /// A part of the comparison, so that a few seconds see all of it: the next `share` of the endpoints, and after the
