@@ -254,7 +254,7 @@ fn without_an_agent_the_kernels_maps_still_say_why() {
     assert!(unknown.contains("only the agent knows who \"client\" is"), "{unknown}");
 
     let would = villus(&["cleanup", "--dry-run"]).ok();
-    assert!(would.starts_with("would remove:\n") && would.contains("  forwarding of IPv4\n"), "{would}");
+    assert!(would.starts_with("would remove:\n") && would.contains("  forwarding of ipv4\n"), "{would}");
     assert!(!would.contains('{') && !would.contains("Sysctl"), "{would}");
     let json = villus(&["cleanup", "--dry-run", "-o", "json"]).ok();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
