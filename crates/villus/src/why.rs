@@ -70,7 +70,7 @@ pub fn run(host: &Host, args: &WhyArgs) -> Result<(), Failure> {
             absent @ (ClientError::NotRunning { .. }
             | ClientError::Timeout { .. }
             | ClientError::Broken { .. }),
-        ) => return without_agent(host, args, &request, &absent),
+        ) => return without_agent(host, args, &request, absent),
         answer => answer?,
     };
     args.output.print(&reply, || text(&reply))?;
@@ -96,9 +96,10 @@ fn without_agent(
     host: &Host,
     args: &WhyArgs,
     request: &WhyRequest,
-    absent: &ClientError,
+    absent: ClientError,
 ) -> Result<(), Failure> {
-    let kernel = args.places.kernel()?;
+    // Without maps there is nobody to be asked.
+    let Ok(kernel) = args.places.kernel() else { return Err(absent.into()) };
     let port = port(&request.port).map_err(Failure::usage)?;
     let question = Question {
         src: party(&kernel, &request.src, host)?,
