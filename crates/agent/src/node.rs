@@ -20,7 +20,7 @@ use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
 use crate::network::Network;
-use crate::policy::Sources;
+use crate::policy::{Sources, Waiting};
 use crate::reconcile::Counts;
 use crate::state::StateDir;
 use crate::wake::Wake;
@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub endpoints: BTreeMap<u16, Endpoint>,
     pub repository: Repository,
     pub sources: Sources,
+    /// Changes of policies that wait to be confirmed.
+    pub waiting: Waiting,
     pub identities: Arc<IdentityRoom>,
     pub identity_feed: Changes<NumericIdentity, Labels>,
     /// Prefixes that policies name and that have a reference to their number.

@@ -70,6 +70,7 @@ impl Node {
             endpoints: BTreeMap::new(),
             repository,
             sources,
+            waiting: Default::default(),
             identities,
             identity_feed,
             prefixes: BTreeMap::new(),
@@ -95,6 +96,7 @@ impl Node {
             grace_over: false,
             config,
         };
+        node.load_waiting();
         node.read_journal();
         node.remember_old_flows();
         Ok((node, lock))

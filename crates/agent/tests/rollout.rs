@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use common::{TestNode, allow};
 use villus_api::EndpointRef;
-use villus_api::model::{DaemonConfigurationSpec, PolicyName, PolicyText, PreviewRequest};
+use villus_api::model::{
+    DaemonConfigurationSpec, PolicyDelete, PolicyImport, PolicyName, PolicyText, PreviewRequest,
+    WaitingChange,
+};
 use villus_flows::Direction;
 use villus_flows::hubble::open_flows;
 use villus_labels::{Labels, Selector};
@@ -172,4 +175,87 @@ fn flows_are_written_to_disk_and_read_from_there() {
                 .iter()
                 .any(|w| w.message.contains("flows.log"))
     });
+}
+
+/// Open connections from a client to a server, and policies that touch them.
+fn connected(node: &TestNode) -> (common::Workload, common::Workload, Vec<std::net::TcpStream>) {
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    let open = (0..4).map(|_| client.connects(server.v4(), 80).unwrap()).collect();
+    (server, client, open)
+}
+
+fn waiting(node: &TestNode) -> Vec<WaitingChange> {
+    node.client().policy(&Default::default()).unwrap().waiting
+}
+
+#[test]
+fn a_change_that_would_cut_too_much_waits_over_a_restart_until_it_is_confirmed() {
+    alone!();
+    let mut node = TestNode::started(&[("policy-change-limit", "flows=10%")]);
+    let (server, client, mut open) = connected(&node);
+    let nobody = allow("web", "server", "nobody", 80);
+    let import = PolicyImport { file: "web.yaml".into(), text: nobody, ..PolicyImport::default() };
+    let answer = node.client().import_policy(&import).unwrap();
+    let told = answer.waiting.unwrap();
+    assert_eq!((told.id, told.policies.as_slice()), (1, &["default/web".to_owned()][..]));
+    assert!(told.impact.flows.touched >= 4 && told.impact.endpoints == [server.id()], "{told:?}");
+    assert!(told.impact.cut.iter().any(|flow| flow.ends_with(":80/tcp")), "{told:?}");
+    assert!(answer.added.is_empty(), "nothing was done");
+    assert!(open.iter_mut().all(common::echoes) && client.asks(server.v4(), 80));
+    let said = || node.client().status_details().unwrap().warnings;
+    assert!(said().iter().any(|w| w.message.contains("policy change 1") && w.message.contains("confirm 1")));
+
+    // What touches no flow is not held up.
+    node.import(&allow("other", "nobody", "client", 80));
+
+    node.kill();
+    node.start();
+    assert_eq!(waiting(&node), std::slice::from_ref(&told));
+    assert!(open.iter_mut().all(common::echoes), "it still waits");
+    assert!(node.client().confirm_policy(7).is_err());
+    node.client().confirm_policy(1).unwrap();
+    assert_eq!(waiting(&node), []);
+    assert!(!client.asks(server.v4(), 80));
+    eventually("open connections are cut", || !open.iter_mut().any(common::echoes));
+
+    // A deletion that would cut is held as well, one that opens is not: here none is left to cut.
+    let delete = PolicyDelete { name: "web".into(), ..PolicyDelete::default() };
+    assert_eq!(node.client().delete_policy(&delete).unwrap().waiting, None);
+    assert!(client.asks(server.v4(), 80));
+}
+
+#[test]
+fn a_file_that_would_cut_too_much_waits_and_can_be_rejected() {
+    alone!();
+    let mut node = TestNode::started(&[("policy-change-limit", "10%")]);
+    let (server, client, mut open) = connected(&node);
+    let deny = allow("web", "server", "nobody", 80);
+    node.policy_file("web.yaml", &deny);
+    eventually("the file waits", || waiting(&node).len() == 1);
+    let told = waiting(&node).remove(0);
+    assert!(told.source.ends_with("policies/web.yaml") && told.impact.entries.touched > 0, "{told:?}");
+    assert!(open.iter_mut().all(common::echoes));
+
+    node.kill();
+    node.start();
+    assert_eq!(waiting(&node), std::slice::from_ref(&told), "over a restart");
+    assert!(client.asks(server.v4(), 80));
+
+    node.client().reject_policy(told.id).unwrap();
+    node.kill();
+    node.start();
+    assert_eq!(waiting(&node), [], "rejected over a restart");
+    assert!(client.asks(server.v4(), 80) && open.iter_mut().all(common::echoes));
+
+    // Another version is another change.
+    node.policy_file("web.yaml", &format!("{deny}# again\n"));
+    eventually("the new version waits", || waiting(&node).len() == 1);
+    node.client().confirm_policy(waiting(&node)[0].id).unwrap();
+    assert!(!client.asks(server.v4(), 80));
+    node.kill();
+    node.start();
+    assert!(!client.asks(server.v4(), 80), "confirmed over a restart");
+    assert_eq!(waiting(&node), []);
 }

@@ -121,6 +121,14 @@ impl Backend for Api {
         preview::preview(&self.0, request).await
     }
 
+    async fn confirm_policy(&self, id: u64) -> ApiResult<PolicyChange> {
+        self.0.with(move |node| node.confirm_policies(id)).await?
+    }
+
+    async fn reject_policy(&self, id: u64) -> ApiResult<PolicyChange> {
+        self.0.with(move |node| node.reject_policies(id)).await?
+    }
+
     async fn observed_flows(&self) -> ApiResult<ObservedFlows> {
         observed::flows(&self.0).await
     }

@@ -33,7 +33,8 @@ impl Node {
             return Err(ApiError::not_found("no policy is meant")
                 .hint("`villus policy get` without a name shows all"));
         }
-        Ok(Policy { policy: format!("[{}]", objects.join(",")), revision: self.repository.revision() })
+        let policy = format!("[{}]", objects.join(","));
+        Ok(Policy { policy, revision: self.repository.revision(), waiting: self.waiting.told() })
     }
 
     /// Selectors in use.

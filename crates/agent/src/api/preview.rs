@@ -3,7 +3,7 @@
 use villus_api::model::PreviewRequest;
 use villus_api::{ApiError, ApiResult};
 use villus_datapath::ROOM;
-use villus_rollout::{Numbers, Objects, Plan, Preview, Subject};
+use villus_rollout::{Objects, Plan, Preview, Subject};
 
 use super::observed;
 use crate::agent::Agent;
@@ -42,16 +42,11 @@ impl Node {
             labels: endpoint.identity_labels.clone(),
             audit: (self.runtime.audit || endpoint.file.audit.unwrap_or(false)) && !request.enforced,
         });
-        let table = self.identities.table.snapshot();
-        let identities = table.iter().filter(|(identity, _)| !identity.is_local());
         Ok(Plan {
             settings: self.repository.settings().clone(),
             before,
             after,
-            numbers: Numbers::new(
-                identities.map(|(identity, labels)| (*identity, labels.clone())),
-                self.prefixes.iter().map(|(prefix, identity)| (*prefix, *identity)),
-            ),
+            numbers: self.numbers(),
             subjects: subjects.collect(),
             audit,
             max_entries: (self.config.datapath.policy_map_max as usize).saturating_sub(ROOM),

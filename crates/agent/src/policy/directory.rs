@@ -9,6 +9,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use villus_policy::ParsedFile;
 
+use super::waiting::{GONE, REJECTED, Stays};
 use super::{FileState, import::merge};
 use crate::node::Node;
 
@@ -65,22 +66,86 @@ impl Node {
         let gone: Vec<PathBuf> =
             self.sources.files.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
         for path in gone {
-            self.sources.files.remove(&path);
-            self.conditions.note(&format!("policy file {}", path.display()), None);
-            self.keep_good(&path.display().to_string(), None);
-            self.take_over(&path.display().to_string(), ParsedFile::default());
+            if self.file_stays(&path, GONE, &ParsedFile::default()).is_none() {
+                self.remove_file(&path);
+            }
         }
         for (path, text) in found {
             self.read_file(path, text);
         }
+        self.keep_removed();
         Ok(())
+    }
+
+    /// Nothing of a file is in force any more.
+    fn remove_file(&mut self, path: &Path) {
+        self.sources.files.remove(path);
+        self.conditions.note(&format!("policy file {}", path.display()), None);
+        self.keep_good(&path.display().to_string(), None);
+        self.take_over(&path.display().to_string(), ParsedFile::default());
+    }
+
+    /// Takes over a version of a file that somebody has confirmed.
+    ///
+    /// # Errors
+    /// The file holds something else by now.
+    pub(super) fn take_over_confirmed(&mut self, path: &Path, version: u64) -> Result<(), String> {
+        let name = path.display().to_string();
+        if version == GONE {
+            if path.exists() {
+                return Err("the file is there again".to_owned());
+            }
+            self.remove_file(path);
+            return Ok(());
+        }
+        let text = read(path);
+        if fingerprint(&text) != version {
+            return Err("the file has changed since".to_owned());
+        }
+        let text = text.map_err(|error| error.to_string())?;
+        let parsed = villus_policy::parse(&name, &text).map_err(|refused| refused.to_string())?;
+        self.keep_good(&name, Some(&text));
+        self.take_over(&name, parsed);
+        Ok(())
+    }
+
+    /// Before the first go-ahead: what was in force before the start stays in force where the directory says something
+    /// else now; that is looked at as a change as soon as packets pass.
+    pub(super) fn hold_back(&mut self, path: &Path, text: &io::Result<String>) -> bool {
+        if self.sources.complete || !self.config.policy.change_limit.is_on() {
+            return false;
+        }
+        let name = path.display().to_string();
+        let good = std::fs::read_to_string(self.good_version(&name));
+        let differs = matches!((&good, text), (Ok(good), Ok(text)) if good != text)
+            || self.waiting.of_file(path, fingerprint(text)).is_some();
+        if differs {
+            self.take_over_good(&name);
+        }
+        differs
+    }
+
+    /// Files whose removal waits hold what they held before the start.
+    fn keep_removed(&mut self) {
+        if self.sources.complete || !self.config.policy.change_limit.is_on() {
+            return;
+        }
+        for path in self.waiting.removals() {
+            if path.exists() || self.sources.files.contains_key(&path) {
+                continue;
+            }
+            self.take_over_good(&path.display().to_string());
+            let state = FileState { fingerprint: GONE, problem: None, warnings: Vec::new() };
+            self.sources.files.insert(path, state);
+        }
     }
 
     fn read_file(&mut self, path: PathBuf, text: io::Result<String>) {
         let name = path.display().to_string();
-        let mut hasher = DefaultHasher::new();
-        text.as_ref().map_err(ToString::to_string).hash(&mut hasher);
-        let fingerprint = hasher.finish();
+        let fingerprint = fingerprint(&text);
+        if self.hold_back(&path, &text) {
+            return;
+        }
         if self.sources.files.get(&path).is_some_and(|known| known.fingerprint == fingerprint) {
             return;
         }
@@ -90,10 +155,13 @@ impl Node {
         });
         let (problem, warnings) = match parsed {
             Ok((text, parsed)) => {
-                self.keep_good(&name, Some(&text));
                 let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
-                self.take_over(&name, parsed);
-                (None, warnings)
+                let stays = self.file_stays(&path, fingerprint, &parsed);
+                if stays.is_none() {
+                    self.keep_good(&name, Some(&text));
+                    self.take_over(&name, parsed);
+                }
+                ((stays == Some(Stays::Rejected)).then(|| REJECTED.to_owned()), warnings)
             }
             Err(problem) => {
                 if !self.sources.files.contains_key(&path) {
@@ -171,6 +239,13 @@ fn read_all(directory: &Path) -> io::Result<BTreeMap<PathBuf, io::Result<String>
         found.insert(path, text);
     }
     Ok(found)
+}
+
+/// A file's text as a number, which is never [`GONE`].
+fn fingerprint(text: &io::Result<String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.as_ref().map_err(ToString::to_string).hash(&mut hasher);
+    hasher.finish().max(GONE + 1)
 }
 
 fn read(path: &Path) -> io::Result<String> {

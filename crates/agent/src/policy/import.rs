@@ -64,6 +64,21 @@ impl Node {
             return Ok(reply);
         }
         self.must_be_complete()?;
+        if let Some(waiting) = self.import_waits(import, &parsed) {
+            reply.added.clear();
+            reply.replaced.clear();
+            reply.waiting = Some(waiting);
+            return Ok(reply);
+        }
+        self.import_now(parsed, reply)
+    }
+
+    /// Takes over all policies of a text, whatever they touch.
+    pub(super) fn import_now(
+        &mut self,
+        parsed: ParsedFile,
+        mut reply: ChangeReply,
+    ) -> ApiResult<ChangeReply> {
         for (key, object) in objects(&parsed) {
             self.keep(key, object).map_err(|error| {
                 ApiError::internal(format!("{key} cannot be written down: {error}"))
@@ -109,6 +124,20 @@ impl Node {
             return Ok(reply);
         }
         self.must_be_complete()?;
+        if let Some(waiting) = self.deletion_waits(delete, &keys) {
+            reply.deleted.clear();
+            reply.waiting = Some(waiting);
+            return Ok(reply);
+        }
+        self.delete_now(keys, reply)
+    }
+
+    /// Removes imported policies, whatever that touches.
+    pub(super) fn delete_now(
+        &mut self,
+        keys: Vec<ObjectKey>,
+        mut reply: ChangeReply,
+    ) -> ApiResult<ChangeReply> {
         for key in &keys {
             if let Err(error) = std::fs::remove_file(self.file_of(key))
                 && error.kind() != io::ErrorKind::NotFound
@@ -239,7 +268,7 @@ fn of_the_api(parsed: &mut ParsedFile) {
 }
 
 /// The objects of a text as JSON.
-fn objects(parsed: &ParsedFile) -> impl Iterator<Item = (&ObjectKey, &ObjectText)> {
+pub(super) fn objects(parsed: &ParsedFile) -> impl Iterator<Item = (&ObjectKey, &ObjectText)> {
     let referents = parsed.referents.iter().map(|referent| (&referent.key, &referent.object));
     referents.chain(parsed.policies.iter().map(|policy| (&policy.key, &policy.object)))
 }

@@ -2,10 +2,12 @@
 
 mod change;
 mod directory;
+mod impact;
 mod import;
 mod notes;
 mod regenerate;
 mod rejudge;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ use crate::AgentError;
 
 pub(crate) use directory::Watcher;
 pub(crate) use import::parse_import;
+pub(crate) use waiting::Waiting;
 
 /// Origin of policies that came by the API.
 pub(crate) const API: &str = "api";

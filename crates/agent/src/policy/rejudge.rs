@@ -67,7 +67,7 @@ impl Suspects {
 
 impl Node {
     /// Whether an endpoint's policy refuses packets, rather than only report them.
-    fn enforces(&self, id: u16) -> bool {
+    pub(super) fn enforces(&self, id: u16) -> bool {
         let live = self.endpoints.get(&id).filter(|endpoint| endpoint.is_live());
         live.is_some_and(|endpoint| !self.runtime.audit && !endpoint.file.audit.unwrap_or(false))
     }
@@ -97,14 +97,15 @@ impl Node {
     }
 }
 
-type Policies = BTreeMap<u16, EndpointPolicy>;
+/// Policies of endpoints by their ids.
+pub(super) type Policies = BTreeMap<u16, Arc<EndpointPolicy>>;
 
 /// What the kernel's policy maps of these endpoints say now.
 fn policies_of(pins: &Pins, maps: &Maps, endpoints: &BTreeSet<u16>) -> villus_datapath::Result<Policies> {
-    endpoints.iter().map(|id| Ok((*id, policy_of(view_policy(pins, maps, *id)?.entries)))).collect()
+    endpoints.iter().map(|id| Ok((*id, Arc::new(policy_of(view_policy(pins, maps, *id)?.entries))))).collect()
 }
 
-fn identity_of(ipcache: &Ipcache) -> impl Fn(IpAddr) -> u32 {
+pub(super) fn identity_of(ipcache: &Ipcache) -> impl Fn(IpAddr) -> u32 {
     |ip| ipcache.lookup(ip).map_or(0, |(_, winner)| winner.mapping.identity.0)
 }
 
@@ -114,7 +115,12 @@ fn policy_of(entries: Entries) -> EndpointPolicy {
 }
 
 /// Whether an endpoint that admitted the flow would not do so now.
-fn is_denied(policies: &Policies, identity: &dyn Fn(IpAddr) -> u32, key: &FlowKey, flow: &Flow) -> bool {
+pub(super) fn is_denied(
+    policies: &Policies,
+    identity: &dyn Fn(IpAddr) -> u32,
+    key: &FlowKey,
+    flow: &Flow,
+) -> bool {
     let (opener, other) = key.ends(flow);
     let port = asked_port(key.proto(), other);
     let denies = |id: u16, direction, peer: SocketAddr| {
@@ -156,8 +162,8 @@ mod tests {
         (FlowKey::V4(key), Flow { flags, src_endpoint: 1, dst_endpoint: 2, ..Flow::default() })
     }
 
-    fn policies(id: u16, key: PolicyKey) -> BTreeMap<u16, EndpointPolicy> {
-        BTreeMap::from([(id, policy_of(Entries::from([(key, PolicyEntry::ALLOW)])))])
+    fn policies(id: u16, key: PolicyKey) -> Policies {
+        BTreeMap::from([(id, Arc::new(policy_of(Entries::from([(key, PolicyEntry::ALLOW)]))))])
     }
 
     #[test]

@@ -128,6 +128,16 @@ impl Client {
         self.call(Call::new("POST", &["villus", "policy", "preview"]).json(request)?)
     }
 
+    /// Does what waits to be confirmed.
+    pub fn confirm_policy(&self, id: u64) -> Result<PolicyChange> {
+        self.call(Call::new("PUT", &["villus", "policy", "waiting", &id.to_string()]))
+    }
+
+    /// Drops what waits to be confirmed.
+    pub fn reject_policy(&self, id: u64) -> Result<PolicyChange> {
+        self.call(Call::new("DELETE", &["villus", "policy", "waiting", &id.to_string()]))
+    }
+
     /// Flows that the agent has observed of late.
     pub fn observed_flows(&self) -> Result<ObservedFlows> {
         self.call(Call::new("GET", &["villus", "flows"]))

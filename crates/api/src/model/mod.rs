@@ -28,8 +28,9 @@ pub use mac::{Mac, MacError};
 pub use maps::{BpfMap, BpfMapEntry, BpfMapList, MetricValue};
 pub use monitor::MonitorQuery;
 pub use policy::{
-    ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyProblem, PolicyQuery,
-    PolicySummary, PolicyText, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
+    Impact, ObservedFlows, Part, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyProblem,
+    PolicyQuery, PolicySummary, PolicyText, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest,
+    Selector, WaitingChange,
 };
 pub use request::{
     AddressPair, DatapathConfiguration, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,

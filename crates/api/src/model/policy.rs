@@ -1,5 +1,7 @@
 //! Policies.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use villus_flows::hubble::ReadReport;
 use villus_rollout::Observations;
@@ -14,6 +16,9 @@ pub struct Policy {
     pub policy: String,
     /// Number of the last change.
     pub revision: u64,
+    /// Changes that wait for `policy confirm`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<WaitingChange>,
 }
 
 /// Query of `GET /policy`.
@@ -88,6 +93,93 @@ pub struct PolicyChange {
     /// Nothing was done.
     #[serde(skip_serializing_if = "is_default")]
     pub dry_run: bool,
+    /// Nothing was done yet: the change touches more than `policy-change-limit` allows, and waits to be confirmed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<WaitingChange>,
+}
+
+/// A change of policies that waits to be confirmed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct WaitingChange {
+    /// Its number, for `policy confirm` and `policy reject`.
+    pub id: u64,
+    /// Where it comes from: an import, a deletion, a file of the directory.
+    pub source: String,
+    /// The policies it is about, `namespace/name`.
+    pub policies: Vec<String>,
+    /// When it came, RFC 3339.
+    pub since: String,
+    /// What it would touch.
+    pub impact: Impact,
+}
+
+/// What a change of policies would touch on a node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Impact {
+    /// Open flows that would be cut, of all.
+    pub flows: Part,
+    /// Entries of policy maps that would be new, gone or turned round, of all that there are before or after.
+    pub entries: Part,
+    /// Endpoints whose maps would change.
+    pub endpoints: Vec<u16>,
+    /// Some of the flows that would be cut.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cut: Vec<String>,
+}
+
+/// A part of a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Part {
+    /// How many are touched.
+    pub touched: u64,
+    /// How many there are.
+    pub all: u64,
+}
+
+impl Part {
+    /// From 0 to 1; of nothing, nothing is touched.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        if self.all == 0 { 0.0 } else { self.touched as f64 / self.all as f64 }
+    }
+}
+
+impl Impact {
+    /// Of what cannot be told: everything may be touched.
+    #[must_use]
+    pub fn unknown() -> Self {
+        let whole = Part { touched: 1, all: 1 };
+        Self { flows: whole, entries: whole, ..Self::default() }
+    }
+}
+
+impl fmt::Display for WaitingChange {
+    /// `import of web.yaml (shop/web) would cut 3 of 4 open flows and change 5 of 9 entries of 2 endpoints`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Impact { flows, entries, endpoints, cut } = &self.impact;
+        write!(
+            f,
+            "{} ({}) would cut {} of {} open flows",
+            self.source,
+            self.policies.join(", "),
+            flows.touched,
+            flows.all
+        )?;
+        write!(
+            f,
+            " and change {} of {} entries of {} endpoints",
+            entries.touched,
+            entries.all,
+            endpoints.len()
+        )?;
+        if !cut.is_empty() {
+            write!(f, "; flows such as {}", cut.join(", "))?;
+        }
+        Ok(())
+    }
 }
 
 /// The answer of `policy validate`.

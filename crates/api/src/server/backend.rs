@@ -132,6 +132,18 @@ pub trait Backend: Send + Sync + 'static {
         not_offered("previews of policies")
     }
 
+    /// `PUT /villus/policy/waiting/{id}`: does what waits to be confirmed.
+    async fn confirm_policy(&self, id: u64) -> ApiResult<PolicyChange> {
+        let _ = id;
+        not_offered("changes that wait")
+    }
+
+    /// `DELETE /villus/policy/waiting/{id}`: drops what waits to be confirmed.
+    async fn reject_policy(&self, id: u64) -> ApiResult<PolicyChange> {
+        let _ = id;
+        not_offered("changes that wait")
+    }
+
     /// `GET /villus/flows`.
     async fn observed_flows(&self) -> ApiResult<ObservedFlows> {
         not_offered("observed flows")

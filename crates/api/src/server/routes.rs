@@ -109,6 +109,7 @@ fn own_routes() -> Router<Context> {
         .route("/policy/validate", post(validate_policy))
         .route("/policy/wait", get(wait_policy))
         .route("/policy/preview", post(preview_policy))
+        .route("/policy/waiting/{id}", put(confirm_policy).delete(reject_policy))
         .route("/flows", get(observed_flows))
         .route("/verify", post(verify))
         .route("/why", post(why))
@@ -286,6 +287,18 @@ async fn validate_policy(State(context): Ctx, Query(query): Query<PolicyImport>,
 
 async fn preview_policy(State(context): Ctx, Json(request): Json<PreviewRequest>) -> Answer {
     ok(context.backend.preview_policy(request).await?)
+}
+
+async fn confirm_policy(State(context): Ctx, Name(id): Name) -> Answer {
+    ok(context.backend.confirm_policy(change_id(&id)?).await?)
+}
+
+async fn reject_policy(State(context): Ctx, Name(id): Name) -> Answer {
+    ok(context.backend.reject_policy(change_id(&id)?).await?)
+}
+
+fn change_id(text: &str) -> ApiResult<u64> {
+    text.parse().map_err(|_| ApiError::bad_field("id", format!("{text:?} is not the number of a change")))
 }
 
 async fn observed_flows(State(context): Ctx) -> Answer {

@@ -5,6 +5,7 @@ use crate::{
     limit::{self, Limit},
     net::DevicePatterns,
     registry,
+    share::ChangeLimit,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
@@ -170,6 +171,8 @@ pub struct Policy {
     pub static_cnp_path: Option<PathBuf>,
     /// `bpf-policy-map-full-reconciliation-interval`.
     pub reconcile_interval: Duration,
+    /// `policy-change-limit`.
+    pub change_limit: ChangeLimit,
 }
 
 /// From labels to identities.
@@ -378,6 +381,8 @@ impl Policy {
             cidr_matches_nodes: r.text("policy-cidr-match-mode") == "nodes",
             static_cnp_path: r.path_unless_empty("static-cnp-path"),
             reconcile_interval: r.duration("bpf-policy-map-full-reconciliation-interval"),
+            // Its syntax was checked.
+            change_limit: crate::share::parse(&r.text("policy-change-limit")).unwrap_or_default(),
         }
     }
 }

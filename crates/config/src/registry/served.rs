@@ -4,8 +4,8 @@ use crate::kind::{Kind, SECONDS, int, int_or_zero, secs, secs_or_zero};
 use crate::spec::{Group, OptionSpec, Support};
 
 use Kind::{
-    Bool, Choice, ClusterName, Devices, Ipv4Cidr, Ipv4OrAuto, Ipv4Pool, Ipv6Cidr, Ipv6OrAuto, Ipv6Pool, List,
-    Listen, Map, Mode, Output, Path, RateLimits, Ratio, Socket, Text, Words,
+    Bool, ChangeLimit, Choice, ClusterName, Devices, Ipv4Cidr, Ipv4OrAuto, Ipv4Pool, Ipv6Cidr, Ipv6OrAuto,
+    Ipv6Pool, List, Listen, Map, Mode, Output, Path, RateLimits, Ratio, Socket, Text, Words,
 };
 
 const fn opt(
@@ -347,6 +347,14 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         secs(1, DAY),
         "1m",
         "How often the kernel's maps are compared with what policy asks for, and mended.",
+    ),
+    opt(
+        Group::Policy,
+        "policy-change-limit",
+        ChangeLimit,
+        "",
+        "Share of this node's open flows and of its policy entries that one change of policies may touch; what touches \
+         more waits for villus policy confirm. 10% for both, or flows=5%,entries=20%. Empty: no limit.",
     ),
     // Identity
     opt(

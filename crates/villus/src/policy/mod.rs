@@ -1,5 +1,6 @@
 //! `villus policy`.
 
+mod confirm;
 mod files;
 mod hold;
 mod learn;
@@ -32,6 +33,10 @@ pub enum PolicyCommand {
     Preview(preview::PreviewArgs),
     /// Draft the least policy that lets observed flows pass.
     Learn(learn::LearnArgs),
+    /// Do a change that waits because it touches more than policy-change-limit allows.
+    Confirm(confirm::ConfirmArgs),
+    /// Drop a change that waits to be confirmed.
+    Reject(confirm::RejectArgs),
     /// Show selectors and the identities they select.
     #[command(after_help = "Example:\n  villus policy selectors")]
     Selectors {
@@ -128,6 +133,8 @@ pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
         PolicyCommand::Validate(args) => validate::run(&args),
         PolicyCommand::Preview(args) => preview::run(host, &args),
         PolicyCommand::Learn(args) => learn::run(host, args),
+        PolicyCommand::Confirm(args) => confirm::confirm(host, &args),
+        PolicyCommand::Reject(args) => confirm::reject(host, &args),
         PolicyCommand::Selectors { output } => {
             let selectors = host.client()?.selectors()?;
             let rows: Vec<SelectorRow> = selectors.iter().map(SelectorRow::from).collect();
@@ -154,8 +161,10 @@ fn import(host: &Host, args: &ImportArgs) -> Result<(), Failure> {
         all.replaced.extend(change.replaced);
         all.deleted.extend(change.deleted);
         all.warnings.extend(change.warnings);
+        all.waiting = change.waiting.or(all.waiting);
     }
     args.output.print(&all, || changed(&all))?;
+    waits(&all)?;
     if args.wait && !args.dry_run {
         return wait(host, all.revision, 60, &args.output);
     }
@@ -171,7 +180,13 @@ fn delete(host: &Host, args: DeleteArgs) -> Result<(), Failure> {
         dry_run: args.dry_run,
     };
     let change = host.client()?.delete_policy(&delete)?;
-    args.output.print(&change, || changed(&change))
+    args.output.print(&change, || changed(&change))?;
+    waits(&change)
+}
+
+/// What waits has not been done.
+fn waits(change: &PolicyChange) -> Result<(), Failure> {
+    if change.waiting.is_some() { Err(Failure::silent(confirm::WAITS)) } else { Ok(()) }
 }
 
 fn changed(change: &PolicyChange) -> String {
@@ -183,6 +198,9 @@ fn changed(change: &PolicyChange) -> String {
         names.iter().for_each(|name| text.push_str(&format!("{name} {would}{what}\n")));
     }
     change.warnings.iter().for_each(|warning| text.push_str(&format!("Warning: {warning}\n")));
+    if let Some(waiting) = &change.waiting {
+        text.push_str(&confirm::line(waiting));
+    }
     if text.is_empty() {
         text.push_str("nothing changes\n");
     }
@@ -191,11 +209,13 @@ fn changed(change: &PolicyChange) -> String {
 
 fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
     let query = PolicyQuery { name: args.name, namespace: args.namespace, labels: args.labels };
-    let Policy { policy, revision } = host.client()?.policy(&query)?;
+    let Policy { policy, revision, waiting } = host.client()?.policy(&query)?;
     let rules: serde_json::Value = serde_json::from_str(&policy)
         .map_err(|error| Failure::new(format!("the agent's rules are no JSON: {error}")))?;
     args.output.print(&rules, || {
-        format!("{}\nRevision: {revision}\n", serde_json::to_string_pretty(&rules).unwrap_or(policy))
+        let rules = serde_json::to_string_pretty(&rules).unwrap_or(policy);
+        let waiting: String = waiting.iter().map(confirm::line).collect();
+        format!("{rules}\nRevision: {revision}\n{waiting}")
     })
 }
 
