@@ -90,6 +90,31 @@ fn a_removed_entry_cuts_an_open_connection_and_the_same_entry_heals_it() {
 }
 
 #[test]
+fn a_forgotten_connection_that_the_server_speaks_in_first_opens_nothing_for_the_client() {
+    let s = Setup::new(false);
+    let node = &s.node;
+    for v in Version::ALL {
+        node.allow_all(&s.client);
+        node.allow_all(&s.server);
+        let mut open = s.tcp(&s.client.host, v, 80, LONG).unwrap();
+        assert_eq!(open.echo(b"before"), Ok(()), "{v:?}");
+        // Until nothing is on its way any more.
+        std::thread::sleep(SHORT);
+        node.flush_flows();
+        assert_eq!(open.answer(b"still there?"), Ok(()), "{v:?}: the server's word is lost");
+        assert_eq!(open.echo(b"yes"), Ok(()), "{v:?}: the client's word is lost");
+
+        node.forget_all(&s.client);
+        node.allow(&s.client, Ingress, SERVER, 0, 0);
+        open.patience(SHORT);
+        assert!(open.echo(b"cut").is_err(), "{v:?}: what the client may not open passes as an answer");
+        node.forget_all(&s.client);
+        node.forget_all(&s.server);
+    }
+    s.finish();
+}
+
+#[test]
 fn after_a_denied_packet_answers_are_judged_as_new() {
     let s = Setup::new(false);
     let node = &s.node;
