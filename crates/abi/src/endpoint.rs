@@ -16,16 +16,22 @@ pub const FLAG_ACTIVE: u16 = 1;
 pub const FLAG_DELIVER_PEER: u16 = 1 << 1;
 /// The endpoint can be reached by redirecting to its host-side device.
 pub const FLAG_DELIVER_DEVICE: u16 = 1 << 2;
-/// Denials pass and are reported as audit.
-pub const FLAG_AUDIT: u16 = 1 << 3;
+/// Whatever ingress denies passes and is reported as audit.
+pub const FLAG_AUDIT_INGRESS: u16 = 1 << 3;
 /// The endpoint may send DHCP and receive router advertisements (adopted interfaces, taps).
 pub const FLAG_DHCP: u16 = 1 << 4;
-/// Some ingress entry of its policy map denies a specific identity.
+/// Some ingress entry of its policy map denies a specific identity, not as audit.
 pub const FLAG_DENY_ID_INGRESS: u16 = 1 << 5;
-/// Some egress entry of its policy map denies a specific identity.
+/// Some egress entry of its policy map denies a specific identity, not as audit.
 pub const FLAG_DENY_ID_EGRESS: u16 = 1 << 6;
 /// Frames must carry the endpoint's MAC as source.
 pub const FLAG_CHECK_MAC: u16 = 1 << 7;
+/// Whatever egress denies passes and is reported as audit.
+pub const FLAG_AUDIT_EGRESS: u16 = 1 << 8;
+/// What no ingress entry decides passes and is reported as audit: only audited policies ask for default deny.
+pub const FLAG_AUDIT_DEFAULT_INGRESS: u16 = 1 << 9;
+/// As [`FLAG_AUDIT_DEFAULT_INGRESS`], for egress.
+pub const FLAG_AUDIT_DEFAULT_EGRESS: u16 = 1 << 10;
 
 /// Bit of [`Endpoint::mask`]: keys `{identity, 0, proto}` or `{0, 0, proto}` may exist. Bits 1 to 15: keys
 /// of blocks of `1 << bit` ports may exist.

@@ -111,6 +111,9 @@ impl PolicyKey {
 
 /// Set in [`PolicyEntry::flags`] when the entry denies.
 pub const ENTRY_DENY: u8 = 1;
+/// Set in [`PolicyEntry::flags`] beside [`ENTRY_DENY`] when only audited policies deny: the packet passes and is
+/// reported as audit, unless another entry denies it.
+pub const ENTRY_AUDIT: u8 = 1 << 1;
 
 /// Value of a policy map. 24 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -118,7 +121,7 @@ pub const ENTRY_DENY: u8 = 1;
 pub struct PolicyEntry {
     /// Proxy port, network order; always 0 here, kept for the layout.
     pub proxy_port: u16,
-    /// [`ENTRY_DENY`] or 0.
+    /// `ENTRY_*`.
     pub flags: u8,
     /// Padding of the layout, 0.
     pub pad0: u8,
@@ -137,11 +140,19 @@ impl PolicyEntry {
     pub const ALLOW: Self = Self { proxy_port: 0, flags: 0, pad0: 0, pad1: 0, pad2: 0, packets: 0, bytes: 0 };
     /// An entry that denies, counters at zero.
     pub const DENY: Self = Self { flags: ENTRY_DENY, ..Self::ALLOW };
+    /// An entry whose denials pass as audit, counters at zero.
+    pub const AUDIT: Self = Self { flags: ENTRY_DENY | ENTRY_AUDIT, ..Self::ALLOW };
 
-    /// Whether the entry denies.
+    /// Whether the entry denies, be it as audit.
     #[must_use]
     pub const fn is_deny(&self) -> bool {
         self.flags & ENTRY_DENY != 0
+    }
+
+    /// Whether what the entry denies passes as audit.
+    #[must_use]
+    pub const fn is_audit(&self) -> bool {
+        self.is_deny() && self.flags & ENTRY_AUDIT != 0
     }
 }
 
@@ -151,7 +162,7 @@ impl PolicyEntry {
 pub struct PolicyCell {
     /// Proxy port, network order.
     pub proxy_port: u16,
-    /// [`ENTRY_DENY`] or 0.
+    /// `ENTRY_*`.
     pub flags: u8,
     /// Padding of the layout.
     pub pad0: u8,

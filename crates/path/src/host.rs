@@ -8,7 +8,10 @@
 use villus_abi::{
     Config, Endpoint, Local, Reason,
     config::{FLAG_AUDIT as CONFIG_AUDIT, FLAG_HOST_POLICY},
-    endpoint::{FLAG_ACTIVE, FLAG_AUDIT, HOST_ID, SLOT_HOST},
+    endpoint::{
+        FLAG_ACTIVE, FLAG_AUDIT_DEFAULT_EGRESS, FLAG_AUDIT_DEFAULT_INGRESS, FLAG_AUDIT_EGRESS,
+        FLAG_AUDIT_INGRESS, HOST_ID, SLOT_HOST,
+    },
     event::{HOOK_FROM_NETWORK, HOOK_TO_NETWORK, POINT_TO_HOST, POINT_TO_NETWORK, STATE_RELATED},
     flow::{FLOW_TRANSLATED, FLOW_VIA_STACK},
     time::Tick,
@@ -78,9 +81,17 @@ fn is_translated(known: &Known<'_>) -> bool {
     matches!(known.flow, Some(flow) if flow.flags.get() & FLOW_TRANSLATED != 0)
 }
 
+/// Whether what may not pass in a direction does so all the same. Where only some policies are audited, what the others
+/// deny, or may deny, does not.
 #[inline(always)]
-fn is_audited(host: &Endpoint, config: &Config) -> bool {
-    host.flags & FLAG_AUDIT != 0 || config.flags & CONFIG_AUDIT != 0
+fn is_audited(host: &Endpoint, config: &Config, direction: u8, reason: Reason) -> bool {
+    let (all, default) = if direction == 0 {
+        (FLAG_AUDIT_INGRESS, FLAG_AUDIT_DEFAULT_INGRESS)
+    } else {
+        (FLAG_AUDIT_EGRESS, FLAG_AUDIT_DEFAULT_EGRESS)
+    };
+    let held = reason.0 == Reason::POLICY_DENY.0 || reason.0 == Reason::IDENTITY_PENDING.0;
+    config.flags & CONFIG_AUDIT != 0 || host.flags & all != 0 || (host.flags & default != 0 && !held)
 }
 
 /// Drops what may not pass. In audit mode nothing of the host's is dropped, for whatever reason.
@@ -93,7 +104,7 @@ fn refuse<F: Pick, W: World, P: Packet>(
     host: &Endpoint,
     reason: Reason,
 ) -> Outcome {
-    if !is_audited(host, config) {
+    if !is_audited(host, config, room.note.direction, reason) {
         return dropped(w, p, config, room, reason);
     }
     w.count(Reason::FORWARDED, room.note.direction, p.len());
@@ -303,7 +314,7 @@ fn forwarded<F: Pick, W: World + Net<F>, P: Packet>(
         }
         return Outcome::PASS;
     }
-    if opens(w, p, &room.facts, is_audited(host, config)) {
+    if opens(w, p, &room.facts, is_audited(host, config, 0, Reason::FORWARDED)) {
         let flow = &mut room.flow;
         flow::open(flow, &room.facts, &room.key, config, now, FLOW_TRANSLATED | FLOW_VIA_STACK, p.len());
         flow.src_identity = HOST;

@@ -3,8 +3,8 @@
 
 use villus_abi::{
     Config, Direction, Endpoint, Reason,
-    config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT as CONFIG_AUDIT, FLAG_HOST_POLICY},
-    endpoint::{FLAG_AUDIT, HOST_ID},
+    config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_HOST_POLICY},
+    endpoint::HOST_ID,
     event::{STATE_ESTABLISHED, STATE_RELATED},
     flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_EITHER, FLOW_INGRESS_ADMITTED},
     ipcache::FLAG_PENDING,
@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Known, Relation},
     fragment, host,
     parse::{Facts, Kind},
-    policy::{Ask, Question},
+    policy::{Ask, Question, Verdict},
     report,
     work::{Pick, Room},
     world::{Net, Packet, World},
@@ -248,7 +248,7 @@ fn questions<F: Family>(facts: &Facts<F>, case: &Case<'_>) -> (bool, bool) {
     (flags & src_bit == 0 || !case.known.from_end, flags & dst_bit == 0)
 }
 
-/// Asks one endpoint. `Ok` carries `FLOW_AUDITED` when only audit mode let the packet pass.
+/// Asks one endpoint. `Ok` carries `FLOW_AUDITED` when only audit let the packet pass.
 #[inline(always)]
 fn ask<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,
@@ -271,29 +271,21 @@ fn ask<F: Pick, W: World + Net<F>, P: Packet>(
         bytes: p.len(),
         peek: false,
     };
-    let answer = w.ask(&Ask::new(endpoint, &question));
+    let answer = w.ask(&Ask::new(case.config, endpoint, &question));
     room.note.direction = direction as u8;
     room.note.endpoint = own.id;
     room.note.peer = peer.id;
     let first = is_first(case, direction);
-    if answer.allowed() && !first {
-        return Ok(0);
-    }
-    let audited = !answer.allowed()
-        && answer.reason.0 != Reason::NO_POLICY_MAP.0
-        && (endpoint.has(FLAG_AUDIT) || case.config.flags & CONFIG_AUDIT != 0);
-    room.note.matched = answer.matched;
-    room.note.reason = answer.reason.0;
-    room.note.audited = audited;
-    if first || !(audited && is_audited(case)) {
-        report::verdict(w, p, case.config, room);
-    }
-    room.note.audited = false;
-    room.note.reason = 0;
     if answer.allowed() {
+        if first {
+            tell(w, p, room, case, answer);
+        }
         return Ok(0);
     }
-    if audited {
+    if first || !(answer.audited && is_audited(case)) {
+        tell(w, p, room, case, answer);
+    }
+    if answer.audited {
         return Ok(FLOW_AUDITED);
     }
     if case.known.state == STATE_ESTABLISHED {
@@ -301,6 +293,23 @@ fn ask<F: Pick, W: World + Net<F>, P: Packet>(
         <W as Net<F>>::remove(w, &room.key.key, room.key.tcp);
     }
     Err(answer.reason)
+}
+
+/// Reports a verdict.
+#[inline(always)]
+fn tell<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    case: &Case<'_>,
+    answer: Verdict,
+) {
+    room.note.matched = answer.matched;
+    room.note.reason = answer.reason.0;
+    room.note.audited = answer.audited;
+    report::verdict(w, p, case.config, room);
+    room.note.audited = false;
+    room.note.reason = 0;
 }
 
 /// Whether this is the first time that the flow's policy in this direction is asked.

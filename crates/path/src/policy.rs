@@ -2,10 +2,14 @@
 //! decides and counts.
 
 use villus_abi::{
-    Direction, Endpoint, PolicyCell, PolicyKey, Reason,
-    endpoint::{FLAG_DENY_ID_EGRESS, FLAG_DENY_ID_INGRESS, MASK_PROTO},
+    Config, Direction, Endpoint, PolicyCell, PolicyKey, Reason,
+    config::FLAG_AUDIT,
+    endpoint::{
+        FLAG_AUDIT_DEFAULT_EGRESS, FLAG_AUDIT_DEFAULT_INGRESS, FLAG_AUDIT_EGRESS, FLAG_AUDIT_INGRESS,
+        FLAG_DENY_ID_EGRESS, FLAG_DENY_ID_INGRESS, MASK_PROTO,
+    },
     event::matched,
-    policy::{DIRECTION_BLOCK_SHIFT, ENTRY_DENY},
+    policy::{DIRECTION_BLOCK_SHIFT, ENTRY_AUDIT, ENTRY_DENY},
 };
 
 use crate::world::{PolicyMap, World};
@@ -41,37 +45,45 @@ pub struct Ask {
     pub identity: u32,
     /// Bytes to account.
     pub bytes: u32,
-    /// Port (network order), protocol, direction, and the `ASK_*` flags, from bit 0 up.
+    /// Port (network order), protocol, direction and the `ASK_*` flags, from bit 0 up; the endpoint's flags from bit
+    /// [`ASK_FLAGS_SHIFT`].
     pub rest: u64,
 }
 
 /// Bit of [`Ask::rest`]: the identity is pending.
 pub const ASK_PENDING: u64 = 1 << 32;
-/// Bit of [`Ask::rest`]: the map holds denies of specific identities in this direction.
-pub const ASK_DENY_ID: u64 = 1 << 33;
+/// Bit of [`Ask::rest`]: every denial passes as audit, for the node is audited.
+pub const ASK_AUDIT_ALL: u64 = 1 << 33;
 /// Bit of [`Ask::rest`]: nothing is counted.
 pub const ASK_PEEK: u64 = 1 << 34;
+/// From this bit of [`Ask::rest`] on stand the endpoint's flags.
+pub const ASK_FLAGS_SHIFT: u32 = 40;
 
 impl Ask {
     /// The question about a packet to an endpoint.
     #[inline(always)]
     #[must_use]
-    pub fn new(endpoint: &Endpoint, q: &Question) -> Self {
-        let (mask, flag) = match q.direction {
-            Direction::Ingress => (endpoint.mask[0], FLAG_DENY_ID_INGRESS),
-            Direction::Egress => (endpoint.mask[1], FLAG_DENY_ID_EGRESS),
-        };
+    pub fn new(config: &Config, endpoint: &Endpoint, q: &Question) -> Self {
+        // What flags mean is found out where it is asked: here the verifier would walk it for every way that leads here.
+        let whole_node = (config.flags as u64 >> FLAG_AUDIT.trailing_zeros()) & 1;
         let mut rest = q.port as u64 | (q.proto as u64) << 16 | (q.direction as u64) << 24;
+        rest |= (endpoint.flags as u64) << ASK_FLAGS_SHIFT;
+        rest |= whole_node * ASK_AUDIT_ALL;
         if q.pending {
             rest |= ASK_PENDING;
-        }
-        if endpoint.flags & flag != 0 {
-            rest |= ASK_DENY_ID;
         }
         if q.peek {
             rest |= ASK_PEEK;
         }
+        let mask = endpoint.mask[q.direction as usize];
         Self { policy: endpoint.policy, mask, identity: q.identity, bytes: q.bytes, rest }
+    }
+
+    /// Whether the endpoint has the flag of the asked direction.
+    #[inline(always)]
+    fn has(&self, ingress: u16, egress: u16) -> bool {
+        let flag = if (self.rest >> 24) & 1 == 0 { ingress } else { egress };
+        (self.rest >> ASK_FLAGS_SHIFT) & flag as u64 != 0
     }
 
     /// Whether the other side's identity has not arrived.
@@ -101,19 +113,27 @@ pub struct Verdict {
     pub reason: Reason,
     /// `villus_abi::event::matched`: the shape of the entry that decided.
     pub matched: u8,
+    /// It is a denial, and audit lets the packet pass.
+    pub audited: bool,
 }
 
 impl Verdict {
+    /// An answer that audit does not touch.
+    #[must_use]
+    pub const fn plain(reason: Reason, matched: u8) -> Self {
+        Self { reason, matched, audited: false }
+    }
+
     /// The answer as a register.
     #[must_use]
     pub const fn to_bits(self) -> u32 {
-        self.reason.0 as u32 | (self.matched as u32) << 8
+        self.reason.0 as u32 | (self.matched as u32) << 8 | (self.audited as u32) << 16
     }
 
     /// The answer from a register.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
-        Self { reason: Reason(bits as u8), matched: (bits >> 8) as u8 }
+        Self { reason: Reason(bits as u8), matched: (bits >> 8) as u8, audited: (bits >> 16) & 1 != 0 }
     }
 
     /// Whether the packet may pass.
@@ -123,7 +143,7 @@ impl Verdict {
     }
 }
 
-/// The entries found so far: the most specific allow and the most specific deny.
+/// The entries found so far: the most specific allow and the most specific deny, one that holds before one of audit.
 #[derive(Clone, Copy, Default)]
 struct Found<'a> {
     allow: Option<&'a PolicyCell>,
@@ -133,11 +153,17 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
+    /// Whether a deny was found that nothing overrules.
+    #[inline(always)]
+    fn holds(&self) -> bool {
+        matches!(self.deny, Some(cell) if cell.flags & ENTRY_AUDIT == 0)
+    }
+
     #[inline(always)]
     fn see(&mut self, cell: Option<&'a PolicyCell>, how: u8) {
         let Some(cell) = cell else { return };
         if cell.flags & ENTRY_DENY != 0 {
-            if self.deny.is_none() {
+            if self.deny.is_none_or(|deny| deny.flags & ENTRY_AUDIT > cell.flags & ENTRY_AUDIT) {
                 self.deny = Some(cell);
                 self.deny_how = how;
             }
@@ -152,7 +178,7 @@ impl<'a> Found<'a> {
 #[inline(always)]
 pub fn verdict<W: World>(w: &W, ask: &Ask) -> Verdict {
     let Some(map) = w.policy(ask.policy) else {
-        return Verdict { reason: Reason::NO_POLICY_MAP, matched: matched::NONE };
+        return Verdict::plain(Reason::NO_POLICY_MAP, matched::NONE);
     };
     let pending = ask.pending();
     let mut key = ask.key();
@@ -197,17 +223,31 @@ pub fn verdict<W: World>(w: &W, ask: &Ask) -> Verdict {
 fn decide<W: World>(w: &W, ask: &Ask, found: &Found<'_>) -> Verdict {
     if let Some(cell) = found.deny {
         count(w, ask, cell);
-        return Verdict { reason: Reason::POLICY_DENY, matched: found.deny_how };
+        return denial(ask, Reason::POLICY_DENY, found.deny_how, cell.flags & ENTRY_AUDIT != 0);
     }
     // An identity-specific deny might be the one that would have matched.
-    if ask.pending() && (found.allow.is_none() || ask.rest & ASK_DENY_ID != 0) {
-        return Verdict { reason: Reason::IDENTITY_PENDING, matched: matched::NONE };
+    let deny_id = ask.pending() && ask.has(FLAG_DENY_ID_INGRESS, FLAG_DENY_ID_EGRESS);
+    if ask.pending() && (found.allow.is_none() || deny_id) {
+        return denial(ask, Reason::IDENTITY_PENDING, matched::NONE, !deny_id && audits_default(ask));
     }
     let Some(cell) = found.allow else {
-        return Verdict { reason: Reason::POLICY, matched: matched::NONE };
+        return denial(ask, Reason::POLICY, matched::NONE, audits_default(ask));
     };
     count(w, ask, cell);
-    Verdict { reason: Reason::FORWARDED, matched: found.allow_how }
+    Verdict::plain(Reason::FORWARDED, found.allow_how)
+}
+
+/// A denial, which passes if it is one of audit or if the whole direction is audited.
+#[inline(always)]
+fn denial(ask: &Ask, reason: Reason, matched: u8, audited: bool) -> Verdict {
+    let all = ask.rest & ASK_AUDIT_ALL != 0 || ask.has(FLAG_AUDIT_INGRESS, FLAG_AUDIT_EGRESS);
+    Verdict { reason, matched, audited: audited || all }
+}
+
+/// Whether what no entry decides passes as audit.
+#[inline(always)]
+fn audits_default(ask: &Ask) -> bool {
+    ask.has(FLAG_AUDIT_DEFAULT_INGRESS, FLAG_AUDIT_DEFAULT_EGRESS)
 }
 
 /// Counts the packet on the entry that decides.
@@ -219,14 +259,15 @@ fn count<W: World>(w: &W, ask: &Ask, cell: &PolicyCell) {
     }
 }
 
-/// The first allow and the first deny among an identity's port blocks, smallest size first.
+/// The first allow and the first deny among an identity's port blocks, smallest size first; a deny that holds before one of
+/// audit.
 #[inline(never)]
 fn blocks<'a, M: PolicyMap>(map: &'a M, ask: &Ask, identity: u32, how: u8, found: &mut Found<'a>) {
     let mut key = ask.key();
     let (port, direction) = (u16::from_be(key.dport) as u32, key.direction);
     key.identity = identity;
     let mut log2 = 1;
-    while log2 < 16 && found.deny.is_none() {
+    while log2 < 16 && !found.holds() {
         if ask.mask & (1 << log2) != 0 {
             key.dport = ((port >> log2 << log2) as u16).to_be();
             key.direction = direction | (log2 << DIRECTION_BLOCK_SHIFT) as u8;

@@ -6,7 +6,7 @@ use std::{io::Read, net::SocketAddr, sync::Arc, time::Duration};
 use villus_abi::{
     Direction::{Egress, Ingress},
     IpcacheKey, IpcacheValue, PolicyEntry, PolicyKey, Reason,
-    endpoint::FLAG_AUDIT,
+    endpoint::FLAG_AUDIT_INGRESS,
     ipcache::FLAG_PENDING,
 };
 use villus_datapath::hand_insert;
@@ -211,7 +211,7 @@ fn audit_lets_denials_pass_and_says_so() {
     let s = Setup::new(false);
     let node = &s.node;
     node.allow(&s.client, Egress, 0, 0, 0);
-    node.edit_record(102, |record| record.flags |= FLAG_AUDIT);
+    node.edit_record(102, |record| record.flags |= FLAG_AUDIT_INGRESS);
     for v in Version::ALL {
         let _ = node.events();
         let echo = s.udp(&s.client.host, v, 53);
@@ -220,7 +220,7 @@ fn audit_lets_denials_pass_and_says_so() {
         assert!(events.iter().any(|e| e.starts_with("verdict") && e.contains("reason 133")), "{events:#?}");
         assert!(!events.iter().any(|e| e.starts_with("drop")), "{events:#?}");
     }
-    node.edit_record(102, |record| record.flags &= !FLAG_AUDIT);
+    node.edit_record(102, |record| record.flags &= !FLAG_AUDIT_INGRESS);
     for v in Version::ALL {
         let before = node.tally();
         s.udp(&s.client.host, v, 53).send(b"no more").unwrap();

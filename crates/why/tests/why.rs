@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use villus_abi::{
     Config, Direction, Endpoint, IpcacheValue, Local, PolicyEntry, PolicyKey,
-    endpoint::{FLAG_ACTIVE, FLAG_AUDIT, FLAG_DELIVER_PEER, MASK_ALL},
+    endpoint::{FLAG_ACTIVE, FLAG_AUDIT_INGRESS, FLAG_DELIVER_PEER, MASK_ALL},
     ipcache::FLAG_PENDING,
 };
 use villus_path::memory::Memory;
@@ -172,7 +172,7 @@ fn endpoints_can_be_named_by_their_id() {
 #[test]
 fn audit_says_that_a_denial_passed() {
     let mut world = world();
-    world.endpoints.get_mut(&2).unwrap().flags |= FLAG_AUDIT;
+    world.endpoints.get_mut(&2).unwrap().flags |= FLAG_AUDIT_INGRESS;
     let answer = why(&world, &question("10.0.0.3", "10.0.0.2", 80, 6)).unwrap();
     assert!(answer.allowed && answer.passes[0].audited, "{answer}");
     assert!(answer.to_string().contains("audit mode lets it pass"));

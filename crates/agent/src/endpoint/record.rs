@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use villus_abi::endpoint::{
-    FLAG_ACTIVE, FLAG_AUDIT, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP,
+    FLAG_ACTIVE, FLAG_AUDIT_EGRESS, FLAG_AUDIT_INGRESS, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE,
+    FLAG_DELIVER_PEER, FLAG_DHCP,
 };
 use villus_net::Delivery;
 
@@ -21,7 +22,7 @@ impl Endpoint {
             Delivery::Device => FLAG_DELIVER_DEVICE,
         };
         let flags = [
-            (self.file.audit == Some(true), FLAG_AUDIT),
+            (self.file.audit == Some(true), FLAG_AUDIT_INGRESS | FLAG_AUDIT_EGRESS),
             (self.file.allow_dhcp, FLAG_DHCP),
             (!device.is_adopted(), FLAG_CHECK_MAC),
         ];

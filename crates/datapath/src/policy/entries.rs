@@ -19,7 +19,7 @@ pub fn same_decision(a: &PolicyEntry, b: &PolicyEntry) -> bool {
 pub struct Shapes {
     /// [`villus_abi::Endpoint::mask`].
     pub mask: [u32; 2],
-    /// Some entry denies a specific identity.
+    /// Some entry denies a specific identity, not as audit.
     pub deny_identity: [bool; 2],
 }
 
@@ -30,7 +30,7 @@ impl Shapes {
         for (key, entry) in entries {
             let side = key.dir() as usize;
             shapes.mask[side] |= key.mask_bit();
-            shapes.deny_identity[side] |= entry.is_deny() && key.identity != 0;
+            shapes.deny_identity[side] |= entry.is_deny() && !entry.is_audit() && key.identity != 0;
         }
         shapes
     }
@@ -205,6 +205,7 @@ mod tests {
             (PolicyKey::block(7, 8000, 6, 6, Direction::Egress), PolicyEntry::ALLOW),
             (PolicyKey::new(7, 0, 17, Direction::Ingress), PolicyEntry::DENY),
             (PolicyKey::new(0, 0, 0, Direction::Egress), PolicyEntry::DENY),
+            (PolicyKey::new(7, 0, 0, Direction::Egress), PolicyEntry::AUDIT),
         ]);
         let shapes = Shapes::of(&entries);
         assert_eq!(shapes, Shapes { mask: [1, 1 << 6], deny_identity: [true, false] });

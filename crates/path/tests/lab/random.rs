@@ -108,7 +108,14 @@ impl Random {
             for flag in [ep::FLAG_CHECK_MAC, ep::FLAG_ACTIVE] {
                 endpoint.flags &= if self.one_in(20) { !flag } else { !0 };
             }
-            endpoint.flags |= if self.one_in(12) { ep::FLAG_AUDIT } else { 0 };
+            for flag in [
+                ep::FLAG_AUDIT_INGRESS,
+                ep::FLAG_AUDIT_EGRESS,
+                ep::FLAG_AUDIT_DEFAULT_INGRESS,
+                ep::FLAG_AUDIT_DEFAULT_EGRESS,
+            ] {
+                endpoint.flags |= if self.one_in(12) { flag } else { 0 };
+            }
             endpoint.mtu = self.pick(&[0, 1500, 1500, 90]);
             endpoint.mask =
                 [0; 2].map(|_| if self.one_in(2) { ep::MASK_ALL } else { self.rng.u32(0..0x1_0000) });
@@ -121,7 +128,15 @@ impl Random {
                 world.set_policy(u32::from(id), entries);
             }
         }
-        let mut host = host_record(self.pick(&[0, 0, 0, ep::FLAG_AUDIT, ep::FLAG_DENY_ID_EGRESS]));
+        let mut host = host_record(self.pick(&[
+            0,
+            0,
+            0,
+            ep::FLAG_AUDIT_INGRESS,
+            ep::FLAG_AUDIT_EGRESS,
+            ep::FLAG_AUDIT_DEFAULT_INGRESS,
+            ep::FLAG_DENY_ID_EGRESS,
+        ]));
         host.flags &= if self.one_in(20) { !ep::FLAG_ACTIVE } else { !0 };
         if self.one_in(15) {
             host.policy = NO_MAP;
@@ -197,6 +212,7 @@ impl Random {
             for _ in 0..self.rng.usize(0..10) {
                 let key = self.key(direction);
                 let entry = if self.one_in(5) { PolicyEntry::DENY } else { PolicyEntry::ALLOW };
+                let entry = if entry.is_deny() && self.one_in(2) { PolicyEntry::AUDIT } else { entry };
                 entries.push((key, PolicyEntry { packets: self.rng.u64(0..3), ..entry }));
             }
         }

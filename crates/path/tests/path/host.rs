@@ -6,7 +6,7 @@ use villus_abi::{
     Direction::{Egress, Ingress},
     Reason,
     config::FLAG_HOST_POLICY,
-    endpoint::{FLAG_ACTIVE, FLAG_AUDIT},
+    endpoint::{FLAG_ACTIVE, FLAG_AUDIT_DEFAULT_INGRESS, FLAG_AUDIT_EGRESS, FLAG_AUDIT_INGRESS},
     event::{HOOK_FROM_NETWORK, HOOK_TO_NETWORK, KIND_TRACE, POINT_TO_HOST, POINT_TO_NETWORK},
     flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED, FLOW_TRANSLATED},
 };
@@ -19,6 +19,8 @@ use crate::lab::*;
 
 /// A bridge of containers that are no endpoints.
 const BRIDGE: u32 = 55;
+/// Both directions of the node are audited.
+const AUDIT: u16 = FLAG_AUDIT_INGRESS | FLAG_AUDIT_EGRESS;
 const DENIED: Result<(villus_path::Action, u32), Reason> = Err(Reason::POLICY);
 
 fn selected(flags: u16) -> Lab {
@@ -154,7 +156,7 @@ fn in_audit_mode_nothing_of_the_nodes_is_dropped() {
         let mut strange = vec![late, cut, Build::new(out, host, Transport::Other(50)).payload(24)];
         strange.push(Build::tcp(out, 5000, host, 22, SYN));
         for packet in &strange {
-            for (flags, all) in [(FLAG_AUDIT, 0), (0, villus_abi::config::FLAG_AUDIT)] {
+            for (flags, all) in [(AUDIT, 0), (0, villus_abi::config::FLAG_AUDIT)] {
                 let mut lab = closed(flags);
                 lab.world.config.as_mut().unwrap().flags |= all;
                 assert_eq!(end(lab.net(packet)), PASS, "{packet:?}");
@@ -164,13 +166,35 @@ fn in_audit_mode_nothing_of_the_nodes_is_dropped() {
             }
             assert_ne!(end(closed(0).net(packet)), PASS, "enforced it drops: {packet:?}");
         }
-        let mut lab = closed(FLAG_AUDIT);
+        let mut lab = closed(AUDIT);
         lab.world.remove_policy(0);
         assert_eq!(end(lab.net(&strange[3])), PASS, "without a map");
         assert_eq!(end(lab.out(0, 0, &Build::udp(host, 1, out, 2))), PASS, "without a map");
-        let lab = closed(FLAG_AUDIT);
+        let lab = closed(AUDIT);
         lab.world.refuse_flows(true);
         assert_eq!(end(lab.net(&strange[3])), PASS, "with a full table");
+    }
+}
+
+#[test]
+fn each_direction_of_the_node_is_audited_alone_and_what_holds_holds() {
+    let (host, out) = ends(false);
+    let comes = Build::udp(out, 9, host, 22);
+    let goes = Build::udp(host, 9, out, 22);
+    for (flags, ingress, egress) in [
+        (FLAG_AUDIT_INGRESS, PASS, DENIED),
+        (FLAG_AUDIT_EGRESS, DENIED, PASS),
+        (FLAG_AUDIT_DEFAULT_INGRESS, PASS, DENIED),
+    ] {
+        let lab = closed(flags);
+        assert_eq!((end(lab.net(&comes)), end(lab.out(0, 0, &goes))), (ingress, egress), "{flags:#x}");
+    }
+    for (flags, wanted) in
+        [(FLAG_AUDIT_DEFAULT_INGRESS, Err(Reason::POLICY_DENY)), (FLAG_AUDIT_INGRESS, PASS)]
+    {
+        let mut lab = closed(flags);
+        lab.policy(HOST, &[(0, 22, 17, Ingress, false)]);
+        assert_eq!(end(lab.net(&comes)), wanted);
     }
 }
 
@@ -329,9 +353,9 @@ fn what_others_behind_the_node_open_gets_its_answers() {
         assert_eq!(end(lab.out(BRIDGE, 0, sent)), PASS);
         assert_eq!(end(lab.net(answer)), if *passes { PASS } else { DENIED }, "{sent:?}");
         // What was open before the node was selected is learned while it is audited.
-        let mut lab = closed(FLAG_AUDIT);
+        let mut lab = closed(AUDIT);
         assert_eq!(end(lab.out(BRIDGE, 0, sent)), PASS);
-        lab.world.endpoints.get_mut(&0).unwrap().flags &= !FLAG_AUDIT;
+        lab.world.endpoints.get_mut(&0).unwrap().flags &= !AUDIT;
         assert_eq!(end(lab.net(answer)), PASS, "{sent:?}");
     }
     let lab = closed(0);

@@ -4,7 +4,10 @@ use villus_abi::{
     Config,
     Direction::{self, Egress, Ingress},
     PolicyEntry, PolicyKey, Reason, config,
-    endpoint::{FLAG_AUDIT, FLAG_DENY_ID_EGRESS, FLAG_DENY_ID_INGRESS, MASK_PROTO},
+    endpoint::{
+        FLAG_AUDIT_DEFAULT_EGRESS, FLAG_AUDIT_DEFAULT_INGRESS, FLAG_AUDIT_EGRESS, FLAG_AUDIT_INGRESS,
+        FLAG_DENY_ID_EGRESS, FLAG_DENY_ID_INGRESS, MASK_PROTO,
+    },
     event::{FLAG_AUDITED, matched},
     flow::FLOW_AUDITED,
 };
@@ -14,6 +17,8 @@ use crate::lab::*;
 
 const A: PolicyEntry = PolicyEntry::ALLOW;
 const D: PolicyEntry = PolicyEntry::DENY;
+/// Denies as audit.
+const U: PolicyEntry = PolicyEntry::AUDIT;
 const ID: u32 = identity(CLIENT);
 
 fn key(identity: u32, port: u16, proto: u8) -> PolicyKey {
@@ -129,7 +134,7 @@ fn egress_is_asked_before_ingress_and_each_names_its_side() {
 
 #[test]
 fn a_slot_without_a_map_drops_by_name_and_audit_does_not_help() {
-    for flags in [0, FLAG_AUDIT] {
+    for flags in [0, FLAG_AUDIT_INGRESS | FLAG_AUDIT_EGRESS] {
         let mut lab = Lab::default();
         lab.world.remove_policy(u32::from(SERVER));
         lab.world.endpoints.get_mut(&u32::from(SERVER)).unwrap().flags |= flags;
@@ -219,7 +224,7 @@ fn audited(whole_node: bool) -> Lab {
     if whole_node {
         lab.world.config.as_mut().unwrap().flags |= config::FLAG_AUDIT;
     } else {
-        lab.world.endpoints.get_mut(&u32::from(SERVER)).unwrap().flags |= FLAG_AUDIT;
+        lab.world.endpoints.get_mut(&u32::from(SERVER)).unwrap().flags |= FLAG_AUDIT_INGRESS;
     }
     lab.only(SERVER, Ingress, &[]);
     lab
@@ -239,6 +244,61 @@ fn audit_lets_denials_pass_and_reports_them_once_a_flow() {
         assert_eq!(end(lab.from(CLIENT, &there)), peer(SERVER));
         assert_eq!(lab.kinds(), "");
         assert_eq!(lab.world.counted(Reason::POLICY, 0), 0, "it is no drop");
+    }
+}
+
+#[test]
+fn each_direction_is_audited_alone() {
+    for (flag, audited) in [
+        (FLAG_AUDIT_INGRESS, Ingress),
+        (FLAG_AUDIT_EGRESS, Egress),
+        (FLAG_AUDIT_DEFAULT_INGRESS, Ingress),
+        (FLAG_AUDIT_DEFAULT_EGRESS, Egress),
+    ] {
+        for direction in Direction::ALL {
+            let mut lab = Lab::default();
+            let id = if direction == Ingress { SERVER } else { CLIENT };
+            lab.only(id, direction, &[]);
+            lab.world.endpoints.get_mut(&u32::from(id)).unwrap().flags |= flag;
+            let packet = Build::udp(addr(false, CLIENT), 1, addr(false, SERVER), 2);
+            let wanted = if audited == direction { peer(SERVER) } else { Err(Reason::POLICY) };
+            assert_eq!(end(lab.from(CLIENT, &packet)), wanted, "{direction:?}, {audited:?} is audited");
+        }
+    }
+}
+
+#[test]
+fn what_holds_while_only_some_policies_are_audited() {
+    let (wild, wide) = (key(0, 0, 0), block(0, 1024, 10));
+    let denied = Err(Reason::POLICY_DENY);
+    // (entries, the sender's identity is known, verdict where only the default is audited)
+    let cases = [
+        ("nothing is there", vec![], true, PASS),
+        ("an audited denial", vec![(wild, A), (key(ID, 0, 0), U)], true, PASS),
+        ("one that holds", vec![(wild, A), (key(ID, 0, 0), D)], true, denied),
+        ("a wider one that holds", vec![(key(ID, 1234, 6), U), (wild, D)], true, denied),
+        ("a narrower one that holds", vec![(key(ID, 1234, 6), D), (wild, U)], true, denied),
+        ("a wider block that holds", vec![(block(0, 1234, 1), U), (wide, D)], true, denied),
+        ("a narrower block that holds", vec![(block(0, 1234, 1), D), (wide, U)], true, denied),
+        ("for somebody else", vec![(key(77, 0, 0), D)], true, PASS),
+        ("perhaps for the sender", vec![(key(77, 0, 0), D)], false, Err(Reason::IDENTITY_PENDING)),
+        ("perhaps for the sender, as audit", vec![(key(77, 0, 0), U)], false, PASS),
+    ];
+    for (name, entries, known, wanted) in cases {
+        for whole_direction in [false, true] {
+            let mut lab = Lab::default();
+            lab.row("10.9.1.1", 32, ID, !known);
+            lab.world.set_policy(u32::from(SERVER), entries.iter().copied());
+            let denies = entries.iter().any(|(key, entry)| key.identity != 0 && entry.flags == D.flags);
+            let record = lab.world.endpoints.get_mut(&u32::from(SERVER)).unwrap();
+            record.flags |= if denies { FLAG_DENY_ID_INGRESS } else { 0 };
+            record.flags |= if whole_direction { FLAG_AUDIT_INGRESS } else { FLAG_AUDIT_DEFAULT_INGRESS };
+            let packet = Build::tcp(ip("10.9.1.1"), 9, addr(false, SERVER), 1234, SYN);
+            let wanted = if whole_direction { PASS } else { wanted };
+            assert_eq!(end(lab.to(SERVER, UPLINK, &packet)), wanted, "{name}, all: {whole_direction}");
+            let told = lab.events().iter().filter(|event| event.flags & FLAG_AUDITED != 0).count();
+            assert_eq!(told, usize::from(wanted.is_ok()), "{name}: a pass by audit is reported");
+        }
     }
 }
 
