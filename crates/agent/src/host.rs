@@ -6,6 +6,7 @@ use villus_api::model::EndpointState;
 use villus_config::Config;
 use villus_config::config::Enforcement;
 use villus_labels::{Label, Labels, NumericIdentity, source};
+use villus_policy::Audit;
 
 use crate::AgentError;
 use crate::endpoint::{Endpoint, Labelled};
@@ -66,7 +67,9 @@ impl Node {
             created: kept.map_or_else(timestamp, |kept| kept.created),
         };
         let labelled = Labelled { all: labels.clone(), identity: labels };
-        self.endpoints.insert(HOST_ID, Endpoint::new(file, labelled, EndpointState::Ready));
+        let mut host = Endpoint::new(file, labelled, EndpointState::Ready);
+        host.audited = self.audit_of(&host.labels);
+        self.endpoints.insert(HOST_ID, host);
         Ok(())
     }
 
@@ -116,7 +119,7 @@ impl Node {
         let Some(host) = self.endpoints.get_mut(&HOST_ID) else { return Ok(()) };
         host.selected = true;
         if host.file.audit.is_none() {
-            host.file.audit = Some(true);
+            host.file.audit = Some(Audit::BOTH);
         }
         host.note("OK", "a policy selects the node");
         self.save_endpoint(HOST_ID);
@@ -163,8 +166,7 @@ impl Node {
 
     /// Says loudly that the node is only audited, and how that ends.
     pub fn note_host_audit(&mut self) {
-        let audited =
-            self.endpoints.get(&HOST_ID).filter(|host| host.is_live() && host.file.audit == Some(true));
+        let audited = self.endpoints.get(&HOST_ID).filter(|host| host.is_live() && !host.audit().is_none());
         let said = audited.map(|_| {
             "policies select this node and are audited only: what they deny passes and is reported; \
              `villus endpoint config 0 PolicyAuditMode=false` enforces them"

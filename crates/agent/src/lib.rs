@@ -22,6 +22,7 @@ mod log;
 mod names;
 mod network;
 mod node;
+mod options;
 mod policy;
 mod reconcile;
 mod run;

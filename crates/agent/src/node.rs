@@ -8,6 +8,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use villus_abi::Local;
 use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
+use villus_api::model::DaemonConfigurationSpec;
 use villus_config::Config;
 use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Rank, Winner};
 use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
@@ -20,7 +21,7 @@ use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
 use crate::network::Network;
-use crate::policy::{Sources, Waiting};
+use crate::policy::{Selected, Sources, Waiting};
 use crate::reconcile::Counts;
 use crate::state::StateDir;
 use crate::wake::Wake;
@@ -55,6 +56,10 @@ pub(crate) struct Node {
     pub ipcache_source: Option<Source>,
     pub pool: AddressPool,
     pub conditions: Conditions,
+    /// Selectors whose endpoints are audited.
+    pub audits: Vec<Selected>,
+    /// Options that were changed while an agent ran.
+    pub changed_options: DaemonConfigurationSpec,
     /// Endpoints whose flows are to be judged again.
     pub rejudge: BTreeSet<u16>,
     /// What the journal of deeds by hand says.

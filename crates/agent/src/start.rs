@@ -15,7 +15,7 @@ use crate::conditions::Conditions;
 use crate::endpoint::LabelRules;
 use crate::host;
 use crate::identities::IdentityRoom;
-use crate::kernel::{Kernel, Runtime};
+use crate::kernel::Kernel;
 use crate::network::{Network, no_pool};
 use crate::node::{ADDRESSES, Node};
 use crate::policy::{Sources, settings};
@@ -37,10 +37,11 @@ impl Node {
         let started = Instant::now();
         let rules = LabelRules::new(&config)?;
         host::labels(&config)?;
-        let runtime = Runtime::new(&config);
-        let repository = Repository::new(settings(&config, runtime.enforcement)?);
         let state = StateDir::open(&config.paths.lib_dir)?;
         let lock = AgentLock::take(&state)?;
+        let mut conditions = Conditions::default();
+        let (runtime, changed_options) = crate::options::kept(&config, &state, &mut conditions)?;
+        let repository = Repository::new(settings(&config, runtime.enforcement)?);
         let kernel = Kernel::open(&config)?;
         let network = Network::set_up(&config, &state)?;
         let name = node_name(&config);
@@ -48,7 +49,6 @@ impl Node {
         let identities = Arc::new(IdentityRoom::open(&config, &state, &node_key)?);
         let mut pool =
             AddressPool::new(network.prefixes.ipv4, network.prefixes.ipv6, REST).map_err(no_pool)?;
-        let mut conditions = Conditions::default();
         restore_pool(&mut pool, &state, &mut conditions);
         for (n, problem) in identities.problems.iter().chain(&network.problems).enumerate() {
             conditions.note(&format!("start {n}"), Some(problem.clone()));
@@ -79,6 +79,8 @@ impl Node {
             ipcache_source,
             pool,
             conditions,
+            audits: Vec::new(),
+            changed_options,
             rejudge: Default::default(),
             emergency: Default::default(),
             open: false,
@@ -97,6 +99,11 @@ impl Node {
             config,
         };
         node.load_waiting();
+        node.load_audits().map_err(|source| AgentError::File {
+            action: "read",
+            path: node.state.path("audits.json"),
+            source,
+        })?;
         node.read_journal();
         node.remember_old_flows();
         Ok((node, lock))

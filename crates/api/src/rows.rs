@@ -28,7 +28,12 @@ impl PolicyEnabled {
 impl From<&Endpoint> for EndpointRow {
     fn from(endpoint: &Endpoint) -> Self {
         let status = &endpoint.status;
-        let (ingress, egress) = status.policy.realized.policy_enabled.enforcement();
+        let (mut ingress, mut egress) = status.policy.realized.policy_enabled.enforcement();
+        for (direction, side) in [("ingress", &mut ingress), ("egress", &mut egress)] {
+            if status.villus.audited.iter().any(|audited| audited == direction) {
+                *side = Enforcement::Audit;
+            }
+        }
         let (identity, labels) = status
             .identity
             .as_ref()

@@ -19,7 +19,7 @@ fn endpoint() -> Endpoint {
         interface_name: "lxc794".into(),
         ..EndpointNetworking::default()
     };
-    status.policy.realized.policy_enabled = PolicyEnabled::new(true, false, false);
+    status.policy.realized.policy_enabled = PolicyEnabled::new([true, false], [false, false]);
     status.policy.realized.allowed_ingress_identities = vec![1];
     status.state = EndpointState::WaitingForIdentity;
     endpoint
@@ -63,7 +63,7 @@ fn names_of_other_models() {
     let counted = IdentityEndpoints { ref_count: 2, ..IdentityEndpoints::default() };
     assert_eq!(serde_json::to_value(&counted).unwrap()["refCount"], 2);
     assert_eq!(IdentityRow::from(&counted).refcount, Some(2));
-    let audit = serde_json::to_value(PolicyEnabled::new(true, true, true)).unwrap();
+    let audit = serde_json::to_value(PolicyEnabled::new([true; 2], [true; 2])).unwrap();
     assert_eq!(audit, "audit-both");
 }
 

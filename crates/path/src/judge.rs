@@ -205,7 +205,7 @@ fn could_be_answer<F: Pick, W: World>(w: &W, room: &Room<F>, case: &Case<'_>) ->
     let (src, dst) = (case.src.judged, case.dst.judged);
     let allows = |judged: Option<&Endpoint>, peer, direction| match judged {
         None => true,
-        Some(endpoint) => w.ask(&Ask::new(endpoint, &question(peer, direction))).allowed(),
+        Some(endpoint) => w.ask(&Ask::new(case.config, endpoint, &question(peer, direction))).allowed(),
     };
     let either = (src.is_some() || dst.is_some())
         && allows(src, &case.dst, Direction::Ingress)

@@ -6,26 +6,43 @@ use villus_abi::PolicyEntry;
 
 use crate::{Origin, Origins};
 
-/// What an entry decides and who asked for it: the number of an asker, or of a set of them, and a bit for deny.
+/// What an entry decides and who asked for it: the number of an asker, or of a set of them, a bit for deny and one for a
+/// denial of audit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Decision(u32);
 
 impl Decision {
-    const fn new(number: u32, deny: bool) -> Self {
-        Self(number << 1 | deny as u32)
+    const fn new(number: u32, deny: bool, audit: bool) -> Self {
+        Self(number << 2 | (audit as u32) << 1 | deny as u32)
     }
 
     const fn number(self) -> u32 {
-        self.0 >> 1
+        self.0 >> 2
     }
 
     pub(crate) const fn is_deny(self) -> bool {
         self.0 & 1 != 0
     }
 
+    /// Whether it denies, and only audited policies ask for that.
+    pub(crate) const fn is_audit(self) -> bool {
+        self.is_deny() && self.0 & 2 != 0
+    }
+
+    /// Whether it denies, and not as audit.
+    pub(crate) const fn holds(self) -> bool {
+        self.is_deny() && !self.is_audit()
+    }
+
     /// The value to write, its counters at zero.
     pub(crate) const fn entry(self) -> PolicyEntry {
-        if self.is_deny() { PolicyEntry::DENY } else { PolicyEntry::ALLOW }
+        if self.is_audit() {
+            PolicyEntry::AUDIT
+        } else if self.is_deny() {
+            PolicyEntry::DENY
+        } else {
+            PolicyEntry::ALLOW
+        }
     }
 }
 
@@ -35,6 +52,8 @@ pub(crate) struct Asker {
     pub(crate) origin: Origin,
     /// Whether the entries are to deny.
     pub(crate) deny: bool,
+    /// Whether its policy is audited.
+    pub(crate) audit: bool,
 }
 
 /// Those who ask in one compiled policy, by number, and the sets of them who asked for the same entry.
@@ -60,19 +79,21 @@ impl Askers {
     }
 
     /// The decision of an entry that nobody is known to have asked for.
-    pub(crate) fn nobody(&mut self, deny: bool) -> Decision {
-        Decision::new(self.set(&[]), deny)
+    pub(crate) fn nobody(&mut self, entry: &PolicyEntry) -> Decision {
+        Decision::new(self.set(&[]), entry.is_deny(), entry.is_audit())
     }
 
     /// The decision of an entry that these ask for; their numbers are sorted. [`Self::release`] it with the entry.
     pub(crate) fn decide(&mut self, asks: &[u32]) -> Decision {
-        let denies = |ask: &u32| self.single.get(*ask as usize).is_some_and(|asker| asker.deny);
-        let deny = asks.iter().any(denies);
+        let askers = asks.iter().filter_map(|ask| self.single.get(*ask as usize));
+        let (deny, holds) = askers
+            .filter(|asker| asker.deny)
+            .fold((false, false), |(_, holds), asker| (true, holds || !asker.audit));
         let number = match asks {
             [one] => *one,
             several => self.set(several),
         };
-        Decision::new(number, deny)
+        Decision::new(number, deny, deny && !holds)
     }
 
     fn set(&mut self, members: &[u32]) -> u32 {

@@ -4,8 +4,8 @@ use villus_abi::{Direction, PolicyKey};
 use villus_labels::{Labels, NumericIdentity};
 
 use crate::{
-    Bound, Clause, Cost, EndpointPolicy, EnforcementMode, Origin, Overflow, Peers, SelectorCache, SelectorId,
-    Settings,
+    Audit, Bound, Clause, Cost, EndpointPolicy, EnforcementMode, Origin, Overflow, Peers, SelectorCache,
+    SelectorId, Settings,
     askers::{Asker, Askers},
     plan::Plan,
     rules::{RuleId, Rules},
@@ -38,14 +38,23 @@ pub(crate) struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    /// Who asks of the rules that count.
-    pub(crate) fn plan(&self, rules: &[RuleId]) -> Plan {
+    /// Who asks of the rules that count for a subject: audited policies have no say in a direction for which others ask for
+    /// default deny.
+    pub(crate) fn plan(&self, subject: &Labels, rules: &[RuleId]) -> Plan {
         if self.settings.mode == EnforcementMode::Never {
             return Plan::default();
         }
+        let enforced =
+            Direction::ALL.map(|direction| !self.enforced_by(subject, rules, direction, false).is_empty());
         let of = |id: &RuleId| {
-            let count = self.rules.get(*id).map_or(0, |stored| stored.rule.clauses.len());
-            (0..u32::try_from(count).unwrap_or(u32::MAX)).map(|at| (*id, at)).collect::<Vec<_>>()
+            let rule = self.rules.get(*id).map(|stored| &stored.rule);
+            let counts = |clause: &Clause, audit: Audit| {
+                !(audit.has(clause.direction) && enforced[clause.direction as usize])
+            };
+            let clauses = rule
+                .into_iter()
+                .flat_map(|rule| (0..).zip(&rule.clauses).filter(|(_, clause)| counts(clause, rule.audit)));
+            clauses.map(|(at, _): (u32, _)| (*id, at)).collect::<Vec<_>>()
         };
         Plan::new(rules.iter().flat_map(of).collect(), self)
     }
@@ -70,6 +79,10 @@ impl<'a> Compiler<'a> {
         Some((stored.rule.clauses.get(at as usize)?, stored.peers.get(at as usize)?))
     }
 
+    fn is_audited(&self, (rule, _): ClauseRef, direction: Direction) -> bool {
+        self.rules.get(rule).is_some_and(|stored| stored.rule.audit.has(direction))
+    }
+
     /// The policy of a subject that these rules select; the plan is theirs.
     fn compile_as(
         &self,
@@ -78,7 +91,15 @@ impl<'a> Compiler<'a> {
         plan: &Plan,
         max_entries: usize,
     ) -> Result<EndpointPolicy, TooMany> {
-        let enforced_by = Direction::ALL.map(|direction| self.enforced_by(subject, rules, direction));
+        let mut enforced_by =
+            Direction::ALL.map(|direction| self.enforced_by(subject, rules, direction, false));
+        let mut audit = [false; 2];
+        for (side, direction) in Direction::ALL.into_iter().enumerate() {
+            if enforced_by[side].is_empty() {
+                enforced_by[side] = self.enforced_by(subject, rules, direction, true);
+                audit[side] = !enforced_by[side].is_empty();
+            }
+        }
         let enforced = enforced_by.each_ref().map(|by| !by.is_empty());
         let mut asks = Asks { all: Vec::new(), most: max_entries, full: 0 };
         for direction in Direction::ALL.into_iter().filter(|direction| !enforced[*direction as usize]) {
@@ -88,12 +109,13 @@ impl<'a> Compiler<'a> {
             asks.push(key, ask)?;
         }
         let mut single = vec![
-            Asker { origin: Origin::NotEnforced, deny: false },
-            Asker { origin: Origin::AllowLocalhost, deny: false },
+            Asker { origin: Origin::NotEnforced, deny: false, audit: false },
+            Asker { origin: Origin::AllowLocalhost, deny: false, audit: false },
         ];
         for (at, reference) in plan.clauses.iter().enumerate() {
             let Some((clause, peers)) = self.clause(*reference) else { continue };
-            single.push(Asker { origin: clause.origin.clone(), deny: clause.deny });
+            let audit = self.is_audited(*reference, clause.direction);
+            single.push(Asker { origin: clause.origin.clone(), deny: clause.deny, audit });
             let ask = number_of(at);
             let mut ask_for = |peer| plan.keys(clause, peer, self).try_for_each(|key| asks.push(key, ask));
             match clause.peers {
@@ -113,6 +135,7 @@ impl<'a> Compiler<'a> {
         }
         policy.revision = self.revision;
         policy.enforced = enforced;
+        policy.audit = audit;
         policy.enforced_by = enforced_by;
         Ok(policy)
     }
@@ -128,17 +151,25 @@ impl<'a> Compiler<'a> {
         (localhost && enforced[0] && identity == NumericIdentity::HOST).then_some((key, ALLOW_LOCALHOST))
     }
 
-    fn enforced_by(&self, subject: &Labels, rules: &[RuleId], direction: Direction) -> Vec<Origin> {
+    /// What asks for default deny: of audited policies, or of others and of options.
+    fn enforced_by(
+        &self,
+        subject: &Labels,
+        rules: &[RuleId],
+        direction: Direction,
+        audited: bool,
+    ) -> Vec<Origin> {
         if self.settings.mode == EnforcementMode::Never {
             return Vec::new();
         }
         let rules = rules.iter().filter_map(|id| Some(&self.rules.get(*id)?.rule));
-        let rules = rules.filter(|rule| rule.default_deny[direction as usize]);
+        let rules = rules
+            .filter(|rule| rule.default_deny[direction as usize] && rule.audit.has(direction) == audited);
         let mut by: Vec<Origin> = rules.map(|rule| rule.origin.clone()).collect();
-        if self.settings.mode == EnforcementMode::Always {
+        if self.settings.mode == EnforcementMode::Always && !audited {
             by.push(Origin::AlwaysEnforced);
         }
-        if subject.has_reserved("init") {
+        if subject.has_reserved("init") && !audited {
             by.push(Origin::Init);
         }
         by.sort_unstable();

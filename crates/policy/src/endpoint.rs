@@ -20,6 +20,9 @@ pub type Origins = Arc<[Origin]>;
 pub struct Wanted {
     /// Whether it denies; one rule that denies is enough.
     pub deny: bool,
+    /// Whether only audited policies deny: what the entry denies passes and is reported.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
     /// Who asked for it, to allow or to deny.
     pub origins: Origins,
 }
@@ -33,7 +36,7 @@ pub struct EndpointPolicy {
     pub revision: u64,
     /// Whether what no entry allows is denied.
     pub enforced: [bool; 2],
-    /// Whether what is denied passes all the same, and is reported.
+    /// Whether only audited policies ask for that: what no entry decides passes and is reported.
     pub audit: [bool; 2],
     /// What made it so: rules, `reserved:init` or an option. Empty where nothing is enforced.
     pub enforced_by: [Vec<Origin>; 2],
@@ -58,7 +61,7 @@ impl EndpointPolicy {
     pub fn of_entries(entries: impl IntoIterator<Item = (PolicyKey, PolicyEntry)>) -> Self {
         let mut policy = Self { enforced: [true; 2], ..Self::default() };
         for (key, entry) in entries {
-            let decision = policy.askers.nobody(entry.is_deny());
+            let decision = policy.askers.nobody(&entry);
             policy.put(key, decision);
         }
         policy
@@ -76,7 +79,7 @@ impl EndpointPolicy {
             numbers.extend(same.iter().map(|(_, ask)| *ask));
             let Some((key, _)) = same.first() else { continue };
             let decision = askers.decide(&numbers);
-            shapes.add(key, decision.is_deny());
+            shapes.add(key, decision.holds());
             entries.push((*key, decision));
         }
         asks.clear();
@@ -118,7 +121,11 @@ impl EndpointPolicy {
     }
 
     fn wanted(&self, decision: Decision) -> Wanted {
-        Wanted { deny: decision.is_deny(), origins: self.askers.origins(decision) }
+        Wanted {
+            deny: decision.is_deny(),
+            audit: decision.is_audit(),
+            origins: self.askers.origins(decision),
+        }
     }
 
     /// The entries as they are written to the map, their counters at zero, in order of their keys.
@@ -132,7 +139,7 @@ impl EndpointPolicy {
         self.shapes.mask()
     }
 
-    /// Whether some entry denies one identity.
+    /// Whether some entry denies one identity, not as audit.
     #[must_use]
     pub fn deny_identity(&self) -> [bool; 2] {
         self.shapes.deny_identity()
@@ -192,7 +199,7 @@ impl EndpointPolicy {
     }
 
     fn put(&mut self, key: PolicyKey, decision: Decision) -> Option<Decision> {
-        self.shapes.add(&key, decision.is_deny());
+        self.shapes.add(&key, decision.holds());
         let before = self.entries.insert(key, decision);
         self.forget(&key, before);
         before
@@ -206,7 +213,7 @@ impl EndpointPolicy {
 
     fn forget(&mut self, key: &PolicyKey, decision: Option<Decision>) {
         if let Some(decision) = decision {
-            self.shapes.remove(key, decision.is_deny());
+            self.shapes.remove(key, decision.holds());
             self.askers.release(decision);
         }
     }

@@ -19,7 +19,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the packet passes.
+    /// Whether the packet is allowed.
     #[must_use]
     pub const fn is_allowed(self) -> bool {
         matches!(self, Self::Allowed(_))
@@ -81,6 +81,8 @@ pub struct Explanation {
     pub protocol: u8,
     /// What comes of it.
     pub verdict: Verdict,
+    /// It is a denial of audited policies only: the packet passes and is reported.
+    pub audited: bool,
     /// The keys, the most specific first.
     pub lookups: Vec<Lookup>,
     /// For a denial by default: what switched the direction to default deny.
@@ -141,22 +143,41 @@ pub(crate) fn explain(
         .into_iter()
         .map(|(key, shape)| Lookup { key, shape, found: policy.get(&key) })
         .collect();
-    let first = |deny: bool| {
-        lookups
-            .iter()
-            .find(|l| l.found.as_ref().is_some_and(|found| found.deny == deny))
-            .map(|lookup| lookup.key)
+    let first = |deny: bool, audit: bool| {
+        let decides = |found: &Wanted| found.deny == deny && found.audit == audit;
+        lookups.iter().find(|lookup| lookup.found.as_ref().is_some_and(decides)).map(|lookup| lookup.key)
     };
-    let verdict = match (first(true), first(false)) {
-        (Some(key), _) => Verdict::Denied(key),
-        (None, Some(key)) => Verdict::Allowed(key),
-        (None, None) => Verdict::DeniedByDefault,
+    let (verdict, audited) = match (first(true, false), first(true, true), first(false, false)) {
+        (Some(key), ..) => (Verdict::Denied(key), false),
+        (None, Some(key), _) => (Verdict::Denied(key), true),
+        (None, None, Some(key)) => (Verdict::Allowed(key), false),
+        (None, None, None) => (Verdict::DeniedByDefault, policy.audit[side]),
     };
     let default_deny_by = match verdict {
         Verdict::DeniedByDefault => policy.enforced_by[side].clone(),
         _ => Vec::new(),
     };
-    Explanation { direction, identity, port, protocol: proto, verdict, lookups, default_deny_by }
+    Explanation { direction, identity, port, protocol: proto, verdict, audited, lookups, default_deny_by }
+}
+
+impl Explanation {
+    /// Whether the packet passes, be it as audit.
+    #[must_use]
+    pub const fn passes(&self) -> bool {
+        self.verdict.is_allowed() || self.audited
+    }
+
+    /// Who decided: those who asked for the entry, or for the default deny.
+    #[must_use]
+    pub fn deciders(&self) -> &[Origin] {
+        match self.verdict {
+            Verdict::DeniedByDefault => &self.default_deny_by,
+            Verdict::Allowed(key) | Verdict::Denied(key) => {
+                let decided = self.lookups.iter().find(|lookup| lookup.key == key);
+                decided.and_then(|lookup| lookup.found.as_ref()).map_or(&[], |found| &found.origins)
+            }
+        }
+    }
 }
 
 impl fmt::Display for Explanation {
@@ -165,9 +186,10 @@ impl fmt::Display for Explanation {
         let Self { direction, identity, port, protocol, verdict, .. } = self;
         writeln!(
             f,
-            "{}, identity {identity}, port {port}, protocol {protocol}: {}",
+            "{}, identity {identity}, port {port}, protocol {protocol}: {}{}",
             direction.name(),
-            verdict.name()
+            verdict.name(),
+            if self.audited { ", passes as audit" } else { "" }
         )?;
         for Lookup { key, shape, found } in &self.lookups {
             let (port, end) = (key.port(), u32::from(key.port()) + (1u32 << key.block_log2()) - 1);
@@ -175,8 +197,15 @@ impl fmt::Display for Explanation {
             write!(f, "  {{{}, {ports}, {}}} {shape}: ", key.identity, key.proto)?;
             match found {
                 None => writeln!(f, "no entry")?,
-                Some(Wanted { deny, origins }) => {
-                    writeln!(f, "{}", if *deny { "deny" } else { "allow" })?;
+                Some(Wanted { deny, audit, origins }) => {
+                    let says = if *audit {
+                        "deny as audit"
+                    } else if *deny {
+                        "deny"
+                    } else {
+                        "allow"
+                    };
+                    writeln!(f, "{says}")?;
                     for origin in origins.iter() {
                         writeln!(f, "    {origin}")?;
                     }

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod askers;
+mod audit;
 mod budget;
 mod cidr_group;
 mod compile;
@@ -50,6 +51,7 @@ mod subject;
 mod transport;
 mod unresolved;
 
+pub use audit::{AUDIT_ANNOTATION, Audit, AuditError};
 pub use budget::{Cost, Overflow};
 pub use cut::{Cut, MANY_SIZES};
 pub use endpoint::{Edit, EndpointPolicy, Origins, Wanted};

@@ -7,7 +7,7 @@ use villus_abi::Direction;
 use villus_labels::{KEY_CLUSTER, KEY_NAMESPACE, KEY_NAMESPACE_LABELS, KeySource, Labels, Selector, source};
 
 use crate::{
-    Element, NamedPort, Origin, Policy, Position, PrefixBase, PrefixSet, Referents, Rule, RuleOrigin,
+    Audit, Element, NamedPort, Origin, Policy, Position, PrefixBase, PrefixSet, Referents, Rule, RuleOrigin,
     ServiceRef, Settings, SubjectSelector, Transport,
     entity::entity_selectors,
     ports::{PortMatch, merged, port_matches, protocol_numbers},
@@ -57,6 +57,8 @@ pub struct ResolvedRule {
     pub subject: Selector,
     /// Whether it switches a direction to default deny: ingress, egress.
     pub default_deny: [bool; 2],
+    /// In which directions its policy is audited.
+    pub audit: Audit,
     /// What switched it on, for explanations.
     pub origin: Origin,
     /// Its elements that speak about somebody.
@@ -106,6 +108,7 @@ impl Resolver<'_> {
                 ingress.unwrap_or(has(&rule.ingress) || has(&rule.ingress_deny)),
                 egress.unwrap_or(has(&rule.egress) || has(&rule.egress_deny)),
             ],
+            audit: self.policy.audit,
             origin: self.origin(&rule.path, rule.position, false),
             clauses,
             prefixes,
@@ -165,6 +168,7 @@ impl Resolver<'_> {
                 clauses: clauses.collect(),
                 subject: whole.subject.joined(&port.selector()),
                 default_deny: [false; 2],
+                audit: whole.audit,
                 origin: whole.origin.clone(),
                 prefixes: Vec::new(),
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use villus_labels::{Label, Labels, source};
 
 use crate::{
-    Kind, ObjectKey, ObjectText, ProblemKind,
+    AUDIT_ANNOTATION, Audit, AuditError, Kind, ObjectKey, ObjectText, ProblemKind,
     node::{Node, Value},
     read::{At, Fields, Reader},
 };
@@ -112,6 +112,21 @@ pub(crate) fn read_own_labels(reader: &mut Reader<'_>, fields: &Fields<'_>) -> L
     Labels::new(labels).unwrap_or_else(|error| {
         reader.invalid(&at, error.to_string());
         Labels::default()
+    })
+}
+
+/// The annotation by which a policy is audited.
+pub(crate) fn read_audit(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Audit {
+    let place = fields.get("metadata").and_then(|metadata| {
+        let node = metadata.node.get("annotations")?;
+        let annotation = node.get(AUDIT_ANNOTATION).filter(|node| !matches!(node.value, Value::Null))?;
+        Some(metadata.field("annotations", node).key(AUDIT_ANNOTATION, annotation))
+    });
+    let Some(at) = place else { return Audit::NONE };
+    let Some(text) = reader.text(&at) else { return Audit::NONE };
+    text.parse().unwrap_or_else(|error: AuditError| {
+        reader.invalid(&at, error.to_string());
+        Audit::NONE
     })
 }
 

@@ -8,7 +8,7 @@ use crate::{
     Kind, ObjectKey, ParsedFile, Policy, Problem, ProblemKind, Referent, Refused, Rule,
     cidr_group::read_group,
     knp::read_network_policy,
-    metadata::{check_version, normalised, read_key},
+    metadata::{check_version, normalised, read_audit, read_key},
     node::{Node, Value, read_documents},
     read::{At, Fields, Reader, Schema},
     service::read_service_object,
@@ -194,6 +194,7 @@ fn read_policy(reader: &mut Reader<'_>, at: &At<'_>, kind: Kind) -> Option<Polic
     check_version(reader, at, fields.get("apiVersion"), &[version]);
     let key = read_key(reader, at, fields.get("metadata"), kind);
     let namespace = key.as_ref().and_then(|key| key.namespace.as_deref());
+    let audit = read_audit(reader, &fields);
     let rules = match kind {
         Kind::NetworkPolicy => read_one(reader, at, &fields),
         _ => read_rules(reader, at, &fields, kind, namespace),
@@ -202,7 +203,7 @@ fn read_policy(reader: &mut Reader<'_>, at: &At<'_>, kind: Kind) -> Option<Polic
     let object = normalised(at.node, &key);
     let label = |namespace: &Arc<str>| Label::new(source::K8S, KEY_NAMESPACE, namespace);
     match key.namespace.as_ref().map(label).transpose() {
-        Ok(namespace) => Some(Policy { key, namespace, rules, object }),
+        Ok(namespace) => Some(Policy { key, namespace, audit, rules, object }),
         Err(error) => {
             reader.invalid(at, error.to_string());
             None

@@ -370,7 +370,7 @@ impl Repository {
     pub fn endpoint_policy(&self, subject: &Labels, max_entries: usize) -> Result<EndpointPolicy, Overflow> {
         let compiler = Self::compiler(&self.settings, &self.rules, &self.selectors, self.revision);
         let rules = self.rules.selecting(subject);
-        let mut plan = compiler.plan(&rules);
+        let mut plan = compiler.plan(subject, &rules);
         compiler
             .compile(subject, &rules, &mut plan, max_entries)
             .map_err(|TooMany| compiler.overflow(&plan, max_entries))

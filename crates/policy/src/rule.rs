@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use villus_abi::Direction;
 use villus_labels::{Label, Labels, Selector};
 
-use crate::{Position, Problem, Referent};
+use crate::{Audit, Position, Problem, Referent};
 
 /// The kinds of objects that are read: policies, and what they refer to by name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -95,6 +95,8 @@ pub struct Policy {
     pub key: ObjectKey,
     /// The label of its namespace, `k8s:io.kubernetes.pod.namespace=…`; none for a clusterwide one.
     pub namespace: Option<Label>,
+    /// In which directions it is audited: what it would deny passes and is reported ([`crate::AUDIT_ANNOTATION`]).
+    pub audit: Audit,
     /// Its rules.
     pub rules: Vec<Rule>,
     /// The object as JSON, its namespace filled in, its status left out.

@@ -14,15 +14,15 @@ struct Side {
 }
 
 impl ShapeCounts {
-    pub(crate) fn add(&mut self, key: &PolicyKey, deny: bool) {
-        self.count(key, deny, |count| *count += 1);
+    pub(crate) fn add(&mut self, key: &PolicyKey, denies: bool) {
+        self.count(key, denies, |count| *count += 1);
     }
 
-    pub(crate) fn remove(&mut self, key: &PolicyKey, deny: bool) {
-        self.count(key, deny, |count| *count = count.saturating_sub(1));
+    pub(crate) fn remove(&mut self, key: &PolicyKey, denies: bool) {
+        self.count(key, denies, |count| *count = count.saturating_sub(1));
     }
 
-    fn count(&mut self, key: &PolicyKey, deny: bool, change: impl Fn(&mut u32)) {
+    fn count(&mut self, key: &PolicyKey, denies: bool, change: impl Fn(&mut u32)) {
         let side = &mut self.0[usize::from(key.dir() == Direction::Egress)];
         let bit = key.mask_bit();
         if bit != 0
@@ -30,7 +30,7 @@ impl ShapeCounts {
         {
             change(count);
         }
-        if deny && key.identity != 0 {
+        if denies && key.identity != 0 {
             change(&mut side.deny_identity);
         }
     }

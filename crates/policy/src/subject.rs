@@ -162,7 +162,8 @@ impl Subjects {
         for selector in std::mem::take(&mut compiled.links) {
             selectors.unlink(selector, id);
         }
-        compiled.plan = Compiler { settings, rules, selectors, revision }.plan(&compiled.rules);
+        compiled.plan =
+            Compiler { settings, rules, selectors, revision }.plan(&compiled.subject, &compiled.rules);
         for (at, (rule, clause)) in compiled.plan.clauses.iter().enumerate() {
             let peers = rules.get(*rule).and_then(|stored| stored.peers.get(*clause as usize));
             for selector in peers.into_iter().flatten() {

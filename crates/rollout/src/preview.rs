@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use villus_abi::PolicyKey;
 use villus_flows::Direction;
 use villus_labels::{Labels, NumericIdentity};
-use villus_policy::{EndpointPolicy, Explanation, Overflow, Settings, Verdict};
+use villus_policy::{Audit, EndpointPolicy, Explanation, Overflow, Settings, Verdict};
 
 use crate::{Count, Numbers, Objects, Observation, Observations, Peer, Side};
 
@@ -17,8 +17,8 @@ pub struct Subject {
     pub id: u16,
     /// Labels of its identity.
     pub labels: Labels,
-    /// Audit mode lets pass what its policy denies.
-    pub audit: bool,
+    /// Directions in which audit mode lets pass whatever its policy denies.
+    pub audit: Audit,
 }
 
 /// Everything that a preview is made from.
@@ -34,8 +34,8 @@ pub struct Plan {
     pub numbers: Numbers,
     /// Endpoints whose maps are compared.
     pub subjects: Vec<Subject>,
-    /// Whether audit mode is on where nothing else is known.
-    pub audit: bool,
+    /// Directions that are audited where nothing else is known.
+    pub audit: Audit,
     /// Most entries of a map.
     pub max_entries: usize,
 }
@@ -329,18 +329,18 @@ impl Comparison<'_> {
         })
     }
 
-    /// Whether audit mode is on for an endpoint; where several have the labels, for all of them.
-    fn audit_of(&self, labels: &Labels) -> bool {
+    /// The directions that are audited for an endpoint; where several have the labels, for all of them.
+    fn audit_of(&self, labels: &Labels) -> Audit {
         let mut known = self.plan.subjects.iter().filter(|subject| subject.labels == *labels).peekable();
         if known.peek().is_none() {
             return self.plan.audit;
         }
-        known.all(|subject| subject.audit)
+        known.fold(Audit::BOTH, |all, subject| all.and(subject.audit))
     }
 }
 
-fn outcome(explanation: &Explanation, audit: bool) -> Outcome {
-    match (explanation.verdict.is_allowed(), audit) {
+fn outcome(explanation: &Explanation, audit: Audit) -> Outcome {
+    match (explanation.verdict.is_allowed(), explanation.audited || audit.has(explanation.direction)) {
         (true, _) => Outcome::Allowed,
         (false, true) => Outcome::Audited,
         (false, false) => Outcome::Denied,

@@ -286,7 +286,7 @@ proptest! {
             after: policies,
             numbers: Numbers::default(),
             subjects,
-            audit: false,
+            audit: villus_policy::Audit::NONE,
             max_entries: 100_000,
         };
         let told = preview(plan, &observations);

@@ -20,7 +20,8 @@ use villus_api::model::{
     EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest, Identity,
     IdentityEndpoints, IpListEntry, IpQuery, MetricValue, ObservedFlows, Policy, PolicyChange, PolicyDelete,
     PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
-    StatusDetails, StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+    SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusResponse, VerifyReport,
+    VerifyRequest, WhyReply, WhyRequest,
 };
 use villus_api::{ApiResult, Backend, EndpointRef};
 use villus_flows::{Filter, Observer};
@@ -139,6 +140,18 @@ impl Backend for Api {
 
     async fn selectors(&self) -> ApiResult<Vec<Selector>> {
         self.0.with(|node| node.selectors()).await
+    }
+
+    async fn audits(&self) -> ApiResult<Vec<SelectorAudit>> {
+        self.0.with(|node| node.list_audits()).await
+    }
+
+    async fn put_audit(&self, request: SelectorAuditRequest) -> ApiResult<Vec<SelectorAudit>> {
+        self.0.with(move |node| node.put_audit(&request)).await?
+    }
+
+    async fn delete_audit(&self, delete: SelectorAuditDelete) -> ApiResult<Vec<SelectorAudit>> {
+        self.0.with(move |node| node.delete_audit(&delete)).await?
     }
 
     async fn maps(&self) -> ApiResult<BpfMapList> {

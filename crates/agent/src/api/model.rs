@@ -14,10 +14,8 @@ use villus_net::Delivery;
 
 use crate::endpoint::{Endpoint, Labelled};
 use crate::node::Node;
+use crate::options::{AUDIT, audit_text};
 use crate::state::{EndpointFile, Names};
-
-/// Option of one endpoint's audit mode.
-pub(super) const AUDIT: &str = "PolicyAuditMode";
 
 impl Node {
     /// An endpoint as the API shows it; an empty one when there is none of that id.
@@ -67,7 +65,8 @@ impl Node {
 
     fn policy_model(&self, endpoint: &Endpoint) -> EndpointPolicyStatus {
         let Some(policy) = self.policy_of(endpoint.id()) else { return EndpointPolicyStatus::default() };
-        let audit = endpoint.file.audit.unwrap_or(self.runtime.audit);
+        let all = endpoint.audit();
+        let audited = [policy.audit[0] || all.ingress, policy.audit[1] || all.egress];
         let identities = |direction: Direction, deny: bool| {
             let mut all: Vec<u32> = policy
                 .map_entries()
@@ -85,7 +84,7 @@ impl Node {
             denied_egress_identities: identities(Direction::Egress, true),
             id: endpoint.file.identity,
             build: endpoint.builds,
-            policy_enabled: PolicyEnabled::new(policy.enforced[0], policy.enforced[1], audit),
+            policy_enabled: PolicyEnabled::new(policy.enforced, audited),
             policy_revision: revision,
         };
         EndpointPolicyStatus { realized: model(endpoint.realized), spec: model(self.repository.revision()) }
@@ -117,8 +116,20 @@ impl Node {
             policy_entries: endpoint.size,
             hand_made_entries: u32::try_from(endpoint.hand_made).unwrap_or(u32::MAX),
             held: self.is_held(file.id),
+            audited: self.audited_directions(endpoint),
             warnings: self.warnings(endpoint),
         }
+    }
+
+    /// The directions in which what policy would deny by default passes.
+    fn audited_directions(&self, endpoint: &Endpoint) -> Vec<String> {
+        let Some(policy) = self.policy_of(endpoint.id()) else { return Vec::new() };
+        let audited = |direction: &Direction| {
+            let side = *direction as usize;
+            policy.enforced[side] && (policy.audit[side] || endpoint.audit().has(*direction))
+        };
+        let names = Direction::ALL.into_iter().filter(audited);
+        names.map(|direction| direction.name().to_lowercase()).collect()
     }
 
     fn warnings(&self, endpoint: &Endpoint) -> Vec<String> {
@@ -155,7 +166,7 @@ pub(super) fn texts(labels: &Labels) -> Vec<String> {
 }
 
 fn options(file: &EndpointFile) -> BTreeMap<String, String> {
-    file.audit.map(|audit| (AUDIT.to_owned(), audit.to_string())).into_iter().collect()
+    BTreeMap::from([(AUDIT.to_owned(), audit_text(file.audit.unwrap_or_default()).to_owned())])
 }
 
 fn names(names: &Names) -> ExternalIdentifiers {

@@ -3,6 +3,7 @@
 use villus_api::model::PreviewRequest;
 use villus_api::{ApiError, ApiResult};
 use villus_datapath::ROOM;
+use villus_policy::Audit;
 use villus_rollout::{Objects, Plan, Preview, Subject};
 
 use super::observed;
@@ -36,11 +37,11 @@ impl Node {
         for file in &request.files {
             after.put(parse_import(&file.file, &file.text)?);
         }
-        let audit = self.runtime.audit && !request.enforced;
+        let audit = if request.enforced { Audit::NONE } else { self.runtime.audit };
         let subjects = self.endpoints.values().map(|endpoint| Subject {
             id: endpoint.id(),
             labels: endpoint.identity_labels.clone(),
-            audit: (self.runtime.audit || endpoint.file.audit.unwrap_or(false)) && !request.enforced,
+            audit: if request.enforced { Audit::NONE } else { endpoint.audit() },
         });
         Ok(Plan {
             settings: self.repository.settings().clone(),

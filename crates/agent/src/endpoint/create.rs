@@ -70,7 +70,9 @@ impl Node {
         let mut before = None;
         if !request.dry_run {
             self.pool = pool;
-            let endpoint = Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
+            let mut endpoint =
+                Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
+            endpoint.audited = self.audit_of(&endpoint.labels);
             before = self.endpoints.insert(id, endpoint);
         }
         Ok((Planned { id, labelled, had, before }, file))
@@ -197,7 +199,8 @@ impl Node {
                 .hint("raise bpf-policy-map-max or make the policies select less"));
         }
         let (policy, version) = self.repository.compiled(subject).ok_or_else(|| gone(id))?;
-        let (entries, revision) = (policy.map_entries().collect(), self.repository.revision());
+        let (entries, audit, revision) =
+            (policy.map_entries().collect(), policy.audit, self.repository.revision());
         let policies = &mut self.kernel.policies;
         let existing = policies.endpoints().map_err(ApiError::internal)?.contains(&id);
         if !existing {
@@ -208,6 +211,7 @@ impl Node {
         let applied = policies.apply(id, &entries, &mut &maps.endpoints).map_err(ApiError::internal)?;
         let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
         endpoint.shapes = applied.shapes;
+        endpoint.audit_default = audit;
         endpoint.size = (u32::try_from(entries.len()).unwrap_or(u32::MAX), applied.capacity);
         endpoint.realized = revision;
         endpoint.version = version;
@@ -255,6 +259,14 @@ impl Node {
             Ok::<(), String>(())
         });
         made.map(Device::Made).map_err(refused_device)
+    }
+
+    /// Writes an endpoint's record alone.
+    pub fn write_record(&self, id: u16) -> villus_datapath::Result<()> {
+        match self.endpoints.get(&id).and_then(Endpoint::record) {
+            Some(record) => self.kernel.maps.endpoints.insert(&u32::from(id), &record),
+            None => Ok(()),
+        }
     }
 
     /// Writes an endpoint's record, addresses and device, in the order in which they are asked.

@@ -19,6 +19,7 @@ use villus_abi::endpoint::HOST_ID;
 use villus_api::model::{EndpointLogEntry, EndpointState};
 use villus_datapath::Shapes;
 use villus_labels::{Labels, NumericIdentity};
+use villus_policy::Audit;
 use villus_policy::SubjectId;
 
 pub(crate) use find::find;
@@ -52,6 +53,10 @@ pub(crate) struct Endpoint {
     pub builds: u64,
     /// What the path must look up in its map.
     pub shapes: Shapes,
+    /// What options and selectors audit of it.
+    pub audited: Audit,
+    /// Whether only audited policies ask for its default deny: ingress, egress.
+    pub audit_default: [bool; 2],
     /// Entries of its map and how many it can hold.
     pub size: (u32, u32),
     /// Entries that somebody else wrote, and that are kept.
@@ -85,6 +90,8 @@ impl Endpoint {
             realized: 0,
             builds: 0,
             shapes: Shapes::default(),
+            audited: Audit::NONE,
+            audit_default: [false; 2],
             size: (0, 0),
             hand_made: 0,
             problem: None,
@@ -101,6 +108,11 @@ impl Endpoint {
 
     pub fn id(&self) -> u16 {
         self.file.id
+    }
+
+    /// The directions in which whatever is denied passes.
+    pub fn audit(&self) -> Audit {
+        self.file.audit.unwrap_or_default().or(self.audited)
     }
 
     pub fn identity(&self) -> NumericIdentity {

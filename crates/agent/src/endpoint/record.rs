@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use villus_abi::endpoint::{
-    FLAG_ACTIVE, FLAG_AUDIT_EGRESS, FLAG_AUDIT_INGRESS, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE,
-    FLAG_DELIVER_PEER, FLAG_DHCP,
+    FLAG_ACTIVE, FLAG_AUDIT_DEFAULT_EGRESS, FLAG_AUDIT_DEFAULT_INGRESS, FLAG_AUDIT_EGRESS,
+    FLAG_AUDIT_INGRESS, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP,
 };
 use villus_net::Delivery;
 
@@ -21,17 +21,13 @@ impl Endpoint {
             Delivery::Peer => FLAG_DELIVER_PEER,
             Delivery::Device => FLAG_DELIVER_DEVICE,
         };
-        let flags = [
-            (self.file.audit == Some(true), FLAG_AUDIT_INGRESS | FLAG_AUDIT_EGRESS),
-            (self.file.allow_dhcp, FLAG_DHCP),
-            (!device.is_adopted(), FLAG_CHECK_MAC),
-        ];
+        let flags = [(self.file.allow_dhcp, FLAG_DHCP), (!device.is_adopted(), FLAG_CHECK_MAC)];
         let mut record = villus_abi::Endpoint {
             id: self.file.id,
             flags: flags
                 .iter()
                 .filter(|(on, _)| *on)
-                .fold(FLAG_ACTIVE | delivery, |all, (_, flag)| all | flag),
+                .fold(FLAG_ACTIVE | delivery | self.audit_flags(), |all, (_, flag)| all | flag),
             identity: self.file.identity,
             ifindex: device.index(),
             mtu: device.mtu(),
@@ -50,8 +46,19 @@ impl Endpoint {
         Some(record)
     }
 
+    fn audit_flags(&self) -> u16 {
+        let audit = self.audit();
+        let flags = [
+            (audit.ingress, FLAG_AUDIT_INGRESS),
+            (audit.egress, FLAG_AUDIT_EGRESS),
+            (self.audit_default[0], FLAG_AUDIT_DEFAULT_INGRESS),
+            (self.audit_default[1], FLAG_AUDIT_DEFAULT_EGRESS),
+        ];
+        flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag)
+    }
+
     fn host_record(&self) -> villus_abi::Endpoint {
-        let audit = if self.file.audit == Some(true) { FLAG_AUDIT } else { 0 };
+        let audit = self.audit_flags();
         let mut record = villus_abi::Endpoint {
             id: self.file.id,
             flags: FLAG_ACTIVE | audit,

@@ -61,6 +61,7 @@ impl Node {
             self.rejudge.extend(self.endpoints.keys().copied());
             self.wake.rejudge.notify_one();
         }
+        self.follow_audits().map_err(ApiError::internal)?;
         self.save_endpoint(id);
         Ok(before)
     }

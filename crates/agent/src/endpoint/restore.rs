@@ -51,6 +51,10 @@ impl Node {
                 tracing::info!(endpoint = id, %address, %error, "an address of before is not of the pool");
             }
         }
+        let reset = !self.config.endpoints.keep_config && file.audit.is_some_and(|audit| !audit.is_none());
+        if reset {
+            file.audit = None;
+        }
         let same_boot = file.boot_id == self.boot;
         let link = device_of(&file, links).filter(|_| same_boot && self.config.endpoints.restore);
         if !same_boot && self.config.endpoints.restore {
@@ -58,7 +62,7 @@ impl Node {
             let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
             endpoint.pending_until = Some(Instant::now() + self.config.endpoints.restore_grace);
             endpoint.note("OK", "the node was started anew: it waits to be created again");
-            self.endpoints.insert(id, endpoint);
+            self.put_restored(endpoint, reset);
             restored.pending.push(id);
             return;
         }
@@ -72,7 +76,21 @@ impl Node {
         let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
         // It may have been switched off and on while no agent was there.
         endpoint.device_up = false;
+        self.put_restored(endpoint, reset);
+    }
+
+    /// Takes over an endpoint; without `keep-config` its own options end with the agent that set them.
+    fn put_restored(&mut self, mut endpoint: Endpoint, reset: bool) {
+        let id = endpoint.id();
+        endpoint.audited = self.audit_of(&endpoint.labels);
+        if reset {
+            endpoint.note("OK", "its audit mode ended with the restart, for keep-config is off");
+            tracing::warn!(endpoint = id, "its audit mode ended with the restart, for keep-config is off");
+        }
         self.endpoints.insert(id, endpoint);
+        if reset {
+            self.save_endpoint(id);
+        }
     }
 
     /// Writes what restored endpoints need into the kernel, each map in one go; what is right already is not touched. Their

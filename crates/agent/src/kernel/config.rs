@@ -9,11 +9,12 @@ use villus_abi::config::{
 use villus_abi::time::{Tick, from_ns};
 use villus_config::Config;
 use villus_config::config::{Aggregation, Enforcement};
+use villus_policy::Audit;
 
 /// Options that can be changed while the agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Runtime {
-    pub audit: bool,
+    pub audit: Audit,
     pub enforcement: Enforcement,
     pub aggregation: Aggregation,
     pub drops: bool,
@@ -25,7 +26,7 @@ impl Runtime {
     /// As the options say at the start.
     pub fn new(config: &Config) -> Self {
         Self {
-            audit: config.policy.audit,
+            audit: config.policy.audit.into(),
             enforcement: config.policy.enforcement,
             aggregation: config.monitor.aggregation,
             drops: config.monitor.drops,
@@ -52,7 +53,7 @@ pub(crate) fn config_of(
         (runtime.drops, FLAG_DROP_EVENTS),
         (runtime.verdicts, FLAG_VERDICT_EVENTS),
         (config.datapath.allow_icmp_frag_needed, FLAG_ALLOW_FRAG_NEEDED),
-        (runtime.audit, FLAG_AUDIT),
+        (runtime.audit == Audit::BOTH, FLAG_AUDIT),
         (host, FLAG_HOST_POLICY),
     ];
     villus_abi::Config {

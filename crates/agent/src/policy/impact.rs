@@ -6,7 +6,7 @@ use villus_api::model::{Impact, Part};
 use villus_datapath::{FlowKey, Flows, is_expired, now};
 use villus_flows::protocol_name;
 use villus_labels::NumericIdentity;
-use villus_policy::EndpointPolicy;
+use villus_policy::{Audit, EndpointPolicy};
 use villus_rollout::{Numbers, Objects, Side};
 
 use super::rejudge::{Policies, identity_of, is_denied};
@@ -49,9 +49,10 @@ impl Node {
             }
             impact.entries.touched += part.touched;
             impact.entries.all += part.all;
-            if self.enforces(endpoint.id()) {
-                before.insert(endpoint.id(), old.clone());
-                after.insert(endpoint.id(), new);
+            let audit = endpoint.audit();
+            if audit != Audit::BOTH {
+                before.insert(endpoint.id(), (old.clone(), audit));
+                after.insert(endpoint.id(), (new, audit));
             }
         }
         self.flows_cut(&before, &after, &side, &mut impact)?;

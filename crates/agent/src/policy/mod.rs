@@ -1,5 +1,6 @@
 //! Policies: where they come from, and how they reach the policy maps.
 
+mod audit;
 mod change;
 mod directory;
 mod impact;
@@ -20,6 +21,7 @@ use villus_policy::{EnforcementMode, Settings};
 
 use crate::AgentError;
 
+pub(crate) use audit::Selected;
 pub(crate) use directory::Watcher;
 pub(crate) use import::parse_import;
 pub(crate) use waiting::Waiting;

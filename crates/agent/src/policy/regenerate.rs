@@ -88,6 +88,8 @@ impl Node {
         if batch.is_empty() {
             return;
         }
+        let audits: BTreeMap<u16, [bool; 2]> =
+            batch.iter().map(|(id, _)| (*id, self.announce_audit(*id))).collect();
         let wanted: Vec<(u16, &Entries)> = batch.iter().map(|(id, entries)| (*id, entries)).collect();
         let maps = self.kernel.maps.clone();
         match self.kernel.policies.apply_all(&wanted, &mut &maps.endpoints) {
@@ -102,7 +104,40 @@ impl Node {
                 }
             }
         }
+        for (id, before) in audits {
+            self.settle_audit(id, before);
+        }
         self.wake.rejudge.notify_one();
+    }
+
+    /// What no entry decides passes where the old or the new policy says so, while one takes the other's place. Returns
+    /// what was before.
+    fn announce_audit(&mut self, id: u16) -> [bool; 2] {
+        let wanted = self.policy_of(id).map_or([false; 2], |policy| policy.audit);
+        let before = self.endpoints.get(&id).map_or([false; 2], |endpoint| endpoint.audit_default);
+        self.set_audit_default(id, [before[0] || wanted[0], before[1] || wanted[1]]);
+        before
+    }
+
+    /// The new policy is in force, or the old one still is.
+    fn settle_audit(&mut self, id: u16, before: [bool; 2]) {
+        let wanted = self.policy_of(id).map_or([false; 2], |policy| policy.audit);
+        let failed = self.endpoints.get(&id).is_some_and(|endpoint| endpoint.problem.is_some());
+        let now = if failed { before } else { wanted };
+        self.set_audit_default(id, now);
+        if before != now {
+            self.rejudge.insert(id);
+        }
+    }
+
+    fn set_audit_default(&mut self, id: u16, audit: [bool; 2]) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        if std::mem::replace(&mut endpoint.audit_default, audit) == audit {
+            return;
+        }
+        let result = self.write_record(id);
+        self.conditions
+            .note(&format!("record of endpoint {id}"), result.err().map(|error| error.to_string()));
     }
 
     fn applied(&mut self, id: u16, result: villus_datapath::Result<Applied>) {

@@ -1,6 +1,6 @@
 //! Judging open flows again after a change of policy: who is silent must not stay admitted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use villus_abi::flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED};
 use villus_abi::policy::Direction;
 use villus_datapath::{Entries, FlowKey, Flows, Maps, Pins, is_expired, now, view_policy};
 use villus_identity::Ipcache;
-use villus_policy::{EndpointPolicy, icmp_port, proto};
+use villus_policy::{Audit, EndpointPolicy, icmp_port, proto};
 
+use crate::endpoint::Endpoint;
 use crate::node::Node;
 
 /// What is needed to judge flows without holding up the agent.
@@ -18,14 +19,21 @@ pub(crate) struct Rejudge {
     pins: Arc<Pins>,
     maps: Arc<Maps>,
     ipcache: Ipcache,
-    endpoints: BTreeSet<u16>,
+    endpoints: BTreeMap<u16, Audited>,
+}
+
+/// What passes of an endpoint's denials: in which directions all of them, and in which those that no entry asks for.
+#[derive(Clone, Copy, Default)]
+struct Audited {
+    all: Audit,
+    default: [bool; 2],
 }
 
 impl Node {
     /// Takes the work that has come together; `None` when there is none, or when audit lets everything pass.
     pub fn take_rejudge(&mut self) -> Option<Rejudge> {
-        let mut endpoints = std::mem::take(&mut self.rejudge);
-        endpoints.retain(|id| self.enforces(*id));
+        let ids = std::mem::take(&mut self.rejudge);
+        let endpoints = self.enforcing(ids);
         if endpoints.is_empty() {
             return None;
         }
@@ -66,10 +74,13 @@ impl Suspects {
 }
 
 impl Node {
-    /// Whether an endpoint's policy refuses packets, rather than only report them.
-    pub(super) fn enforces(&self, id: u16) -> bool {
-        let live = self.endpoints.get(&id).filter(|endpoint| endpoint.is_live());
-        live.is_some_and(|endpoint| !self.runtime.audit && !endpoint.file.audit.unwrap_or(false))
+    /// Those of some endpoints whose policies refuse packets in some direction, rather than only report them.
+    fn enforcing(&self, ids: impl IntoIterator<Item = u16>) -> BTreeMap<u16, Audited> {
+        let known = ids.into_iter().filter_map(|id| self.endpoints.get(&id));
+        let enforcing = known.filter(|endpoint| endpoint.is_live() && endpoint.audit() != Audit::BOTH);
+        let audited =
+            |endpoint: &Endpoint| Audited { all: endpoint.audit(), default: endpoint.audit_default };
+        enforcing.map(|endpoint| (endpoint.id(), audited(endpoint))).collect()
     }
 
     /// Removes the suspects that are still there and still not allowed; says how many. Policy cannot change meanwhile: a
@@ -84,7 +95,7 @@ impl Node {
             there.extend(flows.get(key)?.map(|flow| (*key, flow)));
         }
         let ends = there.iter().flat_map(|(_, flow)| [flow.src_endpoint, flow.dst_endpoint]);
-        let endpoints = ends.filter(|id| self.enforces(*id)).collect();
+        let endpoints = self.enforcing(ends);
         let policies = policies_of(&self.kernel.pins, &self.kernel.maps, &endpoints)?;
         let identity = identity_of(&self.ipcache);
         let mut cut = 0;
@@ -97,21 +108,30 @@ impl Node {
     }
 }
 
-/// Policies of endpoints by their ids.
-pub(super) type Policies = BTreeMap<u16, Arc<EndpointPolicy>>;
+/// Policies of endpoints, and in which directions whatever they deny passes.
+pub(super) type Policies = BTreeMap<u16, (Arc<EndpointPolicy>, Audit)>;
 
 /// What the kernel's policy maps of these endpoints say now.
-fn policies_of(pins: &Pins, maps: &Maps, endpoints: &BTreeSet<u16>) -> villus_datapath::Result<Policies> {
-    endpoints.iter().map(|id| Ok((*id, Arc::new(policy_of(view_policy(pins, maps, *id)?.entries))))).collect()
+fn policies_of(
+    pins: &Pins,
+    maps: &Maps,
+    endpoints: &BTreeMap<u16, Audited>,
+) -> villus_datapath::Result<Policies> {
+    let of = |(id, audited): (&u16, &Audited)| {
+        Ok((*id, policy_of(view_policy(pins, maps, *id)?.entries, *audited)))
+    };
+    endpoints.iter().map(of).collect()
 }
 
 pub(super) fn identity_of(ipcache: &Ipcache) -> impl Fn(IpAddr) -> u32 {
     |ip| ipcache.lookup(ip).map_or(0, |(_, winner)| winner.mapping.identity.0)
 }
 
-/// The entries of a map as a policy that can be asked.
-fn policy_of(entries: Entries) -> EndpointPolicy {
-    EndpointPolicy::of_entries(entries)
+/// The entries of a map as a policy that can be asked, and what of its denials passes.
+fn policy_of(entries: Entries, audited: Audited) -> (Arc<EndpointPolicy>, Audit) {
+    let mut policy = EndpointPolicy::of_entries(entries);
+    policy.audit = audited.default;
+    (Arc::new(policy), audited.all)
 }
 
 /// Whether an endpoint that admitted the flow would not do so now.
@@ -124,8 +144,9 @@ pub(super) fn is_denied(
     let (opener, other) = key.ends(flow);
     let port = asked_port(key.proto(), other);
     let denies = |id: u16, direction, peer: SocketAddr| {
-        policies.get(&id).is_some_and(|policy| {
-            !policy.verdict(direction, identity(peer.ip()), port, key.proto()).is_allowed()
+        policies.get(&id).is_some_and(|(policy, audit)| {
+            !audit.has(direction)
+                && !policy.explain(direction, identity(peer.ip()), port, key.proto()).passes()
         })
     };
     (flow.flags & FLOW_EGRESS_ADMITTED != 0 && denies(flow.src_endpoint, Direction::Egress, other))
@@ -163,7 +184,8 @@ mod tests {
     }
 
     fn policies(id: u16, key: PolicyKey) -> Policies {
-        BTreeMap::from([(id, Arc::new(policy_of(Entries::from([(key, PolicyEntry::ALLOW)]))))])
+        let entries = Entries::from([(key, PolicyEntry::ALLOW)]);
+        BTreeMap::from([(id, policy_of(entries, Audited::default()))])
     }
 
     #[test]

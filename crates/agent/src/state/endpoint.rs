@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use villus_net::{AdoptedLink, Delivery, EndpointLink, Link, Mac};
-use villus_policy::NamedPort;
+use villus_policy::{Audit, NamedPort};
 
 /// Everything about an endpoint that outlives the agent. One JSON object.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub(crate) struct EndpointFile {
     pub sticky: bool,
     /// Audit mode of this endpoint alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub audit: Option<bool>,
+    pub audit: Option<Audit>,
     /// DHCP and router advertisements pass.
     #[serde(default)]
     pub allow_dhcp: bool,

@@ -12,8 +12,9 @@ use crate::{
         EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointHealth, EndpointLogEntry,
         EndpointPatch, Hold, HoldRequest, Identity, IdentityEndpoints, IpListEntry, IpQuery, LabelQuery,
         MetricValue, MonitorQuery, ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport,
-        PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, StatusDetails,
-        StatusQuery, StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+        PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit,
+        SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusQuery, StatusResponse, VerifyReport,
+        VerifyRequest, WhyReply, WhyRequest,
     },
 };
 
@@ -116,6 +117,21 @@ impl Client {
     /// Deletes policies.
     pub fn delete_policy(&self, delete: &PolicyDelete) -> Result<PolicyChange> {
         self.call(Call::new("DELETE", &["policy"]).query(delete)?)
+    }
+
+    /// The selectors whose endpoints are audited.
+    pub fn audits(&self) -> Result<Vec<SelectorAudit>> {
+        self.call(Call::new("GET", &["villus", "policy", "audit"]))
+    }
+
+    /// Audits the endpoints of a selector.
+    pub fn put_audit(&self, request: &SelectorAuditRequest) -> Result<Vec<SelectorAudit>> {
+        self.call(Call::new("PUT", &["villus", "policy", "audit"]).json(request)?)
+    }
+
+    /// Audits the endpoints of a selector no more.
+    pub fn delete_audit(&self, delete: &SelectorAuditDelete) -> Result<Vec<SelectorAudit>> {
+        self.call(Call::new("DELETE", &["villus", "policy", "audit"]).query(delete)?)
     }
 
     /// Says what a text holds and what is wrong with it.

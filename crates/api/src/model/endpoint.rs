@@ -252,17 +252,20 @@ pub enum PolicyEnabled {
 }
 
 impl PolicyEnabled {
-    /// The value for what is enforced, and whether audit mode is on.
+    /// The value for the directions with default deny and those that are audited, ingress first. Where one direction is
+    /// enforced and the other audited, it names the enforced one: [`EndpointVillus::audited`] names the other.
     #[must_use]
-    pub const fn new(ingress: bool, egress: bool, audit: bool) -> Self {
-        match (ingress, egress, audit) {
-            (false, false, _) => Self::None,
-            (true, false, false) => Self::Ingress,
-            (false, true, false) => Self::Egress,
-            (true, true, false) => Self::Both,
-            (true, false, true) => Self::AuditIngress,
-            (false, true, true) => Self::AuditEgress,
-            (true, true, true) => Self::AuditBoth,
+    pub const fn new(default_deny: [bool; 2], audited: [bool; 2]) -> Self {
+        let ingress = (default_deny[0], audited[0]);
+        let egress = (default_deny[1], audited[1]);
+        match (ingress, egress) {
+            ((true, false), (true, false)) => Self::Both,
+            ((true, false), _) => Self::Ingress,
+            (_, (true, false)) => Self::Egress,
+            ((true, true), (true, true)) => Self::AuditBoth,
+            ((true, true), _) => Self::AuditIngress,
+            (_, (true, true)) => Self::AuditEgress,
+            _ => Self::None,
         }
     }
 }
@@ -343,6 +346,9 @@ pub struct EndpointVillus {
     /// The agent's hands are off its policy map.
     #[serde(skip_serializing_if = "is_default")]
     pub held: bool,
+    /// Directions in which policy would deny by default, and what it denies passes and is reported: `ingress`, `egress`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub audited: Vec<String>,
     /// What is not as it should be, each with what mends it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

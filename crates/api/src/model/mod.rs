@@ -30,7 +30,7 @@ pub use monitor::MonitorQuery;
 pub use policy::{
     Impact, ObservedFlows, Part, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyProblem,
     PolicyQuery, PolicySummary, PolicyText, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest,
-    Selector, WaitingChange,
+    Selector, SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, WaitingChange,
 };
 pub use request::{
     AddressPair, DatapathConfiguration, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,

@@ -72,6 +72,45 @@ pub struct PolicyDelete {
     pub dry_run: bool,
 }
 
+/// A selector whose endpoints are audited, those of now and those to come.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct SelectorAudit {
+    /// Labels that endpoints must have, separated by commas.
+    pub selector: String,
+    /// `true`, `ingress` or `egress`.
+    pub audit: String,
+    /// Since when, RFC 3339.
+    pub created: String,
+    /// The endpoints of this node that it selects now.
+    pub endpoints: Vec<u16>,
+}
+
+/// Body of `PUT /villus/policy/audit`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SelectorAuditRequest {
+    /// Labels that endpoints must have, separated by commas.
+    pub selector: String,
+    /// `true` (if empty), `ingress` or `egress`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub audit: String,
+    /// Say what would be, and change nothing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dry_run: bool,
+}
+
+/// Query of `DELETE /villus/policy/audit`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SelectorAuditDelete {
+    /// The selector, as it was given.
+    pub selector: String,
+    /// Say what would be, and change nothing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dry_run: bool,
+}
+
 /// The answer to a change of policies.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]

@@ -11,8 +11,8 @@ use crate::{
         EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest,
         Identity, IdentityEndpoints, IpListEntry, IpQuery, MetricValue, ObservedFlows, Policy, PolicyChange,
         PolicyDelete, PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery,
-        PreviewRequest, Selector, StatusDetails, StatusResponse, VerifyReport, VerifyRequest, WhyReply,
-        WhyRequest,
+        PreviewRequest, Selector, SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, StatusDetails,
+        StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
     },
 };
 
@@ -158,6 +158,23 @@ pub trait Backend: Send + Sync + 'static {
     /// `GET /policy/selectors`.
     async fn selectors(&self) -> ApiResult<Vec<Selector>> {
         not_offered("selectors")
+    }
+
+    /// `GET /villus/policy/audit`.
+    async fn audits(&self) -> ApiResult<Vec<SelectorAudit>> {
+        not_offered("audit by selectors")
+    }
+
+    /// `PUT /villus/policy/audit`: answers with all there are then.
+    async fn put_audit(&self, request: SelectorAuditRequest) -> ApiResult<Vec<SelectorAudit>> {
+        let _ = request;
+        not_offered("audit by selectors")
+    }
+
+    /// `DELETE /villus/policy/audit`: answers with all there are then.
+    async fn delete_audit(&self, delete: SelectorAuditDelete) -> ApiResult<Vec<SelectorAudit>> {
+        let _ = delete;
+        not_offered("audit by selectors")
     }
 
     /// `GET /map`: without the maps' entries.

@@ -24,8 +24,8 @@ use crate::{
     model::{
         DaemonConfigurationSpec, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,
         EndpointDeleted, EndpointPatch, HoldRequest, IpQuery, LabelConfigurationSpec, LabelQuery,
-        MonitorQuery, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery, PreviewRequest, StatusQuery,
-        VerifyRequest, WhyRequest,
+        MonitorQuery, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery, PreviewRequest,
+        SelectorAuditDelete, SelectorAuditRequest, StatusQuery, VerifyRequest, WhyRequest,
     },
 };
 
@@ -111,6 +111,7 @@ fn own_routes() -> Router<Context> {
         .route("/policy/preview", post(preview_policy))
         .route("/policy/waiting/{id}", put(confirm_policy).delete(reject_policy))
         .route("/flows", get(observed_flows))
+        .route("/policy/audit", get(audits).put(put_audit).delete(delete_audit))
         .route("/verify", post(verify))
         .route("/why", post(why))
         .route("/emergency", get(emergencies))
@@ -308,6 +309,18 @@ async fn observed_flows(State(context): Ctx) -> Answer {
 async fn wait_policy(State(context): Ctx, Query(query): Query<PolicyWaitQuery>) -> Answer {
     let _permit = context.stream()?;
     ok(context.backend.wait_policy(query).await?)
+}
+
+async fn audits(State(context): Ctx) -> Answer {
+    ok(context.backend.audits().await?)
+}
+
+async fn put_audit(State(context): Ctx, Json(request): Json<SelectorAuditRequest>) -> Answer {
+    ok(context.backend.put_audit(request).await?)
+}
+
+async fn delete_audit(State(context): Ctx, Query(query): Query<SelectorAuditDelete>) -> Answer {
+    ok(context.backend.delete_audit(query).await?)
 }
 
 async fn selectors(State(context): Ctx) -> Answer {

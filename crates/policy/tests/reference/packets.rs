@@ -99,7 +99,7 @@ impl Node {
             bytes: 60,
             peek: false,
         };
-        verdict(&self.world, &Ask::new(&self.record, &question)).allowed()
+        verdict(&self.world, &Ask::new(&Config::default(), &self.record, &question)).allowed()
     }
 
     /// Why a packet of the flow ended; `None` where no packet asks just this.

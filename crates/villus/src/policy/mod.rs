@@ -1,5 +1,6 @@
 //! `villus policy`.
 
+mod audit;
 mod confirm;
 mod files;
 mod hold;
@@ -45,6 +46,9 @@ pub enum PolicyCommand {
     },
     /// Wait until every endpoint's policy is at a revision.
     Wait(WaitArgs),
+    /// Let what policy denies to a selector's endpoints pass, and report it.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Compare the kernel's maps with what policy asks for.
     Verify(verify::VerifyArgs),
     /// Keep the agent's hands off an endpoint's policy map.
@@ -141,6 +145,7 @@ pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
             output.print(&selectors, || selector_list(&rows))
         }
         PolicyCommand::Wait(args) => wait(host, args.revision, args.timeout, &args.output),
+        PolicyCommand::Audit(command) => audit::run(host, command),
         PolicyCommand::Verify(args) => verify::run(host, args),
         PolicyCommand::Hold(args) => hold::hold(host, &args),
         PolicyCommand::Release(args) => hold::release(host, &args),

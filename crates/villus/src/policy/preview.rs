@@ -125,7 +125,7 @@ fn offline(args: &PreviewArgs, policies: &[String], files: Vec<files::File>) -> 
         after,
         subjects: subjects_of(&observations),
         numbers: Numbers::new(identities, []),
-        audit: false,
+        audit: villus_policy::Audit::NONE,
         max_entries: MOST,
     };
     Ok(preview(plan, &observations))
