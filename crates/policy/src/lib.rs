@@ -14,6 +14,7 @@
 
 mod askers;
 mod audit;
+mod because;
 mod budget;
 mod cidr_group;
 mod compile;
@@ -34,6 +35,7 @@ mod parse;
 mod plan;
 mod ports;
 mod problem;
+mod reach;
 mod read;
 mod refer;
 mod referent;
@@ -52,6 +54,7 @@ mod transport;
 mod unresolved;
 
 pub use audit::{AUDIT_ANNOTATION, Audit, AuditError};
+pub use because::{Nearest, Reason};
 pub use budget::{Cost, Overflow};
 pub use cut::{Cut, MANY_SIZES};
 pub use endpoint::{Edit, EndpointPolicy, Origins, Wanted};
@@ -63,6 +66,7 @@ pub use origin::{Origin, RuleOrigin};
 pub use parse::parse;
 pub use ports::{PortMatch, icmp_port, proto};
 pub use problem::{Problem, ProblemKind, Refused};
+pub use reach::{Open, Side, open_ports, passes};
 pub use referent::{Content, Referent};
 pub use referents::Referents;
 pub use repository::{PolicyChange, Repository};

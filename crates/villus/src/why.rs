@@ -186,8 +186,8 @@ fn push_step(text: &mut String, number: usize, width: usize, step: &Step) {
     let decided = if step.decided { "   <- decided" } else { "" };
     let whose = step.endpoint.map(|id| format!("endpoint {id}: ")).unwrap_or_default();
     text.push_str(&format!("  {number:2}. {:width$}   {whose}{}{decided}\n", step.stage, step.text));
-    for key in &step.keys {
-        text.push_str(&format!("      {:width$}     {key}\n", ""));
+    for line in step.keys.iter().chain(&step.because) {
+        text.push_str(&format!("      {:width$}     {line}\n", ""));
     }
 }
 
@@ -211,6 +211,7 @@ mod tests {
             text: "said so".into(),
             endpoint: Some(7),
             keys: vec!["ingress from identity 3, 80/TCP: not found".into()],
+            because: vec!["default deny by CiliumNetworkPolicy default/web spec (web.yaml:4)".into()],
             decided,
         };
         let explanation = Explanation {

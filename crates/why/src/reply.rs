@@ -96,6 +96,7 @@ fn judged(judgement: &Judgement, names: &Names<'_>) -> Step {
         ),
         endpoint: u16::try_from(judgement.endpoint).ok(),
         keys: judgement.lookups.iter().map(lookup_text).collect(),
+        because: Vec::new(),
         decided: !judgement.allowed,
     }
 }

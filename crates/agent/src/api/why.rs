@@ -2,13 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use villus_api::model::{WhyReply, WhyRequest};
+use villus_abi::policy::Direction;
+use villus_api::model::{Explanation as Reply, WhyReply, WhyRequest};
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_datapath::Snapshot;
 use villus_flows::PortProto;
 use villus_labels::NumericIdentity;
 use villus_path::memory::Memory;
-use villus_why::{Party, Question, why};
+use villus_policy::Verdict;
+use villus_why::{Explanation, Judgement, Party, Question, why};
 
 use crate::kernel::IpcacheMap;
 use crate::node::Node;
@@ -33,8 +35,8 @@ impl Node {
         let names = |identity| self.labels_text(identity);
         Ok(WhyReply {
             question: kernel.question(),
-            kernel: kernel.reply(&names),
-            wanted: wanted.reply(&names),
+            kernel: self.told(&kernel, kernel.reply(&names)),
+            wanted: self.told(&wanted, wanted.reply(&names)),
             agree,
         })
     }
@@ -83,6 +85,46 @@ impl Node {
             }
         }
         world
+    }
+
+    /// Names the rules behind each judgement of a policy, as far as policies ask for what was found.
+    fn told(&self, explanation: &Explanation, mut reply: Reply) -> Reply {
+        let judgements = explanation.passes.iter().flat_map(|pass| &pass.judgements);
+        let steps = reply.steps.iter_mut().filter(|step| step.stage.ends_with(" policy"));
+        for (step, judgement) in steps.zip(judgements) {
+            step.because = self.because(judgement);
+        }
+        reply
+    }
+
+    fn because(&self, judgement: &Judgement) -> Vec<String> {
+        let Ok(id) = u16::try_from(judgement.endpoint) else { return Vec::new() };
+        let (Some(endpoint), Some(policy)) = (self.endpoints.get(&id), self.policy_of(id)) else {
+            return Vec::new();
+        };
+        if judgement.pending {
+            return Vec::new();
+        }
+        let direction = if judgement.is_egress() { Direction::Egress } else { Direction::Ingress };
+        let asked = policy.explain(direction, judgement.identity, judgement.port, judgement.proto);
+        if asked.verdict.is_allowed() != judgement.allowed {
+            return vec!["no rule asks for this: the map is not as policies say".to_owned()];
+        }
+        let peer = self.identities.labels_of(NumericIdentity(judgement.identity));
+        let what = match (asked.verdict, asked.audited) {
+            (Verdict::Allowed(_), _) => "allowed by",
+            (Verdict::Denied(_), false) => "denied by",
+            (Verdict::Denied(_), true) => "denied, as audit, by",
+            (Verdict::DeniedByDefault, false) => "default deny by",
+            (Verdict::DeniedByDefault, true) => "default deny, as audit, by",
+        };
+        let reasons = self.repository.because(&endpoint.identity_labels, peer.as_ref(), &asked);
+        let mut lines: Vec<String> = reasons.iter().map(|reason| format!("{what} {reason}")).collect();
+        if let Some(peer) = &peer {
+            let nearest = self.repository.nearest(&endpoint.identity_labels, peer, &asked);
+            lines.extend(nearest.iter().map(|nearest| format!("nearest: {nearest}")));
+        }
+        lines
     }
 
     /// The labels of an identity.

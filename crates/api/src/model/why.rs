@@ -75,6 +75,9 @@ pub struct Step {
     /// Map keys that were looked up, each with what was found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
+    /// The rules that decided, each with its file, line and selector; for a default deny also what nearly allows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub because: Vec<String>,
     /// This step decided.
     #[serde(skip_serializing_if = "is_default")]
     pub decided: bool,

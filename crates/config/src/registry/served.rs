@@ -400,7 +400,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "keep-config",
         Bool,
         "false",
-        "Leave endpoints that are taken over their own settings, rather than giving them those of this start.",
+        "At a restart, let options win that were changed while an agent ran, its own and those of endpoints.",
     ),
     opt(
         Group::Endpoints,

@@ -7,6 +7,9 @@ mod hold;
 mod learn;
 mod observed;
 mod preview;
+mod reach;
+mod scene;
+mod trace;
 mod validate;
 mod verify;
 
@@ -46,6 +49,12 @@ pub enum PolicyCommand {
     },
     /// Wait until every endpoint's policy is at a revision.
     Wait(WaitArgs),
+    /// Say what rules make of a flow between two, rule by rule.
+    Trace(trace::TraceArgs),
+    /// List who may reach a server on a port.
+    WhoCan(reach::WhoCanArgs),
+    /// List whom a client may reach, and on which ports.
+    CanReach(reach::CanReachArgs),
     /// Let what policy denies to a selector's endpoints pass, and report it.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -145,6 +154,9 @@ pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
             output.print(&selectors, || selector_list(&rows))
         }
         PolicyCommand::Wait(args) => wait(host, args.revision, args.timeout, &args.output),
+        PolicyCommand::Trace(args) => trace::run(host, &args),
+        PolicyCommand::WhoCan(args) => reach::who_can(host, &args),
+        PolicyCommand::CanReach(args) => reach::can_reach(host, &args),
         PolicyCommand::Audit(command) => audit::run(host, command),
         PolicyCommand::Verify(args) => verify::run(host, args),
         PolicyCommand::Hold(args) => hold::hold(host, &args),
