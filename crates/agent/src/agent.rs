@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use villus_api::{ApiError, ApiResult};
-use villus_flows::History;
+use villus_flows::{FlowEvent, History};
 
 use crate::api::Limiters;
 use crate::identities::IdentityRoom;
 use crate::node::Node;
+use crate::policy::is_of_policy;
 use crate::tasks::ExportCounts;
 use crate::wake::Wake;
 
@@ -47,6 +48,23 @@ impl Agent {
         let node = self.node.clone();
         let done = tokio::task::spawn_blocking(move || work(&mut lock(&node)));
         done.await.map_err(|error| ApiError::internal(format!("the operation broke off: {error}")))
+    }
+
+    /// Names the policies behind verdicts and denials in events, as policies are now.
+    pub async fn name_policies(&self, mut events: Vec<FlowEvent>) -> Vec<FlowEvent> {
+        if !events.iter().any(is_of_policy) {
+            return events;
+        }
+        if let Ok(node) = self.node.try_lock() {
+            node.name_policies(&mut events);
+            return events;
+        }
+        let unnamed = events.clone();
+        let named = self.with(move |node| {
+            node.name_policies(&mut events);
+            events
+        });
+        named.await.unwrap_or(unnamed)
     }
 
     /// Attaches the programs of one endpoint the way that the options say, while others have their turn with the node. Says

@@ -75,7 +75,12 @@ fn an_endpoint_is_audited_in_both_directions_or_one_and_its_options_stay_with_ke
     assert_eq!(state(&node, &server), (PolicyEnabled::AuditIngress, vec!["ingress".to_owned()]));
     assert!(client.asks(server.v4(), 80));
     eventually("it is told", || !audited(&node, server.id()).is_empty());
-    assert_eq!(audited(&node, server.id())[0].reason().unwrap().0, 133);
+    let event = audited(&node, server.id()).remove(0);
+    assert_eq!(event.reason().unwrap().0, 133);
+    let names = |event: &FlowEvent| {
+        event.policies.iter().flat_map(|all| all.iter()).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&event), ["default/web"], "it names the policy");
     node.kill();
     assert!(client.asks(server.v4(), 80), "while the agent is gone");
     node.start();

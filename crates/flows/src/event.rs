@@ -1,5 +1,7 @@
 //! One event: a ring record with its types back.
 
+use std::{fmt, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 use villus_abi::{Direction, Event, Reason, event as abi};
 
@@ -57,7 +59,7 @@ impl Action {
 /// One event of the packet path.
 ///
 /// In JSON it is one flat object with Cilium-like camelCase names; see `villus monitor -j`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(into = "json::Json", try_from = "json::Json")]
 pub struct FlowEvent {
     /// Monotonic time since boot, ns.
@@ -86,6 +88,31 @@ pub struct FlowEvent {
     pub hash: u32,
     /// The packet.
     pub packet: Packet,
+    /// The policies that decided, as far as who decoded the event knew them; the kernel's record does not say.
+    pub policies: Option<Arc<[PolicyName]>>,
+}
+
+/// A policy that decided.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyName {
+    /// `CiliumNetworkPolicy`, …
+    pub kind: String,
+    /// Its namespace; empty if it is in none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for PolicyName {
+    /// `namespace/name`, or the name of what is in no namespace.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
+    }
 }
 
 impl FlowEvent {
@@ -109,6 +136,17 @@ impl FlowEvent {
     #[must_use]
     pub fn dst_endpoint(&self) -> u16 {
         if self.endpoint_is_source() { self.peer } else { self.endpoint }
+    }
+
+    /// What a policy was asked about: port in host order, or ICMP type, and protocol. `None` where the packet was not parsed
+    /// so far.
+    #[must_use]
+    pub fn asked(&self) -> Option<(u16, u8)> {
+        let packet = &self.packet;
+        if packet.is_icmp() {
+            return Some((packet.icmp_type.into(), packet.proto));
+        }
+        packet.ports.map(|(_, dport)| (dport, packet.proto))
     }
 
     /// Identity of the other side, as seen from the endpoint that judged.
@@ -157,6 +195,7 @@ impl TryFrom<Event> for FlowEvent {
             dst_identity: event.dst_identity,
             hash: event.hash,
             packet: Packet::of(&event),
+            policies: None,
         })
     }
 }

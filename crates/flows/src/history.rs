@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{Counters, Filter, FlowEvent};
 
 /// What an observer receives, in the order in which it happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Record {
     /// An event that passed the observer's filter.
@@ -112,7 +112,11 @@ impl History {
         inner.seen += events.len() as u64;
         inner.keep(events);
         for event in events {
-            inner.offer(|slot| slot.filter.matches(event), Record::Event(*event), &self.lost_observers);
+            inner.offer(
+                |slot| slot.filter.matches(event),
+                &Record::Event(event.clone()),
+                &self.lost_observers,
+            );
         }
     }
 
@@ -123,7 +127,7 @@ impl History {
         }
         self.lost_kernel.fetch_add(count, Relaxed);
         let record = Record::Lost { source: LossSource::KernelRing, count };
-        self.lock().offer(|_| true, record, &self.lost_observers);
+        self.lock().offer(|_| true, &record, &self.lost_observers);
     }
 
     /// The last `count` events that pass `filter`, oldest first.
@@ -205,25 +209,25 @@ impl Inner {
         let fresh = &events[events.len().saturating_sub(self.capacity)..];
         let excess = (self.events.len() + fresh.len()).saturating_sub(self.capacity);
         self.events.drain(..excess.min(self.events.len()));
-        self.events.extend(fresh);
+        self.events.extend(fresh.iter().cloned());
     }
 
     fn last(&self, count: usize, filter: &Filter) -> VecDeque<FlowEvent> {
         let mut found = VecDeque::new();
         for event in self.events.iter().rev().filter(|event| filter.matches(event)).take(count) {
-            found.push_front(*event);
+            found.push_front(event.clone());
         }
         found
     }
 
     /// Gives a record to every observer that wants it and forgets those that have gone.
-    fn offer(&mut self, wants: impl Fn(&Slot) -> bool, record: Record, lost: &AtomicU64) {
+    fn offer(&mut self, wants: impl Fn(&Slot) -> bool, record: &Record, lost: &AtomicU64) {
         self.observers.retain(|slot| {
             if slot.queue.is_closed() {
                 return false;
             }
             if wants(slot) {
-                slot.offer(record, lost);
+                slot.offer(record.clone(), lost);
             }
             true
         });

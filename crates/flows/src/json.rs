@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use villus_abi::{Direction, Reason};
 
-use crate::{Action, FlowEvent, Kind, Match, Packet, Point, State, TcpFlags, protocol_name, protocol_number};
+use crate::{
+    Action, FlowEvent, Kind, Match, Packet, Point, PolicyName, State, TcpFlags, protocol_name,
+    protocol_number,
+};
 
 /// The flat object. `reason`, `srcEndpoint`, `dstEndpoint` and `summary` are for readers and follow from the
 /// rest; they are ignored on the way back.
@@ -56,6 +59,8 @@ pub(crate) struct Json {
     icmp_type: Option<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     icmp_code: Option<u8>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    policies: Vec<PolicyName>,
     #[serde(default, skip_deserializing)]
     summary: String,
 }
@@ -98,6 +103,7 @@ impl From<FlowEvent> for Json {
             tcp_flags: packet.tcp_flags.names().map(str::to_owned).collect(),
             icmp_type: icmp.then_some(packet.icmp_type),
             icmp_code: icmp.then_some(packet.icmp_code),
+            policies: event.policies.iter().flat_map(|policies| policies.iter().cloned()).collect(),
             summary: packet.to_string(),
         }
     }
@@ -125,6 +131,7 @@ impl TryFrom<Json> for FlowEvent {
             dst_identity: json.dst_identity,
             hash: json.hash,
             packet: json.packet()?,
+            policies: (!json.policies.is_empty()).then(|| json.policies.into()),
         })
     }
 }

@@ -22,7 +22,7 @@ mod why;
 
 pub use counters::{CounterRow, Counters};
 pub use error::{DecodeError, FilterError, WhyError};
-pub use event::{Action, FlowEvent, Kind};
+pub use event::{Action, FlowEvent, Kind, PolicyName};
 pub use filter::{EventType, Filter, FilterSpec};
 pub use history::{History, LossSource, Observer, Record};
 pub use line::{LineFormat, Names, Numeric};

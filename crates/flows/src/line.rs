@@ -51,6 +51,10 @@ impl<N: Names> LineFormat<N> {
             Kind::Trace { point } => self.trace(&mut out, event, point),
             Kind::Verdict { .. } => self.verdict(&mut out, event),
         };
+        if let Some(policies) = &event.policies {
+            let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+            let _ = write!(out, "; policy {}", names.join(", "));
+        }
         if self.verbose {
             let _ = self.details(&mut out, event);
         }

@@ -74,7 +74,7 @@ proptest! {
         let _ = WhyQuery::of(&event);
         let line = LineFormat { names: Numeric, verbose: true }.line(&event);
         prop_assert!(!line.is_empty());
-        let json = serde_json::to_string(&Record::Event(event)).unwrap();
+        let json = serde_json::to_string(&Record::Event(event.clone())).unwrap();
         prop_assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), Record::Event(event), "{}", json);
     }
 

@@ -2,6 +2,7 @@
 
 mod audit;
 mod change;
+mod deciders;
 mod directory;
 mod impact;
 mod import;
@@ -22,6 +23,7 @@ use villus_policy::{EnforcementMode, Settings};
 use crate::AgentError;
 
 pub(crate) use audit::Selected;
+pub(crate) use deciders::is_of_policy;
 pub(crate) use directory::Watcher;
 pub(crate) use import::parse_import;
 pub(crate) use waiting::Waiting;

@@ -40,8 +40,8 @@ async fn read(agent: &Agent) -> Result<(), String> {
                 Ok(event) => events.push(event),
                 Err(error) => tracing::debug!(%error, "a record of the ring is no event"),
             });
-            agent.history.push(&events);
-            events.clear();
+            let named = agent.name_policies(std::mem::take(&mut events)).await;
+            agent.history.push(&named);
             if read < MOST {
                 break;
             }
