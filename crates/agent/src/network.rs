@@ -62,7 +62,7 @@ impl Network {
         let network = NodeNetwork {
             router_v4,
             router_v6,
-            pools: pools(&prefixes),
+            pools: prefixes.all(),
             mtu,
             uplinks: uplinks.used.iter().map(|uplink| uplink.name.clone()).collect(),
             system: SystemPaths::default(),
@@ -167,8 +167,11 @@ fn masquerade(
     if wanted.pools.is_empty() { villus_net::remove_masquerade() } else { wanted.apply() }
 }
 
-fn pools(prefixes: &Prefixes) -> Vec<IpNet> {
-    prefixes.ipv4.map(IpNet::from).into_iter().chain(prefixes.ipv6.map(IpNet::from)).collect()
+impl Prefixes {
+    /// The pools of both families.
+    pub fn all(&self) -> Vec<IpNet> {
+        self.ipv4.map(IpNet::from).into_iter().chain(self.ipv6.map(IpNet::from)).collect()
+    }
 }
 
 fn choose_prefixes(

@@ -168,14 +168,23 @@ impl Node {
         self.step_ipcache();
     }
 
-    /// Claims the node's own addresses and all that is outside.
+    /// Claims the node's own addresses, its pools and all that is outside. An address of a pool that no endpoint has is
+    /// somebody whose identity has not arrived, never quietly the world.
     pub fn claim_node(&mut self) {
         const OWNER: &str = "node";
         let own: Vec<IpNet> = self.network.host_ips().map(IpNet::from).collect();
+        let pools = self.network.prefixes.all();
         let mut edit = self.ipcache.edit();
         edit.retain(|prefix, claim| {
-            &*claim.owner != OWNER || prefix.prefix_len() == 0 || own.contains(&prefix)
+            &*claim.owner != OWNER
+                || prefix.prefix_len() == 0
+                || own.contains(&prefix)
+                || pools.contains(&prefix)
         });
+        for pool in pools {
+            let (owner, mapping) = (OWNER.into(), Mapping::cluster_range());
+            edit.upsert(pool, Claim { rank: Rank::Local, owner, revision: 0, mapping });
+        }
         let mut claim = |prefix: IpNet, rank, identity| {
             let mapping = Mapping::plain(identity);
             edit.upsert(prefix, Claim { rank, owner: OWNER.into(), revision: 0, mapping });

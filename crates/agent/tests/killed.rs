@@ -87,7 +87,10 @@ fn traces(node: &TestNode) -> Traces {
     let attached = Links::new(&pins).list(&indices).unwrap();
     let files = std::fs::read_dir(node.root.join("lib/endpoints")).unwrap();
     Traces {
-        files: files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect(),
+        files: files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.ends_with(".copy"))
+            .collect(),
         policies: policy_endpoints(&pins).unwrap().into_iter().collect(),
         devices: state.links.iter().filter(|l| ours(&l.name)).map(|l| l.alias.is_some()).collect(),
         routes,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{TestNode, allow, echoes};
-use villus_abi::Flow;
+use villus_abi::{Flow, Reason};
 use villus_api::EndpointRef;
 use villus_api::model::{
     EndpointChangeRequest, EndpointPatch, MetricValue, PolicyDelete, PolicyImport, PolicyWaitQuery,
@@ -283,4 +283,58 @@ fn status_names_who_else_drops_and_the_line_that_mends_it() {
         run("sh", &["-c", line.trim()]);
     }
     assert_eq!(warned(), None, "{}", run("nft", &["list", "ruleset"]));
+}
+
+/// The flows of an address.
+fn flows_of(address: std::net::IpAddr) -> usize {
+    let pins = Pins::existing("/tmp/node/bpf".as_ref()).unwrap();
+    let flows = Flows::new(Arc::new(Maps::existing(&pins).unwrap()));
+    flows.find(|key, _| key.involves(address)).unwrap().len()
+}
+
+#[test]
+fn an_address_is_given_back_without_its_flows_and_rests() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let address = server.v4();
+    server.serves(address, 80);
+    assert!(client.asks(address, 80));
+    assert!(flows_of(address) > 0);
+    node.client().delete_endpoint(&EndpointRef::Id(server.id())).unwrap();
+    assert_eq!(flows_of(address), 0);
+    assert_ne!(node.workload("other", &[]).v4(), address);
+}
+
+#[test]
+fn an_address_of_the_pool_that_nobody_has_is_not_the_world() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let pending = || -> f64 {
+        let metrics = node.client().metrics().unwrap();
+        let all = metrics
+            .iter()
+            .filter(|m| m.labels.get("reason").is_some_and(|r| r == Reason::IDENTITY_PENDING.text()));
+        all.filter(|m| m.name == "cilium_drop_count_total").map(|m| m.value).sum()
+    };
+    let policy = |entity: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: out, namespace: default}}\n\
+             spec:\n  endpointSelector: {{matchLabels: {{app: client}}}}\n  egress: [{{toEntities: [{entity}]}}]\n"
+        )
+    };
+    let nobody: [std::net::IpAddr; 2] = ["10.11.0.200".parse().unwrap(), "fd11::1234".parse().unwrap()];
+    node.import(&policy("world"));
+    for (index, address) in nobody.into_iter().enumerate() {
+        assert!(!client.pings(address));
+        assert!(pending() > index as f64, "{address}");
+    }
+    node.import(&policy("all"));
+    let before = pending();
+    for address in nobody {
+        assert!(!client.pings(address), "nobody answers");
+    }
+    assert_eq!(pending(), before, "whom policy lets reach everybody need not know who it is");
 }

@@ -54,17 +54,25 @@ impl StateDir {
         self.endpoints().join(format!("{id}.json"))
     }
 
-    /// Writes an endpoint's file.
+    /// The second copy of an endpoint's file: a workload must not lose its network to a spoiled block of the disk.
+    fn copy(&self, id: u16) -> PathBuf {
+        self.endpoints().join(format!("{id}.copy"))
+    }
+
+    /// Writes an endpoint's file, and its copy. The copy need not be on the disk yet: the file is.
     pub fn save_endpoint(&self, file: &EndpointFile) -> io::Result<()> {
-        write_json(&self.endpoint(file.id), file)
+        let content = serde_json::to_vec_pretty(file).map_err(io::Error::other)?;
+        write_atomic(&self.endpoint(file.id), &content)?;
+        fs::write(self.copy(file.id), content)
     }
 
-    /// Removes an endpoint's file; that there is none is fine.
+    /// Removes an endpoint's file and its copy; that there is none is fine.
     pub fn remove_endpoint(&self, id: u16) -> io::Result<()> {
-        gone_is_fine(fs::remove_file(self.endpoint(id)))
+        gone_is_fine(fs::remove_file(self.endpoint(id)))?;
+        gone_is_fine(fs::remove_file(self.copy(id)))
     }
 
-    /// Reads all endpoints' files. What cannot be read is kept aside.
+    /// Reads all endpoints' files. What cannot be read is kept aside, and its copy is taken where that can be read.
     pub fn load_endpoints(&self) -> io::Result<(Vec<EndpointFile>, Vec<Damaged>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(self.endpoints())? {
@@ -79,16 +87,39 @@ impl StateDir {
             };
             match read_endpoint(&path, id) {
                 Ok(file) => good.push(file),
-                Err(reason) => bad.push(keep_aside(&path, reason)?),
+                Err(mut reason) => {
+                    let copy = read_endpoint(&self.copy(id), id);
+                    if copy.is_ok() {
+                        reason.push_str("; its copy was taken instead");
+                    }
+                    bad.push(keep_aside(&path, reason)?);
+                    if let Ok(file) = copy {
+                        write_json(&path, &file)?;
+                        good.push(file);
+                    }
+                }
             }
         }
         good.sort_by_key(|file| file.id);
+        self.remove_stray_copies()?;
         Ok((good, bad))
+    }
+
+    /// Removes the copies of endpoints that have no file: their deletion broke off.
+    fn remove_stray_copies(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.endpoints())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|end| end == "copy") && !path.with_extension("json").exists() {
+                gone_is_fine(fs::remove_file(path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads the endpoints' files that can be read, and moves nothing.
     pub fn peek_endpoints(&self) -> io::Result<Vec<EndpointFile>> {
         let entries = fs::read_dir(self.endpoints())?.flatten().map(|entry| entry.path());
+        let entries = entries.filter(|path| path.extension().is_some_and(|end| end == "json"));
         let texts = entries.filter_map(|path| fs::read(path).ok());
         Ok(texts.filter_map(|text| serde_json::from_slice(&text).ok()).collect())
     }
@@ -185,11 +216,8 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_unreadable_endpoint_is_kept_aside_and_the_others_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::open(dir.path()).unwrap();
-        let file = EndpointFile {
+    fn example() -> EndpointFile {
+        EndpointFile {
             format: EndpointFile::FORMAT,
             boot_id: "b".into(),
             id: 7,
@@ -203,7 +231,14 @@ mod tests {
             allow_dhcp: false,
             device: None,
             created: String::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn an_unreadable_endpoint_is_kept_aside_and_the_others_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let file = example();
         state.save_endpoint(&file).unwrap();
         for (id, text) in [(8, "{"), (9, r#"{"format": 99}"#), (10, "{}")] {
             fs::write(state.endpoint(id), text).unwrap();
@@ -216,5 +251,23 @@ mod tests {
         assert_eq!(bad.len(), 4);
         assert_eq!(state.damaged().len(), 4);
         assert_eq!(state.load_endpoints().unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn a_spoiled_file_is_read_from_its_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let file = EndpointFile { id: 7, ..example() };
+        state.save_endpoint(&file).unwrap();
+        fs::write(state.endpoint(7), "\0\0").unwrap();
+        let (good, bad) = state.load_endpoints().unwrap();
+        assert_eq!((good.len(), bad.len()), (1, 1));
+        assert_eq!(good[0].labels, file.labels);
+        assert!(bad[0].reason.contains("copy"), "{}", bad[0].reason);
+        assert_eq!(state.load_endpoints().unwrap().1.len(), 0, "it is whole again");
+        state.remove_endpoint(7).unwrap();
+        fs::write(state.copy(9), "{}").unwrap();
+        state.load_endpoints().unwrap();
+        assert_eq!(fs::read_dir(state.endpoints()).unwrap().count(), 1, "what was kept aside");
     }
 }
