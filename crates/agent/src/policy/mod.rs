@@ -4,6 +4,7 @@ mod audit;
 mod change;
 mod deciders;
 mod directory;
+mod follow;
 mod impact;
 mod import;
 mod notes;

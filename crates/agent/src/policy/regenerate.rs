@@ -1,13 +1,12 @@
-//! Compiling endpoints' policies and writing them into their maps.
+//! Writing endpoints' policies into their maps, whole.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_api::model::EndpointState;
 use villus_datapath::policy_pin;
 use villus_datapath::{Applied, Entries};
-use villus_policy::{EndpointPolicy, SubjectChange, SubjectId};
+use villus_policy::EndpointPolicy;
 use villus_table::Backoff;
 
 use crate::endpoint::Endpoint;
@@ -42,18 +41,6 @@ impl Node {
         }
     }
 
-    /// Brings compiled policies up to date and carries what is different into the maps. Endpoints that are not
-    /// concerned hold the new revision all the same.
-    pub fn follow_policies(&mut self) {
-        let changes: BTreeMap<SubjectId, SubjectChange> =
-            self.repository.sync().into_iter().map(|change| (change.subject, change)).collect();
-        let concerned =
-            self.endpoints.values().filter(|e| e.subject.is_some_and(|s| changes.contains_key(&s)));
-        let ids: Vec<u16> = concerned.map(Endpoint::id).collect();
-        self.write_policies(ids);
-        self.note_revision();
-    }
-
     /// Writes these endpoints' policies into their maps, whatever they hold.
     pub fn regenerate(&mut self, ids: impl IntoIterator<Item = u16>) {
         self.follow_policies();
@@ -63,7 +50,7 @@ impl Node {
 
     /// Writes what differs, all replacements within one grace period. What does not fit or fails leaves the map as it
     /// was, and is tried again.
-    fn write_policies(&mut self, ids: Vec<u16>) {
+    pub(super) fn write_policies(&mut self, ids: Vec<u16>) {
         let mut batch: Vec<(u16, Entries)> = Vec::new();
         if ids.is_empty() {
             return;
@@ -174,6 +161,7 @@ impl Node {
 
     fn failed(&mut self, id: u16, reason: String) {
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.version = 0;
             endpoint.failures = endpoint.failures.saturating_add(1);
             let wait = retry_after(endpoint.failures);
             endpoint.fail_policy(reason, Some(wait));
@@ -181,7 +169,7 @@ impl Node {
     }
 
     /// Endpoints whose maps hold what the newest revision asks for hold that revision, whether it concerned them or not.
-    fn note_revision(&mut self) {
+    pub(super) fn note_revision(&mut self) {
         let revision = self.repository.revision();
         for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.problem.is_none()) {
             let version =

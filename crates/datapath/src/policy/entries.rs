@@ -139,13 +139,33 @@ impl Plan {
         let touched = add.iter().map(|(_, entry)| entry.is_deny());
         let removed = differences.extra.iter().filter_map(|key| there.get(key)).map(PolicyEntry::is_deny);
         let kinds: BTreeSet<bool> = touched.chain(removed).collect();
-        let mixed = kinds.len() > 1 || !differences.altered.is_empty();
-        Self { add, remove: differences.extra.iter().copied().collect(), target, mixed }
+        let remove: Vec<PolicyKey> = differences.extra.iter().copied().collect();
+        let added: Vec<PolicyKey> = add.iter().map(|(key, _)| *key).collect();
+        let mixed = kinds.len() > 1 || !differences.altered.is_empty() || one_packets(&added, &remove);
+        Self { add, remove, target, mixed }
     }
 
     pub(crate) fn is_nothing(&self) -> bool {
         self.add.is_empty() && self.remove.is_empty() && !self.mixed
     }
+}
+
+/// Pairs of keys that are compared; of more some are taken to be one packet's.
+const COMPARED: usize = 4096;
+
+/// Whether some packet may look up a key of each list. Looking them up one after the other, it may miss both of them
+/// where one comes and then the other goes.
+pub(crate) fn one_packets(some: &[PolicyKey], others: &[PolicyKey]) -> bool {
+    let compared = some.len().saturating_mul(others.len());
+    compared > COMPARED || some.iter().any(|a| others.iter().any(|b| one_packet(a, b)))
+}
+
+fn one_packet(a: &PolicyKey, b: &PolicyKey) -> bool {
+    let either = |a: u32, b: u32| a == 0 || b == 0 || a == b;
+    let wide = |key: &PolicyKey| key.port() == 0 && key.block_log2() == 0;
+    let log2 = a.block_log2().max(b.block_log2());
+    let ports = wide(a) || wide(b) || a.port() >> log2 == b.port() >> log2;
+    a.dir() == b.dir() && either(a.identity, b.identity) && either(a.proto.into(), b.proto.into()) && ports
 }
 
 #[cfg(test)]

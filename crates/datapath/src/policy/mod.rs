@@ -7,6 +7,7 @@
 //! point leaves one of the two maps in the slot, and that one is the truth: [`PolicyMaps::open`] makes the pin agree.
 
 mod carry;
+mod edits;
 mod entries;
 mod swap;
 mod view;
@@ -21,6 +22,7 @@ use std::{
 
 use villus_abi::{Endpoint, PolicyEntry, PolicyKey, names};
 
+pub use edits::{Edited, Edits};
 pub use entries::{Differences, Entries, Shapes, same_decision};
 pub use view::{PolicyView, hand_insert, hand_remove, policy_endpoints, view_policy};
 
@@ -31,6 +33,7 @@ use crate::{
     pins::Pins,
     sys::{self, RawMap},
 };
+use edits::Known;
 use entries::Plan;
 use written::Written;
 
@@ -76,6 +79,14 @@ pub trait ShapeSink {
     /// # Errors
     /// Whatever keeps the endpoint's record from being written.
     fn set_shapes(&mut self, endpoint: u16, shapes: Shapes) -> Result<()>;
+
+    /// Adds to what the path looks up for an endpoint; what somebody else has added meanwhile stays.
+    ///
+    /// # Errors
+    /// As [`Self::set_shapes`].
+    fn widen(&mut self, endpoint: u16, shapes: Shapes) -> Result<()> {
+        self.set_shapes(endpoint, shapes)
+    }
 }
 
 /// The records of `villus_endpoints_v1` as a [`ShapeSink`]. Records that are not in use are left alone; who
@@ -89,6 +100,11 @@ impl ShapeSink for &Map<u32, Endpoint> {
         }
         shapes.store(&mut record);
         self.insert(&slot, &record)
+    }
+
+    fn widen(&mut self, endpoint: u16, shapes: Shapes) -> Result<()> {
+        let there = self.get(&u32::from(endpoint))?.map(|record| Shapes::load(&record)).unwrap_or_default();
+        self.set_shapes(endpoint, shapes.union(there))
     }
 }
 
@@ -118,6 +134,8 @@ pub struct PolicyMaps {
     pins: Arc<Pins>,
     maps: Arc<Maps>,
     written: Written,
+    /// Maps that were written whole and hold what was written.
+    known: BTreeMap<u16, Known>,
     most: u32,
     on_step: Option<OnStep>,
 }
@@ -141,7 +159,7 @@ impl PolicyMaps {
         let _lock = pins.lock()?;
         pins.sweep()?;
         let written = Written::open(&pins)?;
-        let mut this = Self { pins, maps, written, most, on_step: None };
+        let mut this = Self { pins, maps, written, known: BTreeMap::new(), most, on_step: None };
         let slots: BTreeMap<u32, u32> = this.maps.policies.entries()?.into_iter().collect();
         let mut unslotted = Vec::new();
         let endpoints = policy_endpoints(&this.pins)?;
@@ -213,6 +231,7 @@ impl PolicyMaps {
     /// [`Error::Kernel`].
     pub fn remove(&mut self, endpoint: u16) -> Result<()> {
         let _lock = self.pins.lock()?;
+        self.known.remove(&endpoint);
         self.pins.remove(&pin(endpoint))?;
         self.pins.remove(&old_pin(endpoint))?;
         self.written.keep(endpoint, |_| false)?;
@@ -366,6 +385,7 @@ impl PolicyMaps {
 
     /// What has to happen to one endpoint's map.
     fn change(&mut self, endpoint: u16, wanted: &Entries) -> Result<Change> {
+        self.known.remove(&endpoint);
         let most = self.most as usize;
         if wanted.len() > most {
             return Err(Error::Full { map: pin(endpoint), wanted: wanted.len(), most, option: OPTION });
@@ -409,7 +429,21 @@ impl PolicyMaps {
             self.step(Step::Removed)?;
         }
         self.clear(&change, applied.shapes, shapes)?;
+        self.learn(change, &applied, None);
         Ok(applied)
+    }
+
+    /// A map holds what was wanted: it can be edited without reading it.
+    fn learn(&mut self, change: Change, applied: &Applied, new: Option<PolicyMap>) {
+        let hand_made = change.plan.target.iter().filter(|(key, _)| applied.hand_made.contains(key));
+        let known = Known {
+            handle: None,
+            entries: change.plan.target.len(),
+            shapes: applied.shapes,
+            hand_made: Shapes::of(hand_made),
+            capacity: applied.capacity,
+        };
+        self.keep_known(change.endpoint, new.unwrap_or(change.map), known);
     }
 
     /// The end of every change: shapes become exact, the record too.

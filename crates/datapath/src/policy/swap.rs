@@ -39,7 +39,7 @@ impl PolicyMaps {
         self.step(Step::Slotted)?;
         for (change, new) in filled {
             let endpoint = change.endpoint;
-            let result = self.finish(change, &new, shapes);
+            let result = self.finish(change, new, shapes);
             results.insert(endpoint, result);
         }
         Ok(results)
@@ -68,14 +68,15 @@ impl PolicyMaps {
     }
 
     /// Carries over what happened to the old map after it was read, then forgets it.
-    fn finish(&mut self, mut change: Change, new: &PolicyMap, shapes: &mut dyn ShapeSink) -> Result<Applied> {
+    fn finish(&mut self, mut change: Change, new: PolicyMap, shapes: &mut dyn ShapeSink) -> Result<Applied> {
         let now: Entries = change.map.entries()?.into_iter().collect();
-        carry_counters(&change.there, &now, new)?;
-        self.carry_edits(&mut change, &now, new)?;
+        carry_counters(&change.there, &now, &new)?;
+        self.carry_edits(&mut change, &now, &new)?;
         self.step(Step::Carried)?;
         self.pins.remove(&old_pin(change.endpoint))?;
         let applied = change.applied(new.info().entries);
         self.clear(&change, applied.shapes, shapes)?;
+        self.learn(change, &applied, Some(new));
         Ok(applied)
     }
 

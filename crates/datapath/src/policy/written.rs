@@ -80,6 +80,10 @@ impl Written {
         self.by_endpoint.keys().copied().collect()
     }
 
+    pub(crate) fn contains(&self, endpoint: u16, key: &PolicyKey) -> bool {
+        self.by_endpoint.get(&endpoint).is_some_and(|keys| keys.contains(key))
+    }
+
     /// Records keys that are about to be written.
     pub(crate) fn add(
         &mut self,
@@ -87,15 +91,39 @@ impl Written {
         endpoint: u16,
         keys: impl Iterator<Item = PolicyKey>,
     ) -> Result<()> {
-        let known = self.by_endpoint.entry(endpoint).or_default();
-        let new: Vec<PolicyKey> = keys.filter(|key| !known.contains(key)).collect();
+        self.add_many(pins, &keys.map(|key| (endpoint, key)).collect::<Vec<_>>())
+    }
+
+    /// Records keys of many endpoints that are about to be written.
+    pub(crate) fn add_many(&mut self, pins: &Pins, keys: &[(u16, PolicyKey)]) -> Result<()> {
+        let new: Vec<(u16, PolicyKey)> =
+            keys.iter().filter(|(endpoint, key)| !self.contains(*endpoint, key)).copied().collect();
         if self.count + new.len() > self.map.info().entries as usize {
             self.grow(pins, self.count + new.len())?;
         }
-        let packed: Vec<(Key, u32)> = new.iter().map(|key| (pack(endpoint, key), 0)).collect();
+        let packed: Vec<(Key, u32)> = new.iter().map(|(endpoint, key)| (pack(*endpoint, key), 0)).collect();
         self.map.insert_all(&packed)?;
         self.count += new.len();
-        self.by_endpoint.entry(endpoint).or_default().extend(new);
+        for (endpoint, key) in new {
+            self.by_endpoint.entry(endpoint).or_default().insert(key);
+        }
+        Ok(())
+    }
+
+    /// Strikes keys off; those that are not recorded are no error.
+    pub(crate) fn remove_many(&mut self, keys: &[(u16, PolicyKey)]) -> Result<()> {
+        let gone = keys.iter().filter(|(endpoint, key)| self.contains(*endpoint, key));
+        let gone: Vec<Key> = gone.map(|(endpoint, key)| pack(*endpoint, key)).collect();
+        self.map.remove_all(&gone)?;
+        self.count -= gone.len().min(self.count);
+        for (endpoint, key) in keys {
+            if let Some(known) = self.by_endpoint.get_mut(endpoint) {
+                known.remove(key);
+                if known.is_empty() {
+                    self.by_endpoint.remove(endpoint);
+                }
+            }
+        }
         Ok(())
     }
 

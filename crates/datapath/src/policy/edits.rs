@@ -1,0 +1,272 @@
+//! Changes of single entries, made in place without reading the map: what an identity that comes or goes, or a policy,
+//! changes in many maps at once.
+//!
+//! A packet looks its keys up one after the other, and an edit may fall in between. What it sees must still be what the
+//! old or the new policy says. So denies come first and go last, allows come before others go; and between two of these
+//! stages every packet that is on its way ends where keys of both may be one packet's: one grace period for all maps.
+
+use std::collections::BTreeSet;
+
+use villus_abi::{PolicyEntry, PolicyKey};
+
+use super::{
+    PolicyMap, PolicyMaps, ROOM, ShapeSink, Shapes, Step, descriptor, entries::one_packets, same_decision,
+};
+use crate::error::Result;
+
+/// The stages in their order.
+const DENY: usize = 0;
+const ALLOW: usize = 1;
+const ALLOW_NO_MORE: usize = 2;
+const DENY_NO_MORE: usize = 3;
+/// Pairs of stages of which a packet must not see the later without the earlier.
+const APART: [(usize, usize); 4] =
+    [(DENY, ALLOW), (ALLOW, ALLOW_NO_MORE), (ALLOW_NO_MORE, DENY_NO_MORE), (DENY, DENY_NO_MORE)];
+
+/// Changes of entries of one policy map.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Edits {
+    /// Denies, then allows.
+    add: [Vec<(PolicyKey, PolicyEntry)>; 2],
+    /// Allows, then denies.
+    remove: [Vec<PolicyKey>; 2],
+    /// An entry that stays decides otherwise: a new value in its place would lose what is being counted on it.
+    turned: bool,
+    shapes: Shapes,
+}
+
+/// What edits did to one endpoint's map.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Edited {
+    /// Entries added.
+    pub added: usize,
+    /// Entries removed.
+    pub removed: usize,
+    /// What the path must look up now.
+    pub shapes: Shapes,
+    /// Entries of the map, an operator's included as far as they are known, and most of them.
+    pub size: (usize, u32),
+}
+
+/// What is known of a map that was written whole, so that it need not be read to be edited.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Open as long as there are not too many.
+    pub(super) handle: Option<PolicyMap>,
+    pub(super) entries: usize,
+    pub(super) shapes: Shapes,
+    /// The shapes of what an operator wrote.
+    pub(super) hand_made: Shapes,
+    pub(super) capacity: u32,
+}
+
+/// How many maps are held open.
+pub(super) const HANDLES: usize = 512;
+
+// === impl Edits ===
+
+impl Edits {
+    /// No changes yet, of a policy that has these shapes after them.
+    #[must_use]
+    pub fn new(shapes: Shapes) -> Self {
+        Self { shapes, ..Self::default() }
+    }
+
+    /// An entry changes: what stood there, and what is to stand there.
+    pub fn push(&mut self, key: PolicyKey, before: Option<PolicyEntry>, after: Option<PolicyEntry>) {
+        match (before, after) {
+            (None, Some(entry)) => self.add[usize::from(!entry.is_deny())].push((key, entry)),
+            (Some(entry), None) => self.remove[usize::from(entry.is_deny())].push(key),
+            (Some(before), Some(after)) => self.turned |= !same_decision(&before, &after),
+            (None, None) => {}
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.turned && self.written().next().or(self.removed().next()).is_none()
+    }
+
+    /// Whether something that was allowed may not be any more.
+    #[must_use]
+    pub fn restrict(&self) -> bool {
+        self.turned || !self.add[0].is_empty() || !self.remove[0].is_empty()
+    }
+
+    fn written(&self) -> impl Iterator<Item = PolicyKey> + '_ {
+        self.add.iter().flatten().map(|(key, _)| *key)
+    }
+
+    fn removed(&self) -> impl Iterator<Item = PolicyKey> + '_ {
+        self.remove.iter().flatten().copied()
+    }
+
+    fn keys_of(&self, stage: usize) -> Vec<PolicyKey> {
+        match stage {
+            DENY | ALLOW => self.add[stage].iter().map(|(key, _)| *key).collect(),
+            _ => self.remove[stage - ALLOW_NO_MORE].clone(),
+        }
+    }
+
+    /// Whether some packet may look up a key of one stage and a key of the other.
+    fn meet(&self, one: usize, other: usize) -> bool {
+        one_packets(&self.keys_of(one), &self.keys_of(other))
+    }
+}
+
+// === impl PolicyMaps ===
+
+/// Edits of one map on their way.
+struct Work<'a> {
+    endpoint: u16,
+    edits: &'a Edits,
+    map: PolicyMap,
+    known: Known,
+    /// Keys that are not the agent's: what stands there an operator wrote, and it stays.
+    others: BTreeSet<PolicyKey>,
+    added: usize,
+    removed: usize,
+    result: Result<()>,
+}
+
+impl PolicyMaps {
+    /// Makes single changes in the maps of many endpoints, each of which holds what the changes start from, with at
+    /// most three grace periods, none where no packet can see two of the changes. Nothing is read back: what somebody
+    /// else changed meanwhile is found by [`Self::compare`].
+    ///
+    /// For an endpoint whose map is not known, must grow or could shed shapes, and where an entry that stays decides
+    /// otherwise, the result is `None`: nothing was done, and [`Self::apply_all`] is to be called with the whole policy.
+    ///
+    /// # Errors
+    /// For each endpoint [`crate::Error::Kernel`]; its map is then somewhere in between. For all of them when the record of keys
+    /// or a grace period fails.
+    pub fn apply_edits(
+        &mut self,
+        edits: &[(u16, &Edits)],
+        shapes: &mut dyn ShapeSink,
+    ) -> Result<Vec<(u16, Result<Option<Edited>>)>> {
+        let pins = self.pins.clone();
+        let _lock = pins.lock()?;
+        let mut results = Vec::with_capacity(edits.len());
+        let mut work = Vec::with_capacity(edits.len());
+        for (endpoint, edits) in edits {
+            match self.begin(*endpoint, edits) {
+                Ok(Some(begun)) => work.push(begun),
+                Ok(None) => results.push((*endpoint, Ok(None))),
+                Err(error) => results.push((*endpoint, Err(error))),
+            }
+        }
+        let keys = work.iter().flat_map(|work| work.edits.written().map(|key| (work.endpoint, key)));
+        let keys: Vec<(u16, PolicyKey)> = keys.collect();
+        self.written.add_many(&pins, &keys)?;
+        self.step(Step::Recorded)?;
+        for work in &mut work {
+            work.result = self.widen(work, shapes);
+        }
+        self.step(Step::Widened)?;
+        let mut waited = 0;
+        for stage in DENY..=DENY_NO_MORE {
+            let apart = |earlier: usize| {
+                APART.contains(&(earlier, stage)) && work.iter().any(|work| work.edits.meet(earlier, stage))
+            };
+            if (waited..stage).any(apart) {
+                self.wait_for_packets(&work)?;
+                waited = stage;
+            }
+            for work in work.iter_mut().filter(|work| work.result.is_ok()) {
+                work.result = work.write(stage);
+            }
+            match stage {
+                ALLOW => self.step(Step::Added)?,
+                DENY_NO_MORE => self.step(Step::Removed)?,
+                _ => {}
+            }
+        }
+        self.end(work, &mut results)?;
+        self.step(Step::Cleared)?;
+        Ok(results)
+    }
+
+    fn begin<'a>(&mut self, endpoint: u16, edits: &'a Edits) -> Result<Option<Work<'a>>> {
+        let Some(mut known) = self.known.remove(&endpoint) else { return Ok(None) };
+        let after = edits.shapes.union(known.hand_made);
+        let grown = known.entries + edits.written().count();
+        let cramped = grown + ROOM > known.capacity as usize;
+        if edits.turned || cramped || after.union(known.shapes) != after {
+            return Ok(None);
+        }
+        let handle = match known.handle.take() {
+            Some(handle) => Some(handle),
+            None => self.slotted(endpoint)?,
+        };
+        let Some(map) = handle else { return Ok(None) };
+        let keys = edits.written().chain(edits.removed());
+        let others = keys.filter(|key| !self.written.contains(endpoint, key)).collect();
+        Ok(Some(Work { endpoint, edits, map, known, others, added: 0, removed: 0, result: Ok(()) }))
+    }
+
+    fn widen(&self, work: &mut Work<'_>, shapes: &mut dyn ShapeSink) -> Result<()> {
+        let after = work.edits.shapes.union(work.known.hand_made);
+        if after != work.known.shapes {
+            shapes.widen(work.endpoint, after)?;
+            work.known.shapes = after;
+        }
+        Ok(())
+    }
+
+    /// Returns when no packet that began before is still on its way: writing a slot of the array of maps does that.
+    fn wait_for_packets(&self, work: &[Work<'_>]) -> Result<()> {
+        let Some(work) = work.first() else { return Ok(()) };
+        self.maps.policies.insert(&u32::from(work.endpoint), &descriptor(&work.map))
+    }
+
+    fn end(&mut self, work: Vec<Work<'_>>, results: &mut Vec<(u16, Result<Option<Edited>>)>) -> Result<()> {
+        let mut gone: Vec<(u16, PolicyKey)> = Vec::new();
+        for work in work {
+            let Work { endpoint, edits, map, mut known, others, added, removed, result } = work;
+            if let Err(error) = result {
+                // All of it stays recorded: some of it may have been written.
+                results.push((endpoint, Err(error)));
+                continue;
+            }
+            gone.extend(edits.removed().chain(others).map(|key| (endpoint, key)));
+            known.entries = (known.entries + added).saturating_sub(removed);
+            let edited =
+                Edited { added, removed, shapes: known.shapes, size: (known.entries, known.capacity) };
+            self.keep_known(endpoint, map, known);
+            results.push((endpoint, Ok(Some(edited))));
+        }
+        self.written.remove_many(&gone)
+    }
+
+    /// Remembers what a map holds now.
+    pub(super) fn keep_known(&mut self, endpoint: u16, map: PolicyMap, mut known: Known) {
+        known.handle = (self.known.len() < HANDLES).then_some(map);
+        self.known.insert(endpoint, known);
+    }
+}
+
+impl Work<'_> {
+    /// Makes the changes of one stage. Keys that turn out to be free are the agent's from now on.
+    fn write(&mut self, stage: usize) -> Result<()> {
+        if let Some(add) = self.edits.add.get(stage) {
+            for (key, entry) in add {
+                let other = self.others.contains(key);
+                if other && !self.map.insert_new(key, entry)? {
+                    continue;
+                }
+                if !other {
+                    self.map.insert(key, entry)?;
+                }
+                self.others.remove(key);
+                self.added += 1;
+            }
+        } else if let Some(remove) = self.edits.remove.get(stage - ALLOW_NO_MORE) {
+            for key in remove.iter().filter(|key| !self.others.contains(key)) {
+                self.removed += usize::from(self.map.remove(key)?);
+            }
+        }
+        Ok(())
+    }
+}
