@@ -6,6 +6,7 @@ mod agent;
 mod cost;
 mod load;
 mod path;
+mod policy;
 mod report;
 mod wire;
 
@@ -15,7 +16,9 @@ use anyhow::{Context, Result, bail};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let name = args.next().context("villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, path")?;
+    let name = args
+        .next()
+        .context("villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, path, policy")?;
     let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -27,8 +30,9 @@ fn main() -> Result<()> {
     let rows = match name.as_str() {
         "agent" => agent::run()?,
         "path" => path::run()?,
+        "policy" => policy::run()?,
         "datapath" => wire::run(&only)?,
-        other => bail!("no benchmark is called {other}; there are: agent, datapath, path"),
+        other => bail!("no benchmark is called {other}; there are: agent, datapath, path, policy"),
     };
     report::print(&rows);
     if let Some(file) = json {

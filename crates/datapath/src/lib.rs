@@ -37,7 +37,7 @@ pub use pins::{Origin, Pins, PinsLock};
 pub use policy::pin as policy_pin;
 pub use policy::{
     Applied, Differences, Edited, Edits, Entries, PolicyMap, PolicyMaps, PolicyView, ROOM, ShapeSink, Shapes,
-    Step, hand_insert, hand_remove, policy_endpoints, same_decision, view_policy,
+    Step, hand_insert, hand_remove, policy_endpoints, same_decision, view_entries, view_policy,
 };
 pub use resize::{OldFlows, Resized, resize};
 pub use snapshot::{Snapshot, metrics};

@@ -12,6 +12,9 @@ use villus_table::Backoff;
 use crate::endpoint::Endpoint;
 use crate::node::Node;
 
+/// Endpoints whose whole policies are in memory at once, beside what is kept of them.
+const TOGETHER: usize = 64;
+
 impl Node {
     /// What an endpoint's policy map should hold, as far as policies say.
     pub fn policy_of(&self, id: u16) -> Option<&Arc<EndpointPolicy>> {
@@ -48,14 +51,19 @@ impl Node {
         self.note_revision();
     }
 
-    /// Writes what differs, all replacements within one grace period. What does not fit or fails leaves the map as it
-    /// was, and is tried again.
+    /// Writes what differs, the replacements of [`TOGETHER`] endpoints within one grace period. What does not fit or fails
+    /// leaves the map as it was, and is tried again.
     pub(super) fn write_policies(&mut self, ids: Vec<u16>) {
-        let mut batch: Vec<(u16, Entries)> = Vec::new();
         if ids.is_empty() {
             return;
         }
         self.read_journal();
+        ids.chunks(TOGETHER).for_each(|ids| self.write_some(ids));
+        self.note_policy_conditions(&ids);
+    }
+
+    fn write_some(&mut self, ids: &[u16]) {
+        let mut batch: Vec<(u16, Entries)> = Vec::new();
         for id in ids.iter().copied() {
             let Some(endpoint) = self.endpoints.get_mut(&id) else { continue };
             endpoint.builds += 1;
@@ -68,7 +76,6 @@ impl Node {
             }
         }
         self.apply(&batch);
-        self.note_policy_conditions(&ids);
     }
 
     fn apply(&mut self, batch: &[(u16, Entries)]) {

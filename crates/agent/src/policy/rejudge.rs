@@ -7,7 +7,7 @@ use std::sync::Arc;
 use villus_abi::Flow;
 use villus_abi::flow::{FLOW_EGRESS_ADMITTED, FLOW_INGRESS_ADMITTED};
 use villus_abi::policy::Direction;
-use villus_datapath::{Entries, FlowKey, Flows, Maps, Pins, is_expired, now, view_policy};
+use villus_datapath::{Entries, FlowKey, Flows, Maps, Pins, is_expired, now, view_entries};
 use villus_identity::Ipcache;
 use villus_policy::{Audit, EndpointPolicy, icmp_port, proto};
 
@@ -118,7 +118,7 @@ fn policies_of(
     endpoints: &BTreeMap<u16, Audited>,
 ) -> villus_datapath::Result<Policies> {
     let of = |(id, audited): (&u16, &Audited)| {
-        Ok((*id, policy_of(view_policy(pins, maps, *id)?.entries, *audited)))
+        Ok((*id, policy_of(view_entries(pins, maps, *id)?.entries, *audited)))
     };
     endpoints.iter().map(of).collect()
 }

@@ -24,7 +24,7 @@ use villus_abi::{Endpoint, PolicyEntry, PolicyKey, names};
 
 pub use edits::{Edited, Edits};
 pub use entries::{Differences, Entries, Shapes, same_decision};
-pub use view::{PolicyView, hand_insert, hand_remove, policy_endpoints, view_policy};
+pub use view::{PolicyView, hand_insert, hand_remove, policy_endpoints, view_entries, view_policy};
 
 use crate::{
     error::{Context, Error, Result},
@@ -282,8 +282,8 @@ impl PolicyMaps {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn compare(&self, endpoint: u16, wanted: &Entries) -> Result<Differences> {
-        let there = view_policy(&self.pins, &self.maps, endpoint)?;
-        let mut differences = Differences::between(wanted, &there.entries, &self.written.of(endpoint));
+        let there = view_entries(&self.pins, &self.maps, endpoint)?;
+        let mut differences = Differences::between(wanted, &there.entries, self.written.of(endpoint));
         differences.misplaced = there.is_misplaced();
         differences.cramped = there.free() < ROOM;
         Ok(differences)
@@ -393,7 +393,7 @@ impl PolicyMaps {
         let map = self.mend(endpoint)?;
         self.finish_swap(endpoint)?;
         let there: Entries = map.entries()?.into_iter().collect();
-        let differences = Differences::between(wanted, &there, &self.written.of(endpoint));
+        let differences = Differences::between(wanted, &there, self.written.of(endpoint));
         let plan = Plan::new(wanted, &there, &differences);
         let capacity = self.capacity(&plan, there.len(), map.info().entries);
         Ok(Change { endpoint, map, there, differences, plan, capacity })

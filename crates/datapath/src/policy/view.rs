@@ -59,14 +59,25 @@ pub fn policy_endpoints(pins: &Pins) -> Result<Vec<u16>> {
 /// # Errors
 /// [`crate::Error::Kernel`], [`crate::Error::Foreign`].
 pub fn view_policy(pins: &Pins, maps: &Maps, endpoint: u16) -> Result<PolicyView> {
+    let mut view = view_entries(pins, maps, endpoint)?;
+    let written = Written::of_endpoint(pins, endpoint)?;
+    view.hand_made = view.entries.keys().filter(|key| !written.contains(key)).copied().collect();
+    Ok(view)
+}
+
+/// As [`view_policy`] without asking whose the entries are, which takes as long as there are entries on the whole node:
+/// none is said to be made by hand.
+///
+/// # Errors
+/// As [`view_policy`].
+pub fn view_entries(pins: &Pins, maps: &Maps, endpoint: u16) -> Result<PolicyView> {
     let (slot, pinned) = (slotted(maps, endpoint)?, pinned(pins, endpoint)?);
     let id = |map: &Option<PolicyMap>| map.as_ref().map(|map| map.info().id);
     let (in_slot, pinned_id) = (id(&slot), id(&pinned));
     let map = slot.or(pinned);
     let entries: Entries = map.as_ref().map_or(Ok(Vec::new()), Map::entries)?.into_iter().collect();
-    let written = Written::of_endpoint(pins, endpoint)?;
-    let hand_made = entries.keys().filter(|key| !written.contains(key)).copied().collect();
     let capacity = map.map_or(0, |map| map.info().entries);
+    let hand_made = BTreeSet::new();
     Ok(PolicyView { endpoint, entries, hand_made, capacity, in_slot, pinned: pinned_id })
 }
 

@@ -59,7 +59,7 @@ impl Written {
     /// What is recorded about one endpoint, for readers beside the agent.
     pub(crate) fn of_endpoint(pins: &Pins, endpoint: u16) -> Result<BTreeSet<PolicyKey>> {
         let Some(raw) = pins.map_like(PIN, &spec(START))? else { return Ok(BTreeSet::new()) };
-        Ok(Self::load(raw)?.of(endpoint))
+        Ok(Self::load(raw)?.by_endpoint.remove(&endpoint).unwrap_or_default())
     }
 
     fn load(raw: RawMap) -> Result<Self> {
@@ -72,8 +72,9 @@ impl Written {
         Ok(Self { map, by_endpoint, count: all.len() })
     }
 
-    pub(crate) fn of(&self, endpoint: u16) -> BTreeSet<PolicyKey> {
-        self.by_endpoint.get(&endpoint).cloned().unwrap_or_default()
+    pub(crate) fn of(&self, endpoint: u16) -> &BTreeSet<PolicyKey> {
+        const NONE: &BTreeSet<PolicyKey> = &BTreeSet::new();
+        self.by_endpoint.get(&endpoint).unwrap_or(NONE)
     }
 
     pub(crate) fn endpoints(&self) -> Vec<u16> {
