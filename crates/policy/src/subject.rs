@@ -30,7 +30,8 @@ pub struct SubjectChange {
     pub from: u64,
     /// The version that they lead to.
     pub to: u64,
-    /// Entries that are different, in order of their keys. None if only the revision or the reasons are.
+    /// Entries that are different, in order of their keys. None if only the revision or the reasons are, and none from
+    /// version 0, which nobody holds.
     pub edits: Vec<Edit>,
 }
 
@@ -51,8 +52,8 @@ pub(crate) struct Compiled {
     stale: bool,
     /// It does not fit; the policy is the last one that did.
     pub(crate) overflow: Option<Overflow>,
-    /// What stood where something else stands since the last sync.
-    before: BTreeMap<PolicyKey, Option<PolicyEntry>>,
+    /// Whether what stood where something else stands since the last sync denied.
+    before: BTreeMap<PolicyKey, Option<bool>>,
     pub(crate) version: u64,
 }
 
@@ -180,8 +181,10 @@ impl Subjects {
         compiled.tight = compiled.plan.cuts() != chosen;
         match result {
             Ok(policy) => {
-                let edits = compiled.policy.edits_to(&policy);
-                compiled.remember(&edits);
+                if compiled.version > 0 {
+                    let edits = compiled.policy.edits_to(&policy);
+                    compiled.remember(&edits);
+                }
                 compiled.policy = Arc::new(policy);
                 compiled.overflow = None;
             }
@@ -224,6 +227,7 @@ impl Subjects {
         let compiled = self.by_id.get_mut(&id)?;
         let before = std::mem::take(&mut compiled.before);
         let edits = before.into_iter().filter_map(|(key, before)| {
+            let before = before.map(|deny| if deny { PolicyEntry::DENY } else { PolicyEntry::ALLOW });
             let after = compiled.policy.entry(&key);
             (before != after).then_some(Edit { key, before, after })
         });
@@ -238,7 +242,7 @@ impl Subjects {
 impl Compiled {
     fn remember(&mut self, edits: &[Edit]) {
         for edit in edits {
-            self.before.entry(edit.key).or_insert(edit.before);
+            self.before.entry(edit.key).or_insert(edit.before.map(|entry| entry.is_deny()));
         }
     }
 

@@ -83,6 +83,7 @@ impl Node {
     fn is_as_of(&self, endpoint: &Endpoint, change: &SubjectChange) -> bool {
         endpoint.is_live()
             && endpoint.problem.is_none()
+            && change.from > 0
             && endpoint.version == change.from
             && self.repository.overflow(change.subject).is_none()
             && !self.emergency.concerns(endpoint.id())

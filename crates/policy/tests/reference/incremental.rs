@@ -79,6 +79,10 @@ impl Follower {
             let (version, map) = self.maps.entry(change.subject).or_default();
             assert_eq!(*version, change.from, "every change starts from the one before");
             *version = change.to;
+            if change.from == 0 {
+                let first = self.repository.compiled(change.subject);
+                *map = first.map(|(policy, _)| policy.map_entries().collect()).unwrap_or_default();
+            }
             for edit in change.edits {
                 assert_eq!(map.get(&edit.key), edit.before.as_ref(), "{edit:?}");
                 assert_ne!(edit.before, edit.after);
