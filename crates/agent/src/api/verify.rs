@@ -8,7 +8,7 @@ use villus_abi::names;
 use villus_abi::policy::{PolicyEntry, PolicyKey};
 use villus_api::model::{Checked, Difference, DifferenceKind, VerifyReport, VerifyRequest};
 use villus_api::{ApiError, ApiResult};
-use villus_datapath::{Entries, policy_pin, view_policy};
+use villus_datapath::{Entries, policy_pin, view_entries};
 use villus_emergency::key_text;
 
 use super::maps::{ipcache_text, local_text};
@@ -68,7 +68,7 @@ impl Node {
         self.adopt_put_back(id);
         let wanted = self.wanted_entries(id).unwrap_or_default();
         let differences = self.kernel.policies.compare(id, &wanted)?;
-        let there = view_policy(&self.kernel.pins, &self.kernel.maps, id)?.entries;
+        let there = view_entries(&self.kernel.pins, &self.kernel.maps, id)?.entries;
         let map = policy_pin(id);
         report.checked.push(Checked { map: map.clone(), entries: there.len() as u64 });
         let held = if self.is_held(id) { "held: the agent's hands are off" } else { "" };
