@@ -52,8 +52,8 @@ pub(crate) struct Compiled {
     stale: bool,
     /// It does not fit; the policy is the last one that did.
     pub(crate) overflow: Option<Overflow>,
-    /// Whether what stood where something else stands since the last sync denied.
-    before: BTreeMap<PolicyKey, Option<bool>>,
+    /// The flags of what stood where something else stands since the last sync.
+    before: BTreeMap<PolicyKey, Option<u8>>,
     pub(crate) version: u64,
 }
 
@@ -227,7 +227,7 @@ impl Subjects {
         let compiled = self.by_id.get_mut(&id)?;
         let before = std::mem::take(&mut compiled.before);
         let edits = before.into_iter().filter_map(|(key, before)| {
-            let before = before.map(|deny| if deny { PolicyEntry::DENY } else { PolicyEntry::ALLOW });
+            let before = before.map(|flags| PolicyEntry { flags, ..PolicyEntry::ALLOW });
             let after = compiled.policy.entry(&key);
             (before != after).then_some(Edit { key, before, after })
         });
@@ -242,7 +242,7 @@ impl Subjects {
 impl Compiled {
     fn remember(&mut self, edits: &[Edit]) {
         for edit in edits {
-            self.before.entry(edit.key).or_insert(edit.before.map(|entry| entry.is_deny()));
+            self.before.entry(edit.key).or_insert(edit.before.map(|entry| entry.flags));
         }
     }
 

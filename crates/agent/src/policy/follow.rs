@@ -81,7 +81,9 @@ impl Node {
 
     /// Whether an endpoint's map holds what a change starts from, and nothing but policy has a say in it.
     fn is_as_of(&self, endpoint: &Endpoint, change: &SubjectChange) -> bool {
+        let audit = self.repository.compiled(change.subject).map(|(policy, _)| policy.audit);
         endpoint.is_live()
+            && audit == Some(endpoint.audit_default)
             && endpoint.problem.is_none()
             && change.from > 0
             && endpoint.version == change.from

@@ -1,5 +1,6 @@
 //! Writing endpoints' policies into their maps, whole.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
