@@ -96,7 +96,15 @@ impl Network {
     /// Looks at the node again; says whether uplinks or addresses changed.
     pub fn refresh(&mut self) -> Result<bool, NetError> {
         let now = NodeState::read()?;
-        let uplinks = now.uplinks(&self.choice);
+        let mut uplinks = now.uplinks(&self.choice);
+        // An uplink that is switched off stays one, so that its first packet is judged when it is on again.
+        for known in &self.uplinks.used {
+            let off = now.links.iter().find(|link| link.index == known.index && !link.up);
+            if let Some(link) = off.filter(|_| uplinks.used.iter().all(|used| used.index != known.index)) {
+                uplinks.used.push(Uplink { name: link.name.clone(), ..known.clone() });
+            }
+        }
+        uplinks.used.sort_by_key(|uplink| uplink.index);
         let addresses = now.node_addresses(&uplinks);
         let indices = |uplinks: &[Uplink]| uplinks.iter().map(|u| u.index).collect::<Vec<_>>();
         let changed = indices(&uplinks.used) != indices(&self.uplinks.used)

@@ -89,6 +89,8 @@ fn uplinks_and_addresses_are_followed() {
     assert!(is_local("192.0.2.2") && is_local("2001:db8::2"));
 
     ip("link set up0 down");
+    eventually("the kernel has taken its IPv6 address", || !is_local("2001:db8::2"));
+    assert!(is_attached("up0"), "what is switched off may be switched on again");
     ip("link set up0 name wan7");
     ip("link set wan7 up");
     ip("addr replace 2001:db8::2/64 dev wan7 nodad");

@@ -46,7 +46,7 @@ pub struct Ask {
     /// Bytes to account.
     pub bytes: u32,
     /// Port (network order), protocol, direction and the `ASK_*` flags, from bit 0 up; the endpoint's flags from bit
-    /// [`ASK_FLAGS_SHIFT`].
+    /// `ASK_FLAGS_SHIFT`.
     pub rest: u64,
 }
 
