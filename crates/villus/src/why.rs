@@ -50,7 +50,8 @@ pub struct WhyArgs {
     places: PlaceArgs,
 }
 
-fn port(text: &str) -> Result<PortProto, String> {
+/// `80`, `53/UDP`, `8/icmp`.
+pub(crate) fn port(text: &str) -> Result<PortProto, String> {
     text.parse().map_err(|error: villus_flows::WhyError| error.to_string())
 }
 

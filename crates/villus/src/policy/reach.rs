@@ -22,7 +22,7 @@ pub struct WhoCanArgs {
     /// Who is reached.
     server: String,
     /// On which port; TCP if no protocol is given.
-    #[arg(value_name = "PORT[/PROTO]", value_parser = port)]
+    #[arg(value_name = "PORT[/PROTO]", value_parser = crate::why::port)]
     port: PortProto,
     #[command(flatten)]
     scene: SceneArgs,
@@ -44,10 +44,6 @@ pub struct CanReachArgs {
     scene: SceneArgs,
     #[command(flatten)]
     output: OutputArgs,
-}
-
-fn port(text: &str) -> Result<PortProto, String> {
-    text.parse().map_err(|error: villus_flows::WhyError| error.to_string())
 }
 
 /// Somebody on the other side.

@@ -53,16 +53,12 @@ pub struct TraceArgs {
     #[arg(long, value_name = "NAMESPACE:POD", conflicts_with_all = ["dst", "dst_identity", "dst_endpoint"])]
     dst_k8s_pod: Option<String>,
     /// Destination ports; TCP where no protocol is given.
-    #[arg(long, value_name = "PORT[/PROTO]", required = true, value_parser = port)]
+    #[arg(long, value_name = "PORT[/PROTO]", required = true, value_parser = crate::why::port)]
     dport: Vec<PortProto>,
     #[command(flatten)]
     scene: SceneArgs,
     #[command(flatten)]
     output: OutputArgs,
-}
-
-fn port(text: &str) -> Result<PortProto, String> {
-    text.parse().map_err(|error: villus_flows::WhyError| error.to_string())
 }
 
 /// The answer for one port.
