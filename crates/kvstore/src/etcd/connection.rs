@@ -129,7 +129,7 @@ impl Connection {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => match classify(what, error) {
                 Ok(error) => return Err(error),
-                Err(reason) => reason,
+                Err(reason) => self.hinted(reason),
             },
             Err(_) => format!("no answer from {} within {REQUEST:?}", self.options.endpoints[member]),
         };
@@ -144,6 +144,18 @@ impl Connection {
         let _ = self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// With TLS 1.3 a server that refuses a client's certificate says so after the handshake, and what it says may
+    /// arrive after the connection's end: then all that is seen is one of many ways in which a connection can break.
+    fn hinted(&self, reason: String) -> String {
+        const BREAKS: [&str; 4] =
+            ["connection closed", "broken pipe", "connection reset", "unexpected end of file"];
+        let lower = reason.to_lowercase();
+        if self.options.tls.is_none() || !BREAKS.iter().any(|how| lower.contains(how)) {
+            return reason;
+        }
+        format!("{reason}; perhaps the server does not accept this client's certificate")
+    }
+
     async fn client(&self, member: usize) -> Result<Client, String> {
         self.look_at_files();
         let known = self.members[member].lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -154,7 +166,7 @@ impl Connection {
         let options = connect_options(&self.options).map_err(|error| error.to_string())?;
         let client = match timeout(CONNECT, Client::connect([endpoint], Some(options))).await {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(format!("{endpoint}: {}", explained(&error))),
+            Ok(Err(error)) => return Err(format!("{endpoint}: {}", self.hinted(explained(&error)))),
             Err(_) => return Err(format!("{endpoint}: no answer within {CONNECT:?}")),
         };
         *self.members[member].lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
@@ -197,7 +209,7 @@ impl Connection {
                         };
                         Ok(format!("{}{role}", status.version()))
                     }
-                    Ok(Err(error)) => Err(explained(&error)),
+                    Ok(Err(error)) => Err(self.hinted(explained(&error))),
                     Err(_) => Err(format!("no answer within {CONNECT:?}")),
                 },
                 Err(reason) => Err(reason),
@@ -266,10 +278,6 @@ fn explained(error: &Error) -> String {
             text = if text.is_empty() { said } else { format!("{text}: {said}") };
         }
         cause = inner.source();
-    }
-    // With TLS 1.3 a server that refuses a client's certificate says so after the handshake, if at all.
-    if text.contains("connection closed") {
-        text.push_str(" (with certificates: perhaps it does not accept the client's)");
     }
     text
 }
