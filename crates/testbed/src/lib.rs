@@ -2,7 +2,7 @@
 //! part. The kernel maps are filled by hand: there is no agent here, and nothing decides what a policy should say.
 //!
 //! Namespaces have no names and the pins lie in a bpffs that is mounted nowhere, so everything ends with the process
-//! at the latest, whatever happens to it. What goes wrong is a panic that says where: this is for tests.
+//! at the latest, whatever happens to it. Real servers of etcd are started here too, on loopback. What goes wrong is a panic that says where: this is for tests.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +15,7 @@ mod association;
 mod capture;
 mod dump;
 mod echo;
+mod etcd;
 mod frame;
 mod guest;
 mod host;
@@ -30,6 +31,7 @@ mod workload;
 pub use association::SctpAssociation;
 pub use capture::Capture;
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
+pub use etcd::EtcdServer;
 pub use frame::{
     Arp, Frame, ICMP, ICMP6, IGMP, L4, SCTP, TCP, UDP, checksum, echo_request, fragment_v4, fragment_v6,
     icmp, ip, l4_checksum, neighbour_solicitation, tcp, udp, vlan_tagged,

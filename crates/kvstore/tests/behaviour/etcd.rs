@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use villus_kvstore::{Etcd, EtcdOptions, Follow, Item, LeasePurpose, Relisted, Session, Store, StoreError};
+use villus_testbed::EtcdServer;
 
-use crate::{bytes, keys, put, quick, server::Server, shown_items};
+use crate::{bytes, keys, put, quick, shown_items};
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn store_of(servers: &[Server]) -> Arc<dyn Store> {
-    let mut options = EtcdOptions::new(servers.iter().map(Server::url).collect());
+fn store_of(servers: &[EtcdServer]) -> Arc<dyn Store> {
+    let mut options = EtcdOptions::new(servers.iter().map(EtcdServer::url).collect());
     options.qps = 10_000;
     Arc::new(Etcd::new(options).unwrap())
 }
@@ -48,13 +49,13 @@ async fn put_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_leader_interrupts_nobody_for_long() {
-    let mut servers = Server::cluster(3);
+    let mut servers = EtcdServer::cluster(3);
     let store = store_of(&servers);
     let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
     let mut mirror = BTreeMap::new();
     put(&store, "p/a", "1").await;
     until(&mut follow, &mut mirror, &[("p/a", "1")]).await;
-    let leader = servers.iter().position(Server::leads).unwrap();
+    let leader = servers.iter().position(EtcdServer::leads).unwrap();
     servers[leader].kill();
     put_patiently(&store, "p/b", "2").await;
     until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/b", "2")]).await;
@@ -70,13 +71,13 @@ async fn a_dead_leader_interrupts_nobody_for_long() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_quorum_nothing_is_invented_and_afterwards_all_goes_on() {
-    let mut servers = Server::cluster(3);
+    let mut servers = EtcdServer::cluster(3);
     let store = store_of(&servers);
     let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
     let mut mirror = BTreeMap::new();
     put(&store, "p/a", "1").await;
     until(&mut follow, &mut mirror, &[("p/a", "1")]).await;
-    servers.iter_mut().for_each(Server::kill);
+    servers.iter_mut().for_each(EtcdServer::kill);
     let error = store.get("p/a").await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     let status = store.status().await;
@@ -84,14 +85,14 @@ async fn without_a_quorum_nothing_is_invented_and_afterwards_all_goes_on() {
     assert!(status.text.contains("has-quorum=false, consecutive-errors=1"), "{}", status.text);
     let quiet = tokio::time::timeout(Duration::from_millis(300), follow.next()).await;
     assert!(quiet.is_err(), "a store that is away deletes nothing: {quiet:?}");
-    servers.iter_mut().for_each(Server::resume);
+    servers.iter_mut().for_each(EtcdServer::resume);
     put_patiently(&store, "p/b", "2").await;
     until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/b", "2")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_were_compacted_meanwhile_are_made_up() {
-    let mut servers = vec![Server::start()];
+    let mut servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
     let first = put(&store, "p/a", "1").await;
     put(&store, "p/gone", "x").await;
@@ -117,7 +118,7 @@ async fn changes_that_were_compacted_meanwhile_are_made_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_store_is_told_from_one_where_everything_was_deleted() {
-    let mut servers = vec![Server::start()];
+    let mut servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
     for n in 0..5 {
         put(&store, &format!("p/{n}"), "x").await;
@@ -142,7 +143,7 @@ async fn a_wiped_store_is_told_from_one_where_everything_was_deleted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_etcdctl_does_is_seen_and_what_we_do_etcdctl_sees() {
-    let servers = vec![Server::start()];
+    let servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
     let mut follow = Follow::start(Arc::clone(&store), "cilium/", quick());
     let mut mirror = BTreeMap::new();
@@ -158,7 +159,7 @@ async fn what_etcdctl_does_is_seen_and_what_we_do_etcdctl_sees() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn values_of_a_megabyte_and_thousands_of_keys_come_whole() {
-    let servers = vec![Server::start()];
+    let servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
     let from = store.header().await.unwrap().revision + 1;
     let large = "x".repeat(1 << 20);
@@ -188,7 +189,7 @@ async fn values_of_a_megabyte_and_thousands_of_keys_come_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_survives_a_restart_of_the_store() {
-    let mut servers = vec![Server::start()];
+    let mut servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
     let session = Session::new(Arc::clone(&store), Duration::from_secs(3));
     session.put("mine", bytes("1")).await.unwrap();

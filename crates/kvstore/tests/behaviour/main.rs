@@ -6,7 +6,6 @@ mod follow;
 mod leases;
 mod locks;
 mod model;
-mod server;
 mod tls;
 mod transactions;
 mod watches;
@@ -23,14 +22,14 @@ struct Bench {
     store: Arc<dyn Store>,
     kind: &'static str,
     _directory: Option<TempDir>,
-    _server: Option<server::Server>,
+    _server: Option<villus_testbed::EtcdServer>,
 }
 
 fn benches() -> Vec<Bench> {
     let directory = tempfile::tempdir().unwrap();
     let embedded = Embedded::open(&directory.path().join("kvstore")).unwrap();
     assert!(embedded.damaged.is_none());
-    let server = server::Server::start();
+    let server = villus_testbed::EtcdServer::start();
     let mut options = EtcdOptions::new(vec![server.url()]);
     options.qps = 10_000;
     let etcd = Etcd::new(options).unwrap();

@@ -6,7 +6,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use tempfile::TempDir;
 use villus_kvstore::{Etcd, EtcdOptions, EtcdTls, Store};
 
-use crate::{put, server::Server};
+use villus_testbed::EtcdServer;
+
+use crate::put;
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
 
@@ -30,7 +32,7 @@ fn issue(directory: &Path, ca: &Ca, name: &str) {
 struct Lab {
     directory: TempDir,
     ca: Ca,
-    server: Server,
+    server: EtcdServer,
 }
 
 impl Lab {
@@ -41,7 +43,7 @@ impl Lab {
         for name in ["server", "admin", "agent"] {
             issue(directory.path(), &ca, name);
         }
-        let server = Server::secure(directory.path());
+        let server = EtcdServer::secure(directory.path());
         Self { directory, ca, server }
     }
 

@@ -1,4 +1,4 @@
-//! Real etcd servers, started and stopped by the tests.
+//! Real etcd servers, started and stopped by tests.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use std::{
 use tempfile::TempDir;
 
 /// One member, or the only one. Gone with this value.
-pub struct Server {
+pub struct EtcdServer {
     directory: TempDir,
     child: Option<Child>,
     arguments: Vec<String>,
@@ -25,7 +25,7 @@ fn port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-impl Server {
+impl EtcdServer {
     /// An etcd of one member on loopback, ready.
     pub fn start() -> Self {
         Self::cluster(1).pop().unwrap()
@@ -157,7 +157,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for EtcdServer {
     fn drop(&mut self) {
         self.kill();
     }
