@@ -11,6 +11,7 @@ mod agent;
 mod api;
 mod attach;
 mod cleanup;
+mod cluster;
 mod conditions;
 mod emergency;
 mod endpoint;

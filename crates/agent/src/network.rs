@@ -41,8 +41,10 @@ pub(crate) struct Network {
     pub addresses: Vec<NodeAddress>,
     /// MTU of endpoints' devices.
     pub mtu: u32,
-    /// The node's own address, IPv4 if it has one.
+    /// The node's own address, IPv4 if it has one, as it was at the start.
     pub primary: Option<IpAddr>,
+    /// The addresses by which other nodes reach this one, at most one of each family, IPv4 first.
+    pub internal: Vec<IpAddr>,
     /// What could not be done and harms less than not starting.
     pub problems: Vec<String>,
 }
@@ -79,6 +81,7 @@ impl Network {
             .or(config.node.ipv6.map(IpAddr::from))
             .or_else(|| now.primary_address(&uplinks, false));
         let addresses = now.node_addresses(&uplinks);
+        let internal = internal(config, &now, &uplinks);
         Ok(Self {
             prefixes,
             router_v4,
@@ -89,12 +92,13 @@ impl Network {
             addresses,
             mtu,
             primary,
+            internal,
             problems,
         })
     }
 
     /// Looks at the node again; says whether uplinks or addresses changed.
-    pub fn refresh(&mut self) -> Result<bool, NetError> {
+    pub fn refresh(&mut self, config: &Config) -> Result<bool, NetError> {
         let now = NodeState::read()?;
         let mut uplinks = now.uplinks(&self.choice);
         // An uplink that is switched off stays one, so that its first packet is judged when it is on again.
@@ -106,12 +110,15 @@ impl Network {
         }
         uplinks.used.sort_by_key(|uplink| uplink.index);
         let addresses = now.node_addresses(&uplinks);
+        let internal = internal(config, &now, &uplinks);
         let indices = |uplinks: &[Uplink]| uplinks.iter().map(|u| u.index).collect::<Vec<_>>();
         let changed = indices(&uplinks.used) != indices(&self.uplinks.used)
             || uplinks.used.iter().map(|u| &u.name).ne(self.uplinks.used.iter().map(|u| &u.name))
-            || addresses.iter().map(|a| a.ip).ne(self.addresses.iter().map(|a| a.ip));
+            || addresses.iter().map(|a| a.ip).ne(self.addresses.iter().map(|a| a.ip))
+            || internal != self.internal;
         self.uplinks = uplinks;
         self.addresses = addresses;
+        self.internal = internal;
         Ok(changed)
     }
 
@@ -235,6 +242,13 @@ pub(crate) fn no_pool(error: PoolError) -> AgentError {
         _ => "ipv4-range",
     };
     AgentError::Option { option, reason: error.to_string() }
+}
+
+/// The addresses by which other nodes reach this one: those of the options, else those of the best default routes.
+fn internal(config: &Config, now: &NodeState, uplinks: &Uplinks) -> Vec<IpAddr> {
+    let v4 = config.node.ipv4.map(IpAddr::from).or_else(|| now.primary_address(uplinks, true));
+    let v6 = config.node.ipv6.map(IpAddr::from).or_else(|| now.primary_address(uplinks, false));
+    v4.into_iter().chain(v6).collect()
 }
 
 fn as_v4(address: Option<IpAddr>) -> Option<Ipv4Addr> {

@@ -10,7 +10,7 @@ use villus_abi::Local;
 use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
 use villus_api::model::DaemonConfigurationSpec;
 use villus_config::Config;
-use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Rank, Winner};
+use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, Rank, Winner};
 use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub identity_feed: Changes<NumericIdentity, Labels>,
     /// Prefixes that policies name and that have a reference to their number.
     pub prefixes: BTreeMap<IpNet, NumericIdentity>,
+    /// All nodes, this one among them.
+    pub nodes: Nodes,
     pub ipcache: Ipcache,
     pub ipcache_sync: Reconciler<IpNet, Winner>,
     /// Not complete until every policy source was read once.

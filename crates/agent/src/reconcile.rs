@@ -170,12 +170,13 @@ impl Node {
 
     /// Looks at the node's links and addresses again.
     pub fn refresh_network(&mut self) {
-        match self.network.refresh() {
+        match self.network.refresh(&self.config) {
             Ok(false) => self.conditions.note("node network", None),
             Ok(true) => {
                 self.conditions.note("node network", None);
                 let result = self.network.prepare_uplinks(&self.state);
                 self.conditions.note("uplinks", result.err().map(|error| error.to_string()));
+                self.tell_own_node();
                 if self.sources.complete {
                     let result = self.write_addresses();
                     self.conditions.note("node addresses", result.err().map(|error| error.to_string()));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
-use villus_identity::{AddressPool, Ipcache, PoolState};
+use villus_identity::{AddressPool, Ipcache, PoolState, new_nodes};
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
@@ -74,6 +74,7 @@ impl Node {
             identities,
             identity_feed,
             prefixes: BTreeMap::new(),
+            nodes: new_nodes(),
             ipcache,
             ipcache_sync,
             ipcache_source,
@@ -98,6 +99,7 @@ impl Node {
             grace_over: false,
             config,
         };
+        node.tell_own_node();
         node.load_waiting();
         node.load_audits().map_err(|source| AgentError::File {
             action: "read",

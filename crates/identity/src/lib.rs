@@ -3,8 +3,8 @@
 //! [`Allocator`] agrees with all nodes of the cluster on global identities through the store;
 //! [`LocalIdentities`] numbers prefixes for this node alone; both write what they know into one table
 //! ([`Identities`]) that policy reads. [`Ipcache`] collects what the sources say about addresses and keeps
-//! the table of winners that becomes the kernel's map. [`AddressPool`] hands out addresses of this node's
-//! prefixes. The crate refuses to know what a policy does with an identity, and how the kernel is told.
+//! the table of winners that becomes the kernel's map. [`Nodes`] is the table of all nodes. [`AddressPool`] hands
+//! out addresses of this node's prefixes. The crate refuses to know what a policy does with an identity, and how the kernel is told.
 #![forbid(unsafe_code)]
 
 mod allocator;
@@ -14,6 +14,7 @@ mod gc;
 mod identities;
 mod ipcache;
 mod local;
+mod nodes;
 mod pool;
 mod reserved;
 
@@ -24,5 +25,6 @@ pub use gc::{Gc, GcReport};
 pub use identities::{Identities, new_identities};
 pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_kernel};
 pub use local::{Checkpoint, LocalIdentities};
+pub use nodes::{Node, NodeName, Nodes, new_nodes};
 pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool};
 pub use reserved::{Reserved, ReservedError};

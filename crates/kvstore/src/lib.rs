@@ -7,7 +7,7 @@
 //! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption,
 //! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive.
 //!
-//! [`keys`] and [`IpIdentityPair`] are the layout that agents of Cilium and of Villus share. The crate refuses
+//! [`keys`], [`IpIdentityPair`] and [`NodeEntry`] are the layout that agents of Cilium and of Villus share. The crate refuses
 //! to know what identities and addresses are good for.
 #![forbid(unsafe_code)]
 
@@ -19,8 +19,10 @@ mod etcd;
 mod follow;
 pub mod keys;
 mod lock;
+mod maybe;
 mod memory;
 mod model;
+mod node;
 mod pair;
 mod session;
 mod store;
@@ -35,6 +37,7 @@ pub use model::{
     Answer, Compare, Entry, Event, Header, LeaseId, LeasePurpose, Listing, MAX_TXN_BYTES, MAX_TXN_OPS, Op,
     Page, Status, Txn, TxnOutcome, WatchBatch,
 };
+pub use node::{AddressKind, NodeAddress, NodeEntry, NodeError, split_key as split_node_key};
 pub use pair::{IpIdentityPair, NamedPort, PairError};
 pub use session::Session;
 pub use store::{PAGE, Store, Watch};

@@ -18,7 +18,7 @@ pub struct IpIdentityPair {
     #[serde(rename = "Mask", default, with = "mask")]
     pub mask: Option<Vec<u8>>,
     /// Address of the node behind which it lives.
-    #[serde(rename = "HostIP", default, with = "maybe_ip")]
+    #[serde(rename = "HostIP", default, with = "crate::maybe")]
     pub host_ip: Option<IpAddr>,
     /// Numeric identity.
     #[serde(rename = "ID")]
@@ -170,7 +170,8 @@ impl IpIdentityPair {
     }
 }
 
-fn mask_length(mask: &[u8]) -> Option<u8> {
+/// How many bits of a mask are ones; `None` if they are not its first.
+pub(crate) fn mask_length(mask: &[u8]) -> Option<u8> {
     let bits = mask.iter().fold(0u128, |bits, byte| bits << 8 | u128::from(*byte)) << (128 - mask.len() * 8);
     let len = bits.leading_ones();
     // A mask is ones, then zeros.
@@ -179,28 +180,6 @@ fn mask_length(mask: &[u8]) -> Option<u8> {
 
 fn nullable<'de, D: serde::Deserializer<'de>>(de: D) -> Result<Vec<NamedPort>, D::Error> {
     Ok(Option::deserialize(de)?.unwrap_or_default())
-}
-
-/// An address or the empty string or null.
-mod maybe_ip {
-    use std::net::IpAddr;
-
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    pub(super) fn serialize<S: Serializer>(ip: &Option<IpAddr>, ser: S) -> Result<S::Ok, S::Error> {
-        match ip {
-            Some(ip) => ser.collect_str(ip),
-            None => ser.serialize_str(""),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(de: D) -> Result<Option<IpAddr>, D::Error> {
-        let text: Option<String> = Option::deserialize(de)?;
-        match text.as_deref() {
-            None | Some("") => Ok(None),
-            Some(text) => text.parse().map(Some).map_err(de::Error::custom),
-        }
-    }
 }
 
 /// Bytes as base64 with padding, or null.

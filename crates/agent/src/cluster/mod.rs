@@ -1,0 +1,3 @@
+//! This node in its cluster.
+
+mod own;
