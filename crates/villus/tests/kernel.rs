@@ -12,7 +12,8 @@ use std::{
 
 use common::{Said, command, villus};
 use villus_abi::{
-    Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE,
+    Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey,
+    endpoint::{FLAG_ACTIVE, FLAG_AUDIT_INGRESS},
 };
 use villus_datapath::{Entries, Maps, Pins, PolicyMaps, Sizes, view_policy};
 use villus_testbed::{alone, eventually};
@@ -162,6 +163,70 @@ fn policy_maps_are_printed_and_edited() {
     let mut before: Vec<PolicyKey> = wanted.iter().map(|(key, _)| *key).collect();
     before.sort_unstable();
     assert_eq!(after, before);
+}
+
+#[test]
+fn owners_see_who_can_reach_whom_as_the_maps_say() {
+    alone!();
+    let mut kernel = Kernel::new();
+    let open = [(ALL_IN, PolicyEntry::ALLOW), (ALL_OUT, PolicyEntry::ALLOW)];
+    let server = [
+        (key(301, 5432, 6, IN), PolicyEntry::ALLOW),
+        (key(302, 5432, 6, IN), PolicyEntry::DENY),
+        (PolicyKey::block(303, 8000, 6, 6, IN), PolicyEntry::ALLOW),
+        (ALL_OUT, PolicyEntry::ALLOW),
+    ];
+    kernel.endpoint(5, 300, &server);
+    kernel.endpoint(6, 301, &[(ALL_IN, PolicyEntry::ALLOW), (key(300, 5432, 6, OUT), PolicyEntry::ALLOW)]);
+    kernel.endpoint(7, 302, &open);
+    let mapped = IpcacheValue { identity: 303, ..IpcacheValue::default() };
+    kernel.maps.ipcache.insert(&IpcacheKey::v4([10, 2, 6, 113], 32), &mapped).unwrap();
+    let ask = |kernel: &Kernel, args: &[&str]| {
+        squeezed(&kernel.villus(&[&["policy"], args, &["--from-kernel"]].concat()).ok())
+    };
+    assert_eq!(
+        ask(&kernel, &["who-can", "300", "5432"]),
+        ["IDENTITY PORTS LABELS", "301 (endpoint 6) 5432/tcp"]
+    );
+    assert_eq!(ask(&kernel, &["who-can", "10.15.0.5", "8001"]), ["IDENTITY PORTS LABELS", "303 8001/tcp"]);
+    let reach = ask(&kernel, &["can-reach", "301"]);
+    assert_eq!(reach, ["IDENTITY PORTS LABELS", "300 (endpoint 5) 5432/TCP"]);
+
+    // An endpoint of the same identity whose map somebody has opened by hand.
+    kernel.endpoint(8, 300, &server);
+    kernel.villus(&["bpf", "policy", "add", "8", "ingress", "302", "22/tcp"]).ok();
+    let who = ask(&kernel, &["who-can", "300", "22"]);
+    assert_eq!(who, ["IDENTITY PORTS LABELS", "302 (endpoint 7) 22/tcp"]);
+    let json = kernel.villus(&["policy", "who-can", "300", "22", "--from-kernel", "-o", "json"]).ok();
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        rows,
+        serde_json::json!([{
+            "of": 300, "of-endpoints": [8], "identity": 302, "endpoints": [7], "labels": [],
+            "ports": [{"ports": "22/tcp"}],
+        }])
+    );
+    let both = ask(&kernel, &["can-reach", "302"]);
+    let here: Vec<&String> = both.iter().filter(|line| line.contains("endpoint")).collect();
+    assert_eq!(here, ["300 (endpoint 8) 22/TCP", "301 (endpoint 6) ANY", "302 (endpoint 7) ANY"], "{both:?}");
+    assert!(both.contains(&"303 ANY".to_owned()), "{both:?}");
+
+    // A block that the endpoint's record does not know of is not looked up; audit lets pass what is denied.
+    let slot = view_policy(&kernel.pins, &kernel.maps, 5).unwrap().pinned.unwrap();
+    let map = villus_datapath::sys::map_by_id(slot).unwrap();
+    let map: villus_datapath::PolicyMap = villus_datapath::Map::new(map, "policy").unwrap();
+    map.insert(&PolicyKey::block(301, 4096, 12, 6, IN), &PolicyEntry::ALLOW).unwrap();
+    assert_eq!(ask(&kernel, &["who-can", "10.15.0.5", "5000"]), ["nobody"]);
+    let mut record = kernel.maps.endpoints.get(&5).unwrap().unwrap();
+    record.flags |= FLAG_AUDIT_INGRESS;
+    kernel.maps.endpoints.insert(&5, &record).unwrap();
+    let audited = ask(&kernel, &["who-can", "10.15.0.5", "5432"]);
+    assert!(audited.contains(&"302 (endpoint 7) 5432/tcp (audit)".to_owned()), "{audited:?}");
+
+    let nobody = kernel.villus(&["policy", "who-can", "999", "80", "--from-kernel"]).fails(1);
+    assert!(nobody.contains("no endpoint of this node is \"999\""), "{nobody}");
+    let both = ["policy", "who-can", "300", "80", "--from-kernel", "--policies", "/tmp/none"];
+    kernel.villus(&both).fails(2);
 }
 
 #[test]

@@ -130,6 +130,14 @@ fn from_endpoints_to_explanations() {
     let numbers = villus(&["bpf", "policy", "get", &id, "-n"]).ok();
     assert!(numbers.contains(&of("client", "status.identity.id")), "{numbers}");
     assert!(villus(&["policy", "verify"]).ok().contains(": 0 differ\n"));
+    let who = villus(&["policy", "who-can", "app=server", "8080", "--from-kernel"]).ok();
+    assert!(who.contains("k8s:app=client") && !who.contains("k8s:app=intruder"), "{who}");
+    villus(&["bpf", "policy", "add", &id, "ingress", &of("intruder", "status.identity.id"), "8080/tcp"]).ok();
+    let who = villus(&["policy", "who-can", "server", "8080", "--from-kernel"]);
+    assert!(who.out.contains("k8s:app=intruder"), "{who:?}");
+    assert!(who.fails(3).contains("8080/TCP: hand-made, wanted nothing, found allow"));
+    villus(&["emergency", "undo", "--all"]).ok();
+    eventually("nothing is by hand any more", || !villus(&["status"]).ok().contains("by hand"));
     for (args, needle) in [
         (&["identity", "list"][..], "k8s:app=intruder"),
         (&["ip", "list", "-n"], "10.15.0.2/32"),
@@ -250,6 +258,13 @@ fn without_an_agent_the_kernels_maps_still_say_why() {
     let allowed =
         villus(&["why", &client, &server, "8080", "-o", "jsonpath={.kernel.verdict} {.wanted}"]).ok();
     assert!(allowed.starts_with("forwarded"), "{allowed}");
+    let who = villus(&["policy", "who-can", &server, "8080", "--from-kernel"]);
+    assert!(who.err.contains("for the agent to say"), "{who:?}");
+    let who = who.ok();
+    assert!(
+        who.contains(&format!("(endpoint {client})")) && !who.contains(&format!("(endpoint {intruder})")),
+        "{who}"
+    );
     let unknown = villus(&["why", "client", &server, "8080"]).fails(1);
     assert!(unknown.contains("only the agent knows who \"client\" is"), "{unknown}");
 

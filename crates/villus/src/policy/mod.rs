@@ -5,6 +5,7 @@ mod confirm;
 mod files;
 mod hold;
 mod learn;
+mod maps;
 mod observed;
 mod preview;
 mod reach;

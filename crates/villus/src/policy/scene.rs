@@ -63,28 +63,40 @@ impl SceneArgs {
     /// The policies and everybody that is known.
     pub fn load(&self, host: &Host) -> Result<Scene, Failure> {
         let mut scene = self.policies(host)?;
-        let known: Vec<Identity> = match &self.identities {
+        scene.identities = with_labels(match &self.identities {
             Some(file) => read_identities(file)?,
             None if self.is_offline() => {
                 return Err(Failure::usage("--policies without --identities: nobody is known")
                     .fix("write them with `villus identity list -o json` where an agent runs"));
             }
             None => host.client()?.identities(&[])?,
-        };
-        for identity in known {
-            let labels = Labels::parse_list(&identity.labels.join(","), source::K8S)
-                .map_err(|error| Failure::new(format!("labels of identity {}: {error}", identity.id)))?;
-            scene.identities.push((NumericIdentity(identity.id), labels));
-        }
-        for (identity, _) in NumericIdentity::reserved() {
-            if let Some(labels) = identity.reserved_labels() {
-                scene.identities.push((identity, labels));
-            }
-        }
+        })?;
         scene.identities.sort_by_key(|(identity, _)| *identity);
         scene.identities.dedup_by_key(|(identity, _)| *identity);
         Ok(scene)
     }
+
+    /// Who is known: to the file, or to the agent if it answers; reserved identities always.
+    pub fn known(&self, host: &Host) -> Result<Vec<(NumericIdentity, Labels)>, Failure> {
+        with_labels(match &self.identities {
+            Some(file) => read_identities(file)?,
+            None => host.brief_client().and_then(|client| client.identities(&[]).ok()).unwrap_or_default(),
+        })
+    }
+}
+
+/// Identities as numbers and labels, reserved ones added.
+fn with_labels(known: Vec<Identity>) -> Result<Vec<(NumericIdentity, Labels)>, Failure> {
+    let mut identities = Vec::with_capacity(known.len());
+    for identity in known {
+        let labels = Labels::parse_list(&identity.labels.join(","), source::K8S)
+            .map_err(|error| Failure::new(format!("labels of identity {}: {error}", identity.id)))?;
+        identities.push((NumericIdentity(identity.id), labels));
+    }
+    let reserved =
+        NumericIdentity::reserved().filter_map(|(identity, _)| Some((identity, identity.reserved_labels()?)));
+    identities.extend(reserved);
+    Ok(identities)
 }
 
 fn read_identities(file: &str) -> Result<Vec<Identity>, Failure> {
