@@ -5,6 +5,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,9 +21,16 @@ pub struct EtcdServer {
     secure: Vec<String>,
 }
 
-/// A port that nobody listens on now.
-fn port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A port that nobody listens on now, and that no outgoing connection is given: the kernel takes those from 32768 up.
+fn port(address: &str) -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id().wrapping_mul(67).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + number % 12_000).unwrap();
+        if TcpListener::bind((address, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl EtcdServer {
@@ -33,8 +41,13 @@ impl EtcdServer {
 
     /// An etcd of several members, ready.
     pub fn cluster(size: usize) -> Vec<Self> {
-        let members: Vec<(String, String)> =
-            (0..size).map(|_| (format!("127.0.0.1:{}", port()), format!("127.0.0.1:{}", port()))).collect();
+        Self::cluster_at("127.0.0.1", size, &[])
+    }
+
+    /// An etcd of several members on an address of this host, with more arguments, ready.
+    pub fn cluster_at(address: &str, size: usize, more: &[&str]) -> Vec<Self> {
+        let at = || format!("{address}:{}", port(address));
+        let members: Vec<(String, String)> = (0..size).map(|_| (at(), at())).collect();
         let all: Vec<String> =
             members.iter().enumerate().map(|(n, (_, peer))| format!("m{n}=http://{peer}")).collect();
         let mut servers: Vec<Self> = members
@@ -50,11 +63,10 @@ impl EtcdServer {
                     ("listen-peer-urls", format!("http://{peer}")),
                     ("initial-advertise-peer-urls", format!("http://{peer}")),
                     ("initial-cluster", all.join(",")),
-                    ("heartbeat-interval", "50".to_owned()),
-                    ("election-timeout", "500".to_owned()),
                     ("log-level", "error".to_owned()),
                 ];
-                let arguments = arguments.iter().map(|(name, value)| format!("--{name}={value}")).collect();
+                let arguments = arguments.iter().map(|(name, value)| format!("--{name}={value}"));
+                let arguments = arguments.chain(more.iter().map(|argument| (*argument).to_owned())).collect();
                 Self { directory, child: None, arguments, address: client.clone(), secure: Vec::new() }
             })
             .collect();
@@ -66,8 +78,11 @@ impl EtcdServer {
     /// An etcd of one member that wants certificates of its clients. The folder holds `ca.crt` and `server.crt`,
     /// `server.key`, `admin.crt` and `admin.key`.
     pub fn secure(certificates: &Path) -> Self {
-        let (directory, address, peer) =
-            (tempfile::tempdir().unwrap(), format!("127.0.0.1:{}", port()), format!("127.0.0.1:{}", port()));
+        let (directory, address, peer) = (
+            tempfile::tempdir().unwrap(),
+            format!("127.0.0.1:{}", port("127.0.0.1")),
+            format!("127.0.0.1:{}", port("127.0.0.1")),
+        );
         let file = |name: &str| certificates.join(name).display().to_string();
         let arguments = [
             ("data-dir", directory.path().join("data").display().to_string()),
@@ -126,6 +141,25 @@ impl EtcdServer {
     pub fn wipe(&self) {
         assert!(self.child.is_none());
         std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
+    }
+
+    /// Writes a backup of what it holds.
+    pub fn save(&self, backup: &Path) {
+        let _ = std::fs::remove_file(backup);
+        self.etcdctl(&["snapshot", "save", &backup.display().to_string()]).expect("a backup");
+    }
+
+    /// Replaces its data by those of a backup; it must be dead.
+    pub fn restore(&self, backup: &Path) {
+        self.wipe();
+        let own = ["--name=", "--data-dir=", "--initial-cluster=", "--initial-advertise-peer-urls="];
+        let restored = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore", &backup.display().to_string()])
+            .args(self.arguments.iter().filter(|argument| own.iter().any(|own| argument.starts_with(own))))
+            .output()
+            .expect("etcdctl (package etcd-client)");
+        assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     }
 
     /// Waits until it answers reads that need a quorum.

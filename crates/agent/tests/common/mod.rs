@@ -41,12 +41,18 @@ pub struct TestNode {
     pub root: PathBuf,
     pub options: Vec<(String, String)>,
     pub agent: Option<Child>,
+    /// The network namespace that is the node; none: that of the test.
+    pub netns: Option<String>,
 }
 
 impl TestNode {
     /// A node without an agent yet.
     pub fn new(options: &[(&str, &str)]) -> Self {
-        let root = PathBuf::from("/tmp/node");
+        Self::at("/tmp/node".into(), None, options)
+    }
+
+    /// One of several nodes: its directory, and its network namespace.
+    pub fn at(root: PathBuf, netns: Option<&str>, options: &[(&str, &str)]) -> Self {
         std::fs::create_dir_all(root.join("policies")).unwrap();
         let place = |name: &str| root.join(name).display().to_string();
         let mut all: Vec<(String, String)> = [
@@ -65,7 +71,7 @@ impl TestNode {
         .into();
         all.retain(|(name, _)| !options.iter().any(|(other, _)| other == name));
         all.extend(options.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
-        Self { root, options: all, agent: None }
+        Self { root, options: all, agent: None, netns: netns.map(str::to_owned) }
     }
 
     /// A node with an agent that serves.
@@ -77,10 +83,16 @@ impl TestNode {
 
     /// Starts the agent and waits for nothing.
     pub fn spawn(&mut self) {
-        let child = as_agent(&mut Command::new(std::env::current_exe().unwrap()), &self.options)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let program = std::env::current_exe().unwrap();
+        let mut command = match &self.netns {
+            None => Command::new(program),
+            Some(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{netns}")).arg(program);
+                command
+            }
+        };
+        let child = as_agent(&mut command, &self.options).stdout(Stdio::null()).spawn().unwrap();
         self.agent = Some(child);
     }
 
