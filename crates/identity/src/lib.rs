@@ -4,10 +4,12 @@
 //! [`LocalIdentities`] numbers prefixes for this node alone; both write what they know into one table
 //! ([`Identities`]) that policy reads. [`Ipcache`] collects what the sources say about addresses and keeps
 //! the table of winners that becomes the kernel's map. [`Nodes`] is the table of all nodes. [`AddressPool`] hands
-//! out addresses of this node's prefixes. The crate refuses to know what a policy does with an identity, and how the kernel is told.
+//! out addresses of this node's prefixes. [`check_entry`] says what an entry of the shared store means before
+//! somebody writes it by hand. The crate refuses to know what a policy does with an identity, and how the kernel is told.
 #![forbid(unsafe_code)]
 
 mod allocator;
+mod entry;
 mod error;
 mod file;
 mod gc;
@@ -19,6 +21,7 @@ mod pool;
 mod reserved;
 
 pub use allocator::{Allocator, AllocatorConfig, Usage};
+pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, FileError, LocalError, PoolError};
 pub use file::write_atomic;
 pub use gc::{Gc, GcReport};

@@ -4,9 +4,9 @@ use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     bpf::BpfCommand, cleanup::CleanupArgs, config::ConfigArgs, emergency::EmergencyCommand,
-    endpoint::EndpointCommand, identity::IdentityCommand, ip::IpCommand, map::MapCommand,
-    monitor::MonitorArgs, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs, status::StatusArgs,
-    version::VersionArgs, why::WhyArgs,
+    endpoint::EndpointCommand, identity::IdentityCommand, ip::IpCommand, kvstore::KvstoreCommand,
+    map::MapCommand, monitor::MonitorArgs, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs,
+    status::StatusArgs, version::VersionArgs, why::WhyArgs,
 };
 
 /// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.
@@ -44,6 +44,9 @@ pub enum Command {
     /// Import, show, check and verify policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Show and change what lies in the store that nodes share; needs no agent.
+    #[command(subcommand)]
+    Kvstore(KvstoreCommand),
     /// Look into the kernel's maps of the packet path and write into them; needs no agent.
     #[command(subcommand)]
     Bpf(BpfCommand),
@@ -76,7 +79,7 @@ pub const GROUPS: [(&str, &[&str]); 5] = [
     ("Run", &["agent", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "bpf", "map"]),
-    ("By hand", &["emergency", "cleanup"]),
+    ("By hand", &["kvstore", "emergency", "cleanup"]),
     ("Shell", &["completion", "man"]),
 ];
 

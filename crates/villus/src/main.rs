@@ -1,7 +1,7 @@
 //! `villus`: the agent of a node, and every command to look at it and to act on it.
 //!
 //! Each module is a command. Commands ask the agent over its socket; `bpf`, `map`, `emergency` and `cleanup`
-//! work on the kernel's pinned maps and need no agent. What a command finds is printed by `villus-print`; why
+//! work on the kernel's pinned maps and need no agent; `kvstore` works on the store that nodes share. What a command finds is printed by `villus-print`; why
 //! it failed is one line, what to do about it another ([`failure`]).
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod identity;
 mod identity_names;
 mod ip;
 mod kernel;
+mod kvstore;
 mod map;
 mod monitor;
 mod out;
@@ -66,6 +67,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Identity(command) => identity::run(&host, command),
         Command::Ip(command) => ip::run(&host, command),
         Command::Policy(command) => policy::run(&host, command),
+        Command::Kvstore(command) => kvstore::run(&host, command),
         Command::Bpf(command) => bpf::run(&host, command),
         Command::Map(command) => map::run(&host, command),
         Command::Monitor(args) => monitor::run(&host, &args),
