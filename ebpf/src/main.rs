@@ -1,4 +1,4 @@
-//! The kernel part of Villus: four tc programs that give the packet path its maps, its packet and its way out.
+//! The kernel part of Villus: six tc programs that give the packet path its maps, its packet and its way out.
 //!
 //! Nothing is decided here. Programs are shared by all endpoints; what differs is in the maps.
 #![no_std]
@@ -11,11 +11,11 @@ mod world;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::{bpf_redirect, bpf_redirect_peer},
+    helpers::generated::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_type},
     macros::classifier,
     programs::TcContext,
 };
-use villus_path::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome};
+use villus_path::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome};
 
 use crate::{packet::Skb, world::Kernel};
 
@@ -60,6 +60,33 @@ pub fn to_network(ctx: TcContext) -> i32 {
     act(&mut skb, outcome, TC_ACT_UNSPEC)
 }
 
+/// Ingress of the tunnel's device. What goes up the stack is for this node, whatever Ethernet address it bears.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    const PACKET_HOST: u32 = 0;
+    let mut skb = Skb::new(ctx.skb.skb);
+    let Some(work) = world::work() else { return TC_ACT_SHOT };
+    let outcome = villus_path::from_overlay(&Kernel, &mut skb, work);
+    if outcome.action() as u8 == Action::Pass as u8 {
+        // SAFETY: `skb` is the program's context.
+        unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) };
+    }
+    act(&mut skb, outcome, TC_ACT_OK)
+}
+
+/// Egress of the tunnel's device.
+#[classifier]
+pub fn to_overlay(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx.skb.skb);
+    let Some(work) = world::work() else { return TC_ACT_SHOT };
+    let outcome = villus_path::to_overlay(&Kernel, &mut skb, work);
+    if outcome.action() as u8 == Action::Pass as u8 {
+        // The packet around it is the node's and has no mark.
+        set_mark(ctx.skb.skb, 0);
+    }
+    act(&mut skb, outcome, TC_ACT_OK)
+}
+
 /// Does what was decided.
 #[inline(always)]
 fn act(skb: &mut Skb, outcome: Outcome, pass: i32) -> i32 {
@@ -76,6 +103,11 @@ fn act(skb: &mut Skb, outcome: Outcome, pass: i32) -> i32 {
         Action::Peer => unsafe { bpf_redirect_peer(outcome.ifindex(), 0) as i32 },
         Action::Device => {
             set_mark(skb.raw(), MARK_JUDGED);
+            // SAFETY: as above.
+            unsafe { bpf_redirect(outcome.ifindex(), 0) as i32 }
+        }
+        Action::Tunnel => {
+            set_mark(skb.raw(), MARK_OVERLAY);
             // SAFETY: as above.
             unsafe { bpf_redirect(outcome.ifindex(), 0) as i32 }
         }

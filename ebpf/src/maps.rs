@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheValue, Local, Metric,
-    PolicyCell, PolicyKey, metrics::METRICS as METRIC_COUNT,
+    Node, PolicyCell, PolicyKey, metrics::METRICS as METRIC_COUNT,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -26,6 +26,8 @@ pub static ADDRS6: HashMap<[u32; 4], Local, 16384> = HashMap::new();
 pub static POLICIES: ArrayOfMaps<Policy, 4096> = ArrayOfMaps::new();
 #[btf_map]
 pub static IPCACHE: LpmTrie<[u8; 20], IpcacheValue, 512000, NO_PREALLOC> = LpmTrie::new();
+#[btf_map]
+pub static NODES: HashMap<[u32; 4], Node, 65536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static CT4_TCP: LruHashMap<FlowKey4, Flow, 65536> = LruHashMap::new();
 #[btf_map]

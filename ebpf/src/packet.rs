@@ -5,16 +5,18 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_fib_lookup},
     helpers::generated::{
-        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
+        bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
 };
 use villus_abi::{Config, Reason};
-use villus_path::{Neighbour, Packet, Parse, Pick, Room, V4, V6, World};
+use villus_path::{Neighbour, Packet, Parse, Pick, Room, Tunnel, V4, V6, World};
 
 use crate::world::{self, Kernel};
 
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
+/// The outer UDP header carries no checksum, which IPv4 allows: that of the packet inside protects it.
+const BPF_F_ZERO_CSUM_TX: u64 = 1 << 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -41,6 +43,13 @@ fn read16(at: usize) -> u16 {
         core::arch::asm!("{0} = *(u16 *)({1} + 0)", out(reg) value, in(reg) at, options(pure, readonly, nostack));
     }
     value as u16
+}
+
+/// `bpf_tunnel_key` as it first was: VNI and IPv4 address of the other side, both in the machine's order.
+#[repr(C)]
+struct TunnelKey {
+    id: u32,
+    remote: u32,
 }
 
 /// A packet of the kernel.
@@ -192,6 +201,40 @@ impl Packet for Skb {
     fn resize(&mut self, len: u32) -> bool {
         // SAFETY: no pointers into the packet are held.
         unsafe { bpf_skb_change_tail(self.0, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn tunnel(&self) -> Option<Tunnel> {
+        let mut key = TunnelKey { id: 0, remote: 0 };
+        // SAFETY: room for as much as is asked for; the kernel knows this oldest layout, which is of IPv4 only.
+        let failed = unsafe {
+            bpf_skb_get_tunnel_key(
+                self.0,
+                core::ptr::from_mut(&mut key).cast(),
+                size_of::<TunnelKey>() as u32,
+                0,
+            )
+        };
+        if failed != 0 {
+            return None;
+        }
+        Some(Tunnel { from: key.remote.to_be(), identity: key.id })
+    }
+
+    #[inline(always)]
+    fn encapsulate(&mut self, to: u32, identity: u32) -> bool {
+        // What is wider is of this node only; the receiver asks its own ipcache.
+        let id = if identity >> 24 == 0 { identity } else { 0 };
+        let mut key = TunnelKey { id, remote: u32::from_be(to) };
+        // SAFETY: as much as is said is readable.
+        unsafe {
+            bpf_skb_set_tunnel_key(
+                self.0,
+                core::ptr::from_mut(&mut key).cast(),
+                size_of::<TunnelKey>() as u32,
+                BPF_F_ZERO_CSUM_TX,
+            ) == 0
+        }
     }
 
     #[inline(always)]

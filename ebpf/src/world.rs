@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 };
 use villus_abi::{
     Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey,
-    IpcacheValue, Local, Metric, PolicyCell, PolicyKey, Reason, endpoint::FLAG_ACTIVE, metrics, time,
+    IpcacheValue, Local, Metric, Node, PolicyCell, PolicyKey, Reason, endpoint::FLAG_ACTIVE, metrics, time,
     time::Tick,
 };
 use villus_path::{Ask, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
@@ -178,6 +178,12 @@ impl World for Kernel {
     fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
         // SAFETY: ENDPOINTS is an array of Endpoint.
         unsafe { lookup(map(&maps::ENDPOINTS), &slot) }
+    }
+
+    #[inline(always)]
+    fn node(&self, addr: &[u32; 4]) -> Option<Node> {
+        // SAFETY: NODES maps addresses to Node.
+        unsafe { lookup::<_, Node>(map(&maps::NODES), addr) }.copied()
     }
 
     #[inline(always)]

@@ -46,8 +46,14 @@ pub struct Config {
     pub report_flags: u32,
     /// Interface index of the node's router device.
     pub router_ifindex: u32,
+    /// Interface index of the tunnel device; 0 where packets between nodes take no tunnel.
+    pub overlay_ifindex: u32,
+    /// Largest layer-3 packet that fits into the tunnel.
+    pub overlay_mtu: u32,
+    /// UDP port of the tunnel, network order.
+    pub tunnel_port: u32,
     /// Reserved, 0.
-    pub reserved: [u32; 8],
+    pub reserved: [u32; 5],
 }
 
 impl Default for Config {
@@ -67,7 +73,10 @@ impl Default for Config {
             report: from_secs(5),
             report_flags: 0x07,
             router_ifindex: 0,
-            reserved: [0; 8],
+            overlay_ifindex: 0,
+            overlay_mtu: 0,
+            tunnel_port: 0,
+            reserved: [0; 5],
         }
     }
 }

@@ -15,6 +15,8 @@ pub const POINT_TO_ENDPOINT: u8 = 0;
 pub const POINT_TO_HOST: u8 = 2;
 /// [`Event::point`]: handed to the host's stack to be forwarded.
 pub const POINT_TO_STACK: u8 = 3;
+/// [`Event::point`]: handed to the tunnel.
+pub const POINT_TO_OVERLAY: u8 = 4;
 /// [`Event::point`]: sent by an endpoint (every packet, only without aggregation).
 pub const POINT_FROM_ENDPOINT: u8 = 5;
 /// [`Event::point`]: received from the network.
@@ -50,6 +52,10 @@ pub const HOOK_TO_ENDPOINT: u8 = 2;
 pub const HOOK_FROM_NETWORK: u8 = 3;
 /// [`Event::hook`]: to the network.
 pub const HOOK_TO_NETWORK: u8 = 4;
+/// [`Event::hook`]: from the tunnel.
+pub const HOOK_FROM_OVERLAY: u8 = 5;
+/// [`Event::hook`]: into the tunnel.
+pub const HOOK_TO_OVERLAY: u8 = 6;
 
 /// How a policy entry matched: numbers of Cilium's policy-verdict records (`datapath` reference 4.6).
 pub mod matched {

@@ -113,8 +113,10 @@ pub struct Flow {
     pub dst_endpoint: u16,
     /// Padding, 0.
     pub pad: u16,
+    /// Node from which a tunnel brought the flow's first packet, IPv4 in network order; 0 if none did.
+    pub tunnel: u32,
     /// Reserved, 0.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 /// A fragmented IPv4 datagram. 12 bytes; `villus_frags4_v1`.
@@ -187,7 +189,8 @@ pub struct FlowCell {
     pub src_endpoint: Cell<u16>,
     pub dst_endpoint: Cell<u16>,
     pub pad: Cell<u16>,
-    pub reserved: Cell<[u32; 2]>,
+    pub tunnel: Cell<u32>,
+    pub reserved: Cell<u32>,
 }
 
 const _: () = assert!(size_of::<FlowCell>() == size_of::<Flow>());

@@ -13,6 +13,7 @@ pub mod flow;
 pub mod ipcache;
 pub mod metrics;
 pub mod names;
+pub mod node;
 pub mod policy;
 pub mod reason;
 pub mod time;
@@ -23,6 +24,7 @@ pub use event::Event;
 pub use flow::{Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts};
 pub use ipcache::{IpcacheKey, IpcacheValue};
 pub use metrics::Metric;
+pub use node::Node;
 pub use policy::{Direction, PolicyCell, PolicyEntry, PolicyKey};
 pub use reason::Reason;
 

@@ -37,3 +37,5 @@ pub const METRICS: &str = "villus_metrics_v1";
 pub const EVENTS: &str = "villus_events_v1";
 /// Runtime configuration.
 pub const CONFIG: &str = "villus_config_v1";
+/// Addresses of the nodes to which a tunnel leads: [`crate::Node`].
+pub const NODES: &str = "villus_nodes_v1";

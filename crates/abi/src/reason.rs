@@ -31,7 +31,9 @@ impl Reason {
     pub const UNSUPPORTED_L3: Self = Self(139);
     /// The packet's headers could not be written.
     pub const WRITE: Self = Self(141);
-    /// Neighbour resolution for an address that is nobody's here.
+    /// The tunnel's device does not say who sent a packet, or takes no word of where to send it.
+    pub const TUNNEL_KEY: Self = Self(147);
+    /// Neighbour resolution for an address that is nobody's here, or a tunnel's packet for one.
     pub const UNKNOWN_TARGET: Self = Self(150);
     /// The destination's endpoint is going away.
     pub const STALE: Self = Self(151);
@@ -39,6 +41,12 @@ impl Reason {
     pub const CT_INSERT: Self = Self(155);
     /// IPv6 extension headers that cannot be followed.
     pub const EXTENSION_HEADER: Self = Self(156);
+    /// A packet into the tunnel for an address behind no node.
+    pub const NO_TUNNEL: Self = Self(160);
+    /// A tunnel's packet whose sender may not have the identity that it shows.
+    pub const IDENTITY: Self = Self(171);
+    /// A tunnel's packet from no node, or from an address that lives elsewhere.
+    pub const UNKNOWN_SENDER: Self = Self(172);
     /// A later fragment whose first one was not seen.
     pub const FRAGMENT_NOT_FOUND: Self = Self(175);
     /// An ICMPv6 message that an endpoint may not send.

@@ -27,11 +27,22 @@ pub enum Hook {
     FromNetwork,
     /// An uplink, egress; only while policy selects the node.
     ToNetwork,
+    /// The tunnel's device, ingress.
+    FromOverlay,
+    /// The tunnel's device, egress.
+    ToOverlay,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::ToEndpoint, Self::FromNetwork, Self::ToNetwork];
+    pub const ALL: [Self; 6] = [
+        Self::FromEndpoint,
+        Self::ToEndpoint,
+        Self::FromNetwork,
+        Self::ToNetwork,
+        Self::FromOverlay,
+        Self::ToOverlay,
+    ];
 
     /// Its name, which is its program's.
     #[must_use]
@@ -41,6 +52,8 @@ impl Hook {
             Self::ToEndpoint => "to_endpoint",
             Self::FromNetwork => "from_network",
             Self::ToNetwork => "to_network",
+            Self::FromOverlay => "from_overlay",
+            Self::ToOverlay => "to_overlay",
         }
     }
 
@@ -52,26 +65,34 @@ impl Hook {
             Self::ToEndpoint => &object.to_endpoint,
             Self::FromNetwork => &object.from_network,
             Self::ToNetwork => &object.to_network,
+            Self::FromOverlay => &object.from_overlay,
+            Self::ToOverlay => &object.to_overlay,
         }
     }
 
-    /// Whether it is on endpoints' devices; the others are on uplinks.
+    /// Whether it is on endpoints' devices.
     #[must_use]
     pub const fn is_of_endpoints(self) -> bool {
         matches!(self, Self::FromEndpoint | Self::ToEndpoint)
     }
 
+    /// Whether it is on the tunnel's device.
+    #[must_use]
+    pub const fn is_of_tunnel(self) -> bool {
+        matches!(self, Self::FromOverlay | Self::ToOverlay)
+    }
+
     const fn tcx(self) -> TcxHook {
         match self {
-            Self::ToEndpoint | Self::ToNetwork => TcxHook::Egress,
-            Self::FromEndpoint | Self::FromNetwork => TcxHook::Ingress,
+            Self::ToEndpoint | Self::ToNetwork | Self::ToOverlay => TcxHook::Egress,
+            Self::FromEndpoint | Self::FromNetwork | Self::FromOverlay => TcxHook::Ingress,
         }
     }
 
     const fn side(self) -> Side {
         match self {
-            Self::ToEndpoint | Self::ToNetwork => Side::Egress,
-            Self::FromEndpoint | Self::FromNetwork => Side::Ingress,
+            Self::ToEndpoint | Self::ToNetwork | Self::ToOverlay => Side::Egress,
+            Self::FromEndpoint | Self::FromNetwork | Self::FromOverlay => Side::Ingress,
         }
     }
 }

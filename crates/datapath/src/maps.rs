@@ -2,7 +2,7 @@
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, Metric, PolicyEntry, PolicyKey, metrics, names,
+    Local, Metric, Node, PolicyEntry, PolicyKey, metrics, names,
 };
 
 use crate::{
@@ -109,13 +109,14 @@ macro_rules! known {
 }
 
 /// Every pinned map of the kernel object.
-pub(crate) const KNOWN: [Known; 15] = known! {
+pub(crate) const KNOWN: [Known; 16] = known! {
     ENDPOINTS: ENDPOINTS Array u32 => Endpoint, 0, |s| s.endpoints, "endpoint-max";
     DEVICES: DEVICES Hash u32 => u32, NO_PREALLOC, |s| s.endpoints.saturating_mul(2), "endpoint-max";
     ADDRS4: ADDRS4 Hash u32 => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4), "endpoint-max";
     ADDRS6: ADDRS6 Hash [u8; 16] => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4), "endpoint-max";
     POLICIES: POLICIES ArrayOfMaps u32 => u32, 0, |s| s.endpoints, "endpoint-max";
     IPCACHE: IPCACHE LpmTrie IpcacheKey => IpcacheValue, NO_PREALLOC, |s| s.ipcache, "its size, which is built in";
+    NODES: NODES Hash [u8; 16] => Node, NO_PREALLOC, |_| NODES_MOST, "its size, which is built in";
     CT4_TCP: CT4_TCP LruHash FlowKey4 => Flow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
     CT4_ANY: CT4_ANY LruHash FlowKey4 => Flow, 0, |s| s.ct_any, "bpf-ct-global-any-max";
     CT6_TCP: CT6_TCP LruHash FlowKey6 => Flow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
@@ -126,6 +127,9 @@ pub(crate) const KNOWN: [Known; 15] = known! {
     EVENTS: EVENTS RingBuf () => (), 0, |s| s.events, "its size, which is built in";
     CONFIG: CONFIG Array u32 => Config, 0, |_| 1, "its size, which is built in";
 };
+
+/// Addresses of nodes: a few each of ten thousand.
+const NODES_MOST: u32 = 65_536;
 
 /// Entries of a policy map that nothing has been written to.
 pub(crate) const POLICY_START: u32 = 1024;
@@ -153,6 +157,8 @@ pub struct Maps {
     /// Slot to the id of an endpoint's policy map when read, to its descriptor when written.
     pub policies: Map<u32, u32>,
     pub ipcache: Map<IpcacheKey, IpcacheValue>,
+    /// By each of their addresses, IPv4 as `::ffff:a.b.c.d`.
+    pub nodes: Map<[u8; 16], Node>,
     pub ct4_tcp: Map<FlowKey4, Flow>,
     pub ct4_any: Map<FlowKey4, Flow>,
     pub ct6_tcp: Map<FlowKey6, Flow>,
@@ -209,6 +215,7 @@ impl Maps {
             (names::ADDRS6, self.addrs6.raw()),
             (names::POLICIES, self.policies.raw()),
             (names::IPCACHE, self.ipcache.raw()),
+            (names::NODES, self.nodes.raw()),
             (names::CT4_TCP, self.ct4_tcp.raw()),
             (names::CT4_ANY, self.ct4_any.raw()),
             (names::CT6_TCP, self.ct6_tcp.raw()),
@@ -237,6 +244,7 @@ impl Maps {
             addrs6: Map::new(next(names::ADDRS6)?, names::ADDRS6)?,
             policies: Map::new(next(names::POLICIES)?, names::POLICIES)?,
             ipcache: Map::new(next(names::IPCACHE)?, names::IPCACHE)?,
+            nodes: Map::new(next(names::NODES)?, names::NODES)?,
             ct4_tcp: Map::new(next(names::CT4_TCP)?, names::CT4_TCP)?,
             ct4_any: Map::new(next(names::CT4_ANY)?, names::CT4_ANY)?,
             ct6_tcp: Map::new(next(names::CT6_TCP)?, names::CT6_TCP)?,

@@ -103,6 +103,10 @@ pub struct Object {
     pub from_network: Program,
     /// On an uplink, egress.
     pub to_network: Program,
+    /// On the tunnel's device, ingress.
+    pub from_overlay: Program,
+    /// On the tunnel's device, egress.
+    pub to_overlay: Program,
 }
 
 impl Object {
@@ -145,8 +149,15 @@ impl Object {
 
     /// All programs.
     #[must_use]
-    pub const fn programs(&self) -> [&Program; 4] {
-        [&self.from_endpoint, &self.to_endpoint, &self.from_network, &self.to_network]
+    pub const fn programs(&self) -> [&Program; 6] {
+        [
+            &self.from_endpoint,
+            &self.to_endpoint,
+            &self.from_network,
+            &self.to_network,
+            &self.from_overlay,
+            &self.to_overlay,
+        ]
     }
 }
 
@@ -192,6 +203,8 @@ fn attempt(object: &[u8], pins: &Pins, level: VerifierLogLevel) -> std::result::
         to_endpoint: program("to_endpoint")?,
         from_network: program("from_network")?,
         to_network: program("to_network")?,
+        from_overlay: program("from_overlay")?,
+        to_overlay: program("to_overlay")?,
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, Metric, endpoint::FLAG_ACTIVE, ipcache::STATIC_BITS, time::Tick,
+    Local, Metric, Node, endpoint::FLAG_ACTIVE, ipcache::STATIC_BITS, time::Tick,
 };
 
 use crate::{
@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub policies: BTreeMap<u32, PolicyView>,
     /// The ipcache; see [`Self::identity_of`].
     pub ipcache: HashMap<IpcacheKey, IpcacheValue>,
+    /// The nodes that a tunnel leads to, by each of their addresses, IPv4 as `::ffff:a.b.c.d`.
+    pub nodes: HashMap<[u8; 16], Node>,
     /// IPv4 flows, TCP and others.
     pub flows4: HashMap<FlowKey4, Flow>,
     /// IPv6 flows, TCP and others.
@@ -91,6 +93,7 @@ impl Snapshot {
             addrs6: maps.addrs6.entries()?.into_iter().collect(),
             policies,
             ipcache: maps.ipcache.entries()?.into_iter().collect(),
+            nodes: maps.nodes.entries()?.into_iter().collect(),
             metrics: metrics(maps)?,
             ..Self::default()
         })

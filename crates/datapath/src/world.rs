@@ -24,6 +24,9 @@ impl From<&Snapshot> for Memory {
         for (key, value) in &snapshot.ipcache {
             world.ipcache.insert(*key, *value);
         }
+        for (address, node) in &snapshot.nodes {
+            world.nodes.insert(Ipv6Addr::from(*address).to_canonical(), *node);
+        }
         let slotted = snapshot.policies.iter().filter(|(_, view)| view.in_slot.is_some());
         for (slot, view) in slotted {
             world.set_policy(*slot, view.entries.clone());

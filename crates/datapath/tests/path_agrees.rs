@@ -9,11 +9,12 @@ mod lab;
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
 use lab::{
-    UPLINK, ifindex,
+    OVERLAY, UPLINK, ifindex,
     random::{HOP, Hook, IDS, JUDGED, Random, Step},
 };
 use villus_abi::{
@@ -23,7 +24,7 @@ use villus_datapath::{
     EventRing, Flows, Maps, Object, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
 };
 use villus_path::{
-    Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome,
+    Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome,
     memory::{FlowKey, FragKey, Memory, word4},
 };
 use villus_testbed::{alone, run};
@@ -43,6 +44,9 @@ struct Kernel {
     _pins: Pins,
     maps: Arc<Maps>,
     object: Object,
+    /// Gives a packet the word of a tunnel, then runs `from_overlay`.
+    tunnelled: OwnedFd,
+    _calls: sys::RawMap,
     scratch: sys::RawMap,
     policies: BTreeMap<u16, PolicyMap>,
     ring: EventRing,
@@ -58,7 +62,18 @@ impl Kernel {
         let scratch = object.from_endpoint.map("SCRATCH").unwrap().unwrap();
         let policies = JUDGED.map(|id| (id, slotted(&maps, id))).into_iter().collect();
         let ring = EventRing::open(&maps).unwrap();
-        Self { _pins: pins, maps, object, scratch, policies, ring, counted: BTreeMap::new() }
+        let (tunnelled, _calls) = tunnelled(object.from_overlay.as_fd());
+        Self {
+            _pins: pins,
+            maps,
+            object,
+            tunnelled,
+            _calls,
+            scratch,
+            policies,
+            ring,
+            counted: BTreeMap::new(),
+        }
     }
 
     /// Makes the maps those of a world in memory.
@@ -80,6 +95,14 @@ impl Kernel {
         maps.ipcache.remove_if(|_, _| true).unwrap();
         for (key, value) in world.ipcache.iter() {
             maps.ipcache.insert(key, value).unwrap();
+        }
+        maps.nodes.remove_if(|_, _| true).unwrap();
+        for (address, node) in &world.nodes {
+            let key = match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            maps.nodes.insert(&key, node).unwrap();
         }
         for id in JUDGED {
             self.set_policy(id, &world.policy_entries(u32::from(id)).unwrap_or_default());
@@ -117,6 +140,8 @@ impl Kernel {
             Hook::To => &self.object.to_endpoint,
             Hook::Network => &self.object.from_network,
             Hook::Out => &self.object.to_network,
+            Hook::Brought => &self.object.from_overlay,
+            Hook::Sent => &self.object.to_overlay,
         }
     }
 
@@ -130,7 +155,14 @@ impl Kernel {
             gso_size: frame.gso_size,
             ..SkbContext::default()
         };
-        let ran = self.program(step.hook).test_run(&frame.bytes, &context).unwrap();
+        let ran = match frame.tunnel {
+            None => self.program(step.hook).test_run(&frame.bytes, &context).unwrap(),
+            Some(tunnel) => {
+                let cb = [tunnel.identity, u32::from_be(tunnel.from), 0, 0, 0];
+                let context = SkbContext { cb, ..context };
+                sys::test_run(self.tunnelled.as_fd(), &frame.bytes, &context, 1).unwrap()
+            }
+        };
         let outcome = Outcome::from_bits(self.last());
         Ran { verdict: ran.verdict, outcome, bytes: ran.packet, mark: ran.context.mark }
     }
@@ -187,7 +219,6 @@ struct Ran {
 
 /// An empty policy map in an endpoint's slot.
 fn slotted(maps: &Maps, id: u16) -> PolicyMap {
-    use std::os::fd::{AsFd, AsRawFd};
     let spec = sys::MapSpec {
         name: "test_policy",
         kind: sys::Kind::Hash,
@@ -201,11 +232,55 @@ fn slotted(maps: &Maps, id: u16) -> PolicyMap {
     PolicyMap::new(raw, "test_policy").unwrap()
 }
 
+/// A program that makes a packet one that a tunnel has brought, from the node and with the identity in its `cb`, and goes on
+/// with another program; and the map by which it finds that.
+fn tunnelled(program: BorrowedFd<'_>) -> (OwnedFd, sys::RawMap) {
+    let spec = sys::MapSpec {
+        name: "test_calls",
+        kind: sys::Kind::ProgArray,
+        key: 4,
+        value: 4,
+        entries: 1,
+        flags: 0,
+    };
+    let calls = sys::RawMap::create(&spec, None).unwrap();
+    calls.update(&0_u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes(), sys::Update::Any).unwrap();
+    let insn = |code: u64, dst: u64, src: u64, offset: i16, value: i32| {
+        let (offset, value) = (u64::from(offset.cast_unsigned()), u64::from(value.cast_unsigned()));
+        code | dst << 8 | src << 12 | offset << 16 | value << 32
+    };
+    let mut code = vec![insn(0xbf, 6, 1, 0, 0)];
+    // `struct bpf_tunnel_key`, 44 bytes, zero but for the VNI at 0 and the own address at 28, which is what a receiver
+    // of the packet would read as that of its sender.
+    code.extend((-48..0).step_by(8).map(|at| insn(0x7a, 10, 0, at, 0)));
+    code.extend([
+        insn(0x61, 2, 1, 48, 0),
+        insn(0x63, 10, 2, -48, 0),
+        insn(0x61, 2, 1, 52, 0),
+        insn(0x63, 10, 2, -20, 0),
+        insn(0xbf, 2, 10, 0, 0),
+        insn(0x07, 2, 0, 0, -48),
+        insn(0xb7, 3, 0, 0, 44),
+        insn(0xb7, 4, 0, 0, 0),
+        insn(0x85, 0, 0, 0, 21),
+        insn(0xbf, 1, 6, 0, 0),
+        insn(0x18, 2, 1, 0, calls.as_fd().as_raw_fd()),
+        0,
+        insn(0xb7, 3, 0, 0, 0),
+        insn(0x85, 0, 0, 0, 12),
+        insn(0xb7, 0, 0, 0, 99),
+        0x95,
+    ]);
+    (sys::prog_load_tc("villus_tunnel", &code).unwrap(), calls)
+}
+
 /// The devices that packets say they are on, and a neighbour behind the uplink.
 fn devices() {
     let hex = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    for (name, index) in
-        IDS.map(|id| (format!("e{id}"), ifindex(id))).into_iter().chain([("uplink".to_owned(), UPLINK)])
+    for (name, index) in IDS
+        .map(|id| (format!("e{id}"), ifindex(id)))
+        .into_iter()
+        .chain([("uplink".to_owned(), UPLINK), ("overlay".to_owned(), OVERLAY)])
     {
         let peer = format!("{name}p");
         let index = index.to_string();
@@ -244,6 +319,8 @@ fn wanted(step: &Step, before: &Step, outcome: Outcome) -> Ran {
     };
     let mark = match (outcome.action(), step.hook) {
         (Action::Device, _) => before.frame.mark & !MARK_MASK | MARK_JUDGED,
+        (Action::Tunnel, _) => before.frame.mark & !MARK_MASK | MARK_OVERLAY,
+        (Action::Pass, Hook::Sent) => before.frame.mark & !MARK_MASK,
         (Action::Pass, _) if outcome.is_opened() => before.frame.mark & !MARK_MASK | MARK_OPENED,
         (Action::Pass, Hook::To) if [MARK_JUDGED, MARK_OPENED].contains(&(before.frame.mark & MARK_MASK)) => {
             before.frame.mark & !MARK_MASK

@@ -65,7 +65,7 @@ named! {
         /// Handed to the host's stack to be forwarded.
         TO_STACK = abi::POINT_TO_STACK, "to-stack";
         /// Handed to a tunnel.
-        TO_OVERLAY = 4, "to-overlay";
+        TO_OVERLAY = abi::POINT_TO_OVERLAY, "to-overlay";
         /// Sent by an endpoint.
         FROM_ENDPOINT = abi::POINT_FROM_ENDPOINT, "from-endpoint";
         /// Sent by a proxy.
@@ -130,6 +130,10 @@ named! {
         FROM_NETWORK = abi::HOOK_FROM_NETWORK, "from-network";
         /// Egress of an uplink.
         TO_NETWORK = abi::HOOK_TO_NETWORK, "to-network";
+        /// Ingress of the tunnel's device.
+        FROM_OVERLAY = abi::HOOK_FROM_OVERLAY, "from-overlay";
+        /// Egress of the tunnel's device.
+        TO_OVERLAY = abi::HOOK_TO_OVERLAY, "to-overlay";
     }
 }
 

@@ -186,7 +186,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
             None => true,
         };
     let dst = Side::endpoint(endpoint, true);
-    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account };
+    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account, tunnel: 0 };
     match judge(w, p, room, &case) {
         Ok(wanted) => {
             w.count(Reason::FORWARDED, 0, p.len());

@@ -1,12 +1,12 @@
 //! The hook from-endpoint: everything an endpoint sends.
 
 use villus_abi::{
-    Config, Endpoint, Reason,
+    Config, Endpoint, IpcacheValue, Reason,
     config::{FLAG_HOST_POLICY, FLAG_TRACE_ALL},
     endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DHCP, SLOT_HOST},
     event::{
         HOOK_FROM_ENDPOINT, POINT_FROM_ENDPOINT, POINT_TO_ENDPOINT, POINT_TO_HOST, POINT_TO_NETWORK,
-        POINT_TO_STACK, STATE_UNKNOWN,
+        POINT_TO_OVERLAY, POINT_TO_STACK, STATE_UNKNOWN,
     },
     flow::FLOW_VIA_STACK,
 };
@@ -158,17 +158,27 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
             Side::endpoint(to, way.point == POINT_TO_ENDPOINT)
         }
         None => {
-            // A flow that an endpoint opens goes up the stack, whose own DNAT may have a say; one that came
-            // past the stack goes back so.
-            if config.flags & F::DIRECT != 0
+            let row = <W as Net<F>>::remote(w, &room.facts.dst).unwrap_or_default();
+            room.via = tunnel_to(config, &known, &row);
+            if room.via != 0 {
+                way.flow = 0;
+                if !expiring && !known.via_stack() && !too_big(p, &room.facts, config.overlay_mtu) {
+                    way = Way { point: POINT_TO_OVERLAY, action: Action::Tunnel, flow: 0 };
+                    // Ethernet addresses mean nothing in the tunnel.
+                    let mac = endpoint.node_mac;
+                    room.next = Neighbour { ifindex: config.overlay_ifindex, mac, own_mac: mac };
+                }
+            } else if config.flags & F::DIRECT != 0
                 && known.flow.is_some()
                 && !expiring
                 && !known.via_stack()
                 && neighbour_of(p, &room.facts, &mut room.next)
             {
+                // A flow that an endpoint opens goes up the stack, whose own DNAT may have a say; one that came
+                // past the stack goes back so.
                 way = Way { point: POINT_TO_NETWORK, action: Action::Neighbour, flow: 0 };
             }
-            Side::remote::<F, W>(w, &room.facts.dst)
+            Side::of_row(&row)
         }
     };
     room.note.dst_identity = dst.identity;
@@ -176,7 +186,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     room.settle();
     let way = room.way;
     let src = Side::endpoint(endpoint, true);
-    let case = Case { known, src, dst, config, now, way: way.flow, account: true };
+    let case = Case { known, src, dst, config, now, way: way.flow, account: true, tunnel: 0 };
     let wanted = match judge(w, p, room, &case) {
         Ok(wanted) => wanted,
         Err(reason) => return dropped(w, p, config, room, reason),
@@ -190,6 +200,9 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     if way.action as u8 != Action::Pass as u8 {
         if !route(p, &room.facts, &room.next.mac, &room.next.own_mac) {
             return dropped(w, p, config, room, Reason::WRITE);
+        }
+        if way.action as u8 == Action::Tunnel as u8 && !p.encapsulate(room.via, endpoint.identity) {
+            return dropped(w, p, config, room, Reason::TUNNEL_KEY);
         }
         outcome = Outcome::leave(way.action, room.next.ifindex);
         room.note.ifindex = room.next.ifindex;
@@ -253,6 +266,22 @@ pub(crate) struct Way {
     action: Action,
     /// `FLOW_VIA_STACK` or 0 for a flow it opens.
     flow: u32,
+}
+
+/// The node through whose tunnel a packet goes that is for no address of this node; 0 if none. What a tunnel has opened
+/// returns to the node that it came from, though the ipcache may not know yet who lives there.
+#[inline(always)]
+fn tunnel_to(config: &Config, known: &Known<'_>, row: &IpcacheValue) -> u32 {
+    if config.overlay_ifindex == 0 {
+        return 0;
+    }
+    if row.tunnel != 0 {
+        return row.tunnel;
+    }
+    match known.flow {
+        Some(flow) if !known.forward => flow.tunnel.get(),
+        _ => 0,
+    }
 }
 
 /// Asks the routing table where a packet goes; false when the stack must see it.

@@ -23,6 +23,8 @@ pub trait Family: 'static + Copy + Default {
 
     /// Four words, IPv4 in the first.
     fn words(addr: &Self::Addr) -> [u32; 4];
+    /// Four words, IPv4 as `::ffff:a.b.c.d`.
+    fn mapped(addr: &Self::Addr) -> [u32; 4];
     /// A fixed order of addresses.
     fn less(a: &Self::Addr, b: &Self::Addr) -> bool;
     /// A flow's key from its two ends, smaller first.
@@ -60,6 +62,11 @@ impl Family for V4 {
     #[inline(always)]
     fn words(addr: &u32) -> [u32; 4] {
         [*addr, 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn mapped(addr: &u32) -> [u32; 4] {
+        villus_abi::node::mapped(*addr)
     }
 
     #[inline(always)]
@@ -111,6 +118,11 @@ impl Family for V6 {
 
     #[inline(always)]
     fn words(addr: &[u32; 4]) -> [u32; 4] {
+        *addr
+    }
+
+    #[inline(always)]
+    fn mapped(addr: &[u32; 4]) -> [u32; 4] {
         *addr
     }
 

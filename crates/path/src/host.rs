@@ -22,7 +22,7 @@ use crate::{
     endpoint::trace_sent,
     family::{Family, V4, V6},
     flow::{self, Known},
-    judge::{Case, HOST, Side, judge, key, look_up},
+    judge::{Case, HOST, Side, find_sender, judge, key, look_up},
     outcome::{MARK_MASK, MARK_OPENED, Outcome},
     parse::{Facts, IGMP, Kind, UDP},
     report::{self, Note, dropped},
@@ -70,6 +70,16 @@ fn is_free<F: Family>(facts: &Facts<F>, ingress: bool) -> bool {
     facts.proto == UDP && !facts.later && facts.sport == from.to_be() && facts.dport == to.to_be()
 }
 
+/// Whether a packet is one of the tunnel between nodes, to or from `other`.
+#[inline(never)]
+fn is_tunnel<F: Family, W: World>(w: &W, config: &Config, facts: &Facts<F>, other: &F::Addr) -> bool {
+    config.overlay_ifindex != 0
+        && facts.proto == UDP
+        && !facts.later
+        && facts.dport as u32 == config.tunnel_port
+        && w.node(&F::mapped(other)).is_some()
+}
+
 /// Protocols without ports are the host's as well, and are judged without flows.
 #[inline(always)]
 fn is_portless<F: Family>(facts: &Facts<F>) -> bool {
@@ -114,7 +124,8 @@ fn refuse<F: Pick, W: World, P: Packet>(
     Outcome::PASS
 }
 
-/// A packet from outside for the node: its ingress policy is asked.
+/// A packet from outside for the node: its ingress policy is asked. What other nodes send to the tunnel's port passes: what
+/// is in it meets its own hook.
 #[inline(never)]
 pub(crate) fn ingress<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,
@@ -128,9 +139,23 @@ pub(crate) fn ingress<F: Pick, W: World + Net<F>, P: Packet>(
     if reason.0 != 0 {
         return refuse(w, p, config, room, host, reason);
     }
-    if is_free(&room.facts, true) {
+    if is_free(&room.facts, true) || is_tunnel(w, config, &room.facts, &room.facts.src) {
         return Outcome::PASS;
     }
+    find_sender(w, room);
+    judge_ingress(w, p, room, config, host)
+}
+
+/// A packet for the node, parsed, whose sender has been found out: its ingress policy is asked.
+#[inline(always)]
+pub(crate) fn judge_ingress<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    config: &Config,
+    host: &Endpoint,
+) -> Outcome {
+    room.note.dst_identity = HOST;
     let now = w.now();
     let reason = key(w, p, room, now);
     if reason.0 != 0 && !is_portless(&room.facts) {
@@ -147,10 +172,9 @@ pub(crate) fn ingress<F: Pick, W: World + Net<F>, P: Packet>(
         return Outcome::PASS;
     }
     room.note.state = known.state;
-    let src = Side::remote::<F, W>(w, &room.facts.src);
-    let dst = Side::host(w, config);
+    let (src, dst) = (Side::sender(room.sender), Side::host(w, config));
     room.note.src_identity = src.identity;
-    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account: true };
+    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account: true, tunnel: 0 };
     match judge(w, p, room, &case) {
         Ok(wanted) => passed(w, p, room, config, 0, POINT_TO_HOST, wanted),
         Err(reason) => refuse(w, p, config, room, host, reason),
@@ -178,7 +202,7 @@ pub(crate) fn from_endpoint<F: Pick, W: World + Net<F>, P: Packet>(
     room.note.dst_identity = HOST;
     let (src, dst) = (Side::endpoint(endpoint, true), Side::host(w, config));
     let judged = dst.judged.is_some();
-    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account: true };
+    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account: true, tunnel: 0 };
     let wanted = match judge(w, p, room, &case) {
         Ok(wanted) => wanted,
         Err(reason) => return dropped(w, p, config, room, reason),
@@ -256,9 +280,21 @@ fn egress<F: Pick, W: World + Net<F>, P: Packet>(
     if reason.0 != 0 {
         return if made_here { refuse(w, p, config, room, host, reason) } else { Outcome::PASS };
     }
-    if is_free(&room.facts, false) {
+    if is_free(&room.facts, false) || is_tunnel(w, config, &room.facts, &room.facts.dst) {
         return Outcome::PASS;
     }
+    judge_egress(w, p, room, (config, host), made_here)
+}
+
+/// A packet with an address of the node as its source, parsed: if it was made here the node's egress policy is asked.
+#[inline(always)]
+pub(crate) fn judge_egress<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &P,
+    room: &mut Room<F>,
+    (config, host): (&Config, &Endpoint),
+    made_here: bool,
+) -> Outcome {
     let now = w.now();
     if !made_here {
         return forwarded(w, p, room, config, now, host);
@@ -283,7 +319,7 @@ fn egress<F: Pick, W: World + Net<F>, P: Packet>(
         src.judged = None;
     }
     room.note.dst_identity = dst.identity;
-    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account: true };
+    let case = Case { known, src, dst, config, now, way: FLOW_VIA_STACK, account: true, tunnel: 0 };
     match judge(w, p, room, &case) {
         Ok(wanted) => passed(w, p, room, config, 1, POINT_TO_NETWORK, wanted),
         Err(reason) => refuse(w, p, config, room, host, reason),
@@ -321,6 +357,7 @@ fn forwarded<F: Pick, W: World + Net<F>, P: Packet>(
         flow.dst_identity = 0;
         flow.src_endpoint = 0;
         flow.dst_endpoint = 0;
+        flow.tunnel = 0;
         // Without it the answers are judged as the host's; there is nothing else to be done.
         <W as Net<F>>::create(w, &room.key.key, room.key.tcp, flow);
     }

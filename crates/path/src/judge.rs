@@ -2,7 +2,7 @@
 //! its flow is opened, kept or forgotten.
 
 use villus_abi::{
-    Config, Direction, Endpoint, Reason,
+    Config, Direction, Endpoint, IpcacheValue, Reason,
     config::{FLAG_ALLOW_FRAG_NEEDED, FLAG_HOST_POLICY},
     endpoint::HOST_ID,
     event::{STATE_ESTABLISHED, STATE_RELATED},
@@ -65,6 +65,12 @@ impl<'a> Side<'a> {
         Self { judged, ..Self::host_as_peer() }
     }
 
+    /// Somebody elsewhere whose identity has been found out.
+    #[inline(always)]
+    pub(crate) const fn sender(sender: Sender) -> Self {
+        Self { judged: None, id: 0, identity: sender.identity, pending: sender.pending }
+    }
+
     /// Somebody without an identity of their own.
     #[inline(always)]
     pub(crate) const fn world() -> Self {
@@ -74,16 +80,33 @@ impl<'a> Side<'a> {
     /// An address elsewhere.
     #[inline(always)]
     pub(crate) fn remote<F: Family, W: Net<F>>(w: &W, addr: &F::Addr) -> Self {
-        match w.remote(addr) {
-            Some(row) => Self {
-                judged: None,
-                id: 0,
-                identity: if row.identity == 0 { WORLD } else { row.identity },
-                pending: row.flags & FLAG_PENDING != 0,
-            },
-            None => Self::world(),
+        Self::of_row(&w.remote(addr).unwrap_or_default())
+    }
+
+    /// Whoever a row of the ipcache says; of one that says nothing, the world.
+    #[inline(always)]
+    pub(crate) const fn of_row(row: &IpcacheValue) -> Self {
+        Self {
+            judged: None,
+            id: 0,
+            identity: if row.identity == 0 { WORLD } else { row.identity },
+            pending: row.flags & FLAG_PENDING != 0,
         }
     }
+}
+
+/// Who sends a packet from elsewhere.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sender {
+    pub identity: u32,
+    pub pending: bool,
+}
+
+/// Notes who sends a packet from elsewhere, as the ipcache says.
+#[inline(never)]
+pub(crate) fn find_sender<F: Pick, W: Net<F>>(w: &W, room: &mut Room<F>) {
+    let side = Side::remote::<F, W>(w, &room.facts.src);
+    room.sender = Sender { identity: side.identity, pending: side.pending };
 }
 
 /// A packet's flow and its two sides.
@@ -97,6 +120,8 @@ pub(crate) struct Case<'a> {
     pub way: u32,
     /// Whether this pass counts the packet on its flow.
     pub account: bool,
+    /// The node from which a tunnel brought the packet, or 0.
+    pub tunnel: u32,
 }
 
 /// What a packet, its source checked, is to the flow table. `Err` for what flows cannot be made of.
@@ -352,6 +377,7 @@ fn record<F: Pick, W: World + Net<F>, P: Packet>(
         flow.dst_identity = case.dst.identity;
         flow.src_endpoint = case.src.id;
         flow.dst_endpoint = case.dst.id;
+        flow.tunnel = case.tunnel;
         if !<W as Net<F>>::create(w, &room.key.key, room.key.tcp, flow) {
             return Err(Reason::CT_INSERT);
         }

@@ -5,8 +5,8 @@
 //! `__sk_buff`, the tests give it hash maps and byte vectors, `villus why` a snapshot of the kernel's maps.
 //! It refuses to know where it runs.
 //!
-//! Four hooks enter it: [`from_endpoint`], [`to_endpoint`], [`from_network`] and [`to_network`]. Each returns
-//! an [`Outcome`]: what to do with the packet, which by then carries its new headers.
+//! Six hooks enter it: [`from_endpoint`] and [`to_endpoint`], [`from_network`] and [`to_network`], [`from_overlay`] and
+//! [`to_overlay`]. Each returns an [`Outcome`]: what to do with the packet, which by then carries its new headers.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ pub mod memory;
 mod neighbour;
 mod network;
 mod outcome;
+mod overlay;
 mod parse;
 mod policy;
 mod report;
@@ -36,9 +37,10 @@ pub use endpoint::from_endpoint;
 pub use family::{Family, V4, V6};
 pub use host::to_network;
 pub use network::from_network;
-pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, Outcome};
+pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome};
+pub use overlay::{from_overlay, to_overlay};
 pub use parse::{ETH_HLEN, Facts, Kind, Parse};
 pub use policy::{Ask, Question, Verdict, verdict};
 pub use report::{emit, end};
 pub use work::{Pick, Room, Work};
-pub use world::{Neighbour, Net, Packet, PolicyMap, World};
+pub use world::{Neighbour, Net, Packet, PolicyMap, Tunnel, World};

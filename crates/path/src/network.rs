@@ -1,7 +1,7 @@
 //! The hook from-network: what comes in on an uplink.
 
 use villus_abi::{
-    Config, Endpoint, Reason,
+    Config, Endpoint, Local, Reason,
     config::FLAG_HOST_POLICY,
     endpoint::{FLAG_ACTIVE, SLOT_HOST},
     event::{HOOK_FROM_NETWORK, POINT_TO_ENDPOINT},
@@ -9,13 +9,14 @@ use villus_abi::{
 
 use crate::{
     deliver::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, route, too_big, way_to},
-    family::{Family as _, V4, V6},
+    family::{Family, V4, V6},
     host,
-    judge::{Case, Side, judge, known},
+    judge::{Case, Side, find_sender, judge, known},
     outcome::{Action, Outcome},
+    parse::Facts,
     report::{self, Note, dropped},
     work::{Pick, Room, Work},
-    world::{Net, Packet, World},
+    world::{Net, Packet, Tunnel, World},
 };
 
 /// What comes in on an uplink: nobody outside may use an address of this node or its endpoints as a source;
@@ -51,10 +52,14 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     if <W as Net<F>>::local(w, &room.facts.src).is_some() {
         return dropped(w, p, config, room, Reason::SOURCE_IP);
     }
-    if config.flags & (F::DIRECT | FLAG_HOST_POLICY) == 0 {
+    let tunnelled = config.overlay_ifindex != 0;
+    if config.flags & (F::DIRECT | FLAG_HOST_POLICY) == 0 && !tunnelled {
         return Outcome::PASS;
     }
     let local = <W as Net<F>>::local(w, &room.facts.dst);
+    if tunnelled && is_endpoint(local) && is_besides_tunnel(w, &room.facts) {
+        return dropped(w, p, config, room, Reason::UNKNOWN_SENDER);
+    }
     if config.flags & FLAG_HOST_POLICY != 0 && host::is_for_host(p, &room.facts, local) {
         return host::ingress(w, p, room, config);
     }
@@ -72,8 +77,20 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     shortcut(w, p, room, config, endpoint)
 }
 
-/// Judges a packet for an endpoint and hands it over past the stack, unless its flow belongs to the stack.
 #[inline(always)]
+fn is_endpoint(local: Option<Local>) -> bool {
+    matches!(local, Some(local) if local.slot != SLOT_HOST)
+}
+
+/// Whether a packet's source lives behind a tunnel: what it sends to an endpoint comes by that, where it is known which node
+/// sends it.
+#[inline(never)]
+fn is_besides_tunnel<F: Family, W: Net<F>>(w: &W, facts: &Facts<F>) -> bool {
+    matches!(w.remote(&facts.src), Some(row) if row.tunnel != 0)
+}
+
+/// Parses a packet for an endpoint, judges it and hands it over.
+#[inline(never)]
 fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,
     p: &mut P,
@@ -82,11 +99,28 @@ fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
     endpoint: &Endpoint,
 ) -> Outcome {
     room.note = Note { hook: HOOK_FROM_NETWORK, endpoint: endpoint.id, ..Note::default() };
-    room.note.dst_identity = endpoint.identity;
     let reason = p.parse(room, false);
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
+    find_sender(w, room);
+    room.tunnel = Tunnel::default();
+    hand_over(w, p, room, config, endpoint)
+}
+
+/// Judges a packet for an endpoint, whose sender has been found out, and hands it over past the stack, unless its flow belongs
+/// to the stack.
+#[inline(always)]
+pub(crate) fn hand_over<F: Pick, W: World + Net<F>, P: Packet>(
+    w: &W,
+    p: &mut P,
+    room: &mut Room<F>,
+    config: &Config,
+    endpoint: &Endpoint,
+) -> Outcome {
+    room.note.endpoint = endpoint.id;
+    room.note.src_identity = room.sender.identity;
+    room.note.dst_identity = endpoint.identity;
     let now = w.now();
     let known = match known(w, p, room, now) {
         Ok(known) => known,
@@ -97,10 +131,8 @@ fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
         return Outcome::PASS;
     }
     room.note.state = known.state;
-    let src = Side::remote::<F, W>(w, &room.facts.src);
-    room.note.src_identity = src.identity;
-    let dst = Side::endpoint(endpoint, true);
-    let case = Case { known, src, dst, config, now, way: 0, account: true };
+    let (src, dst, tunnel) = (Side::sender(room.sender), Side::endpoint(endpoint, true), room.tunnel.from);
+    let case = Case { known, src, dst, config, now, way: 0, account: true, tunnel };
     let wanted = match judge(w, p, room, &case) {
         Ok(wanted) => wanted,
         Err(reason) => return dropped(w, p, config, room, reason),

@@ -10,6 +10,10 @@ pub const MARK_JUDGED: u32 = 0x0800;
 /// of the node, answers to that address are the endpoint's.
 pub const MARK_OPENED: u32 = 0x0700;
 
+/// Mark of a packet that an endpoint sends into the tunnel: the tunnel's device knows already where it goes and who it is
+/// from.
+pub const MARK_OVERLAY: u32 = 0x0400;
+
 /// What the hook's glue does with the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
@@ -25,6 +29,8 @@ pub enum Action {
     Device = 3,
     /// Out through this interface to a neighbour.
     Neighbour = 4,
+    /// Into the tunnel through this device, marked as such.
+    Tunnel = 5,
 }
 
 /// The decision about one packet, small enough for a register.
@@ -77,6 +83,7 @@ impl Outcome {
             2 => Action::Peer,
             3 => Action::Device,
             4 => Action::Neighbour,
+            5 => Action::Tunnel,
             _ => Action::Drop,
         }
     }

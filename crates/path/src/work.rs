@@ -6,10 +6,10 @@ use crate::{
     endpoint::Way,
     family::{V4, V6},
     flow::{Key, Relation},
-    judge::Judged,
+    judge::{Judged, Sender},
     parse::{Facts, Parse},
     report::Note,
-    world::Neighbour,
+    world::{Neighbour, Tunnel},
 };
 
 /// Room for one packet of one family.
@@ -24,6 +24,12 @@ pub struct Room<F: Parse> {
     pub(crate) known: Relation,
     pub(crate) way: Way,
     pub(crate) judged: Judged,
+    /// Who sends a packet from elsewhere.
+    pub(crate) sender: Sender,
+    /// Of a packet from the tunnel.
+    pub(crate) tunnel: Tunnel,
+    /// The node to which a packet goes by the tunnel, network order.
+    pub(crate) via: u32,
     pub(crate) quoted: Facts<F>,
     pub(crate) flow: Flow,
     pub(crate) event: Event,

@@ -3,8 +3,8 @@
 use core::cell::Cell;
 
 use villus_abi::{
-    Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, PolicyCell, PolicyKey, Reason,
-    time, time::Tick,
+    Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, Node, PolicyCell, PolicyKey,
+    Reason, time, time::Tick,
 };
 
 use crate::{
@@ -23,6 +23,15 @@ pub struct Neighbour {
     pub mac: [u8; 6],
     /// MAC of that interface.
     pub own_mac: [u8; 6],
+}
+
+/// What a tunnel says of a packet that it brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tunnel {
+    /// Node that sent it, IPv4 in network order.
+    pub from: u32,
+    /// Identity of its sender; 0 where the address must say.
+    pub identity: u32,
 }
 
 /// One endpoint's policy map, fetched once per packet and endpoint.
@@ -72,6 +81,8 @@ pub trait World: Net<V4> + Net<V6> {
     }
     /// The endpoint record of a slot, in use or not.
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
+    /// The node that has an address (IPv4 as `::ffff:a.b.c.d`).
+    fn node(&self, addr: &[u32; 4]) -> Option<Node>;
     /// The policy map in a slot of the array of policy maps.
     fn policy(&self, slot: u32) -> Option<Self::Policy>;
     /// Asks a policy map. The kernel does so in a function that the verifier looks at once.
@@ -135,6 +146,11 @@ pub trait Packet {
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], sum: bool) -> bool;
     /// Cuts the packet to a length or adds bytes at its end; false if that failed.
     fn resize(&mut self, len: u32) -> bool;
+    /// What the tunnel that brought it says; `None` if it came by none, or by one over IPv6.
+    fn tunnel(&self) -> Option<Tunnel>;
+    /// Says to which node (IPv4 in network order) the tunnel's device is to send it, and the identity of its sender.
+    /// False if that failed.
+    fn encapsulate(&mut self, to: u32, identity: u32) -> bool;
     /// Fills in the facts of a packet. The kernel does so in a function that the verifier looks at once.
     #[inline(always)]
     fn parse<F: Pick>(&self, room: &mut Room<F>, l3_only: bool) -> Reason

@@ -16,6 +16,8 @@ mod host;
 mod lab;
 #[path = "path/neighbours.rs"]
 mod neighbours;
+#[path = "path/overlay.rs"]
+mod overlay;
 #[path = "path/parsing.rs"]
 mod parsing;
 #[path = "path/policy.rs"]

@@ -137,5 +137,7 @@ fn hook(hook: Hook) -> &'static str {
         Hook::ToEndpoint => "to endpoint",
         Hook::FromNetwork => "from network",
         Hook::ToNetwork => "to network",
+        Hook::FromOverlay => "from overlay",
+        Hook::ToOverlay => "to overlay",
     }
 }

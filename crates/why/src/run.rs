@@ -1,13 +1,13 @@
 //! The first packet of a flow on its way through the hooks.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 use villus_abi::Endpoint;
 use villus_path::{
-    Action, Outcome, Work, from_endpoint, from_network,
+    Action, Outcome, Tunnel, Work, from_endpoint, from_network, from_overlay,
     memory::{Build, FlowKey, Frame, Memory, NextHop, Step, Transport},
-    to_endpoint, to_network,
+    to_endpoint, to_network, to_overlay,
 };
 
 use crate::{
@@ -31,6 +31,10 @@ pub enum Hook {
     FromNetwork,
     /// What goes out on an uplink.
     ToNetwork,
+    /// What the tunnel between nodes brings.
+    FromOverlay,
+    /// What the host's stack sends into the tunnel.
+    ToOverlay,
 }
 
 /// Whether the packet belonged to a flow when a hook saw it.
@@ -78,6 +82,8 @@ pub enum Fate {
     LeavesByStack,
     /// Sent to a neighbour on the network past the stack.
     LeavesDirectly,
+    /// Sent through the tunnel to the node behind which its destination lives.
+    LeavesByTunnel,
     /// Dropped.
     Dropped,
 }
@@ -186,6 +192,13 @@ impl Run<'_> {
         let mut ingress = 0;
         if src.kind == Kind::Host {
             if dst.kind == Kind::Outside {
+                if self.tunnel_of(self.packet.dst).is_some() {
+                    let frame = self.frame(UPLINK, 0);
+                    return match self.pass(Hook::ToOverlay, to_overlay, frame, src.endpoint) {
+                        Action::Drop => Fate::Dropped,
+                        _ => Fate::LeavesByTunnel,
+                    };
+                }
                 let frame = self.frame(UPLINK, 0);
                 return match self.pass(Hook::ToNetwork, to_network, frame, src.endpoint) {
                     Action::Drop => Fate::Dropped,
@@ -199,15 +212,21 @@ impl Run<'_> {
                 Action::Drop => return Fate::Dropped,
                 Action::Peer | Action::Device => return Fate::HandedOver,
                 Action::Neighbour => return Fate::LeavesDirectly,
+                Action::Tunnel => return Fate::LeavesByTunnel,
                 Action::Pass => {}
             }
         } else if src.kind == Kind::Outside {
             ingress = UPLINK;
-            let frame = self.frame(UPLINK, UPLINK);
-            match self.pass(Hook::FromNetwork, from_network, frame, None) {
+            let tunnel = self.tunnel_of(self.packet.src);
+            let frame = Frame { tunnel, ..self.frame(UPLINK, UPLINK) };
+            let (hook, run): (Hook, HookFn) = match tunnel {
+                Some(_) => (Hook::FromOverlay, from_overlay),
+                None => (Hook::FromNetwork, from_network),
+            };
+            match self.pass(hook, run, frame, None) {
                 Action::Drop => return Fate::Dropped,
                 Action::Peer | Action::Device => return Fate::HandedOver,
-                Action::Neighbour | Action::Pass => {}
+                Action::Neighbour | Action::Tunnel | Action::Pass => {}
             }
         }
         if dst.kind == Kind::Host {
@@ -222,6 +241,13 @@ impl Run<'_> {
             Action::Drop => Fate::Dropped,
             _ => Fate::DeliveredByStack,
         }
+    }
+
+    /// What the tunnel between nodes says of packets from an address that lives behind it.
+    fn tunnel_of(&self, address: IpAddr) -> Option<Tunnel> {
+        let (_, row) = self.world.ipcache.longest(address)?;
+        let tunnelled = self.world.config.is_some_and(|config| config.overlay_ifindex != 0);
+        (tunnelled && row.tunnel != 0).then_some(Tunnel { from: row.tunnel, identity: 0 })
     }
 
     fn record_of(&self, side: &Side) -> Option<Endpoint> {

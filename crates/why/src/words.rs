@@ -39,6 +39,7 @@ impl Explanation {
             Fate::DeliveredToHost => "allowed: given to the host, which is its destination".to_owned(),
             Fate::LeavesByStack => "allowed: given to the host's stack, which forwards it".to_owned(),
             Fate::LeavesDirectly => "allowed: sent to the neighbour that the routing table names".to_owned(),
+            Fate::LeavesByTunnel => "allowed: sent through the tunnel to the node where it lives".to_owned(),
             Fate::Dropped => {
                 let denied = self.passes.iter().flat_map(|pass| &pass.judgements).find(|j| !j.allowed);
                 let by = denied.map_or_else(String::new, |j| {
@@ -64,6 +65,8 @@ fn describe(pass: &Pass, names: &Names<'_>, lines: &mut Vec<String>) {
         (Hook::FromEndpoint | Hook::ToEndpoint, None) => "at an endpoint".to_owned(),
         (Hook::FromNetwork, _) => "received on an uplink".to_owned(),
         (Hook::ToNetwork, _) => "sent on an uplink".to_owned(),
+        (Hook::FromOverlay, _) => "brought by the tunnel between nodes".to_owned(),
+        (Hook::ToOverlay, _) => "sent into the tunnel between nodes".to_owned(),
     };
     let flow = match pass.flow {
         Flow::NotAsked => "",

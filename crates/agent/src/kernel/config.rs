@@ -65,7 +65,7 @@ pub(crate) fn config_of(
         report: ticks(config.monitor.interval),
         report_flags: u32::from(config.monitor.flags.0),
         router_ifindex,
-        reserved: [0; 8],
+        ..villus_abi::Config::default()
     }
 }
 

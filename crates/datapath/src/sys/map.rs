@@ -16,6 +16,7 @@ use super::{
 pub enum Kind {
     Hash = 1,
     Array = 2,
+    ProgArray = 3,
     PerCpuHash = 5,
     PerCpuArray = 6,
     LruHash = 9,
@@ -27,9 +28,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Hash,
         Self::Array,
+        Self::ProgArray,
         Self::PerCpuHash,
         Self::PerCpuArray,
         Self::LruHash,

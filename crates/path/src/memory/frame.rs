@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, vec::Vec};
 
-use crate::world::{Neighbour, Packet};
+use crate::world::{Neighbour, Packet, Tunnel};
 
 /// What the routing table says for the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -34,6 +34,10 @@ pub struct Frame {
     pub next_hop: Option<NextHop>,
     /// Fails the n-th write from now, counted from 1; 0 fails none.
     pub failing_write: u32,
+    /// What the tunnel says that brought it.
+    pub tunnel: Option<Tunnel>,
+    /// Where to and who from the tunnel was told that it is: node (network order) and identity.
+    pub encapsulated: Option<(u32, u32)>,
     /// How large a packet the routing table was asked about last.
     pub asked_len: Cell<u32>,
 }
@@ -123,6 +127,18 @@ impl Packet for Frame {
     fn resize(&mut self, len: u32) -> bool {
         self.bytes.resize(len as usize, 0);
         true
+    }
+
+    fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel
+    }
+
+    fn encapsulate(&mut self, to: u32, identity: u32) -> bool {
+        let written = self.writes();
+        if written {
+            self.encapsulated = Some((to, identity));
+        }
+        written
     }
 
     fn neighbour4(&mut self, _src: u32, _dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {

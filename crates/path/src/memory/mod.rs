@@ -18,7 +18,7 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheValue,
-    Local, Metric, PolicyCell, PolicyEntry, PolicyKey, Reason, metrics,
+    Local, Metric, Node, PolicyCell, PolicyEntry, PolicyKey, Reason, metrics,
 };
 
 pub use build::{Build, Transport, arp, checksum, ethernet};
@@ -47,6 +47,8 @@ pub struct Memory {
     pub devices: BTreeMap<u32, u32>,
     /// Addresses of this node and its endpoints.
     pub addrs: HashMap<IpAddr, Local>,
+    /// The nodes that a tunnel leads to, by each of their addresses.
+    pub nodes: BTreeMap<IpAddr, Node>,
     /// The ipcache.
     pub ipcache: Prefixes,
     policies: BTreeMap<u32, Entries>,
@@ -311,6 +313,13 @@ impl World for Memory {
     fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
         let answer = self.endpoints.get(&slot);
         self.note(|| Step::Endpoint { slot, answer: answer.copied() });
+        answer
+    }
+
+    fn node(&self, addr: &[u32; 4]) -> Option<Node> {
+        let address = address6(addr).to_canonical();
+        let answer = self.nodes.get(&address).copied();
+        self.note(|| Step::Node { address, answer });
         answer
     }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use villus_abi::{
     Endpoint, Event, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, PolicyEntry, PolicyKey, Reason,
+    Local, Node, PolicyEntry, PolicyKey, Reason,
 };
 
 use super::{word4, words6};
@@ -92,6 +92,13 @@ pub enum Step {
         address: IpAddr,
         /// Its owner.
         answer: Option<Local>,
+    },
+    /// Which node an address is one of.
+    Node {
+        /// The address.
+        address: IpAddr,
+        /// The node.
+        answer: Option<Node>,
     },
     /// Which identity an address has.
     Remote {

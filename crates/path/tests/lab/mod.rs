@@ -6,7 +6,7 @@ pub mod random;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use villus_abi::{
-    Config, Direction, Endpoint, Event, Flow, IpcacheValue, Local, PolicyEntry, PolicyKey, Reason,
+    Config, Direction, Endpoint, Event, Flow, IpcacheValue, Local, Node, PolicyEntry, PolicyKey, Reason,
     config::FLAG_HOST_POLICY,
     endpoint::{
         ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, FLAG_DHCP,
@@ -16,9 +16,9 @@ use villus_abi::{
     ipcache::FLAG_PENDING,
 };
 use villus_path::{
-    Action, Outcome, Work, from_endpoint, from_network,
+    Action, Outcome, Tunnel, Work, from_endpoint, from_network, from_overlay,
     memory::{Build, Frame, Memory},
-    to_endpoint, to_network,
+    to_endpoint, to_network, to_overlay,
 };
 
 pub const FIN: u8 = 1;
@@ -39,6 +39,8 @@ pub const HOST: u16 = 0;
 
 /// Interface of the uplink.
 pub const UPLINK: u32 = 7;
+/// Interface of the tunnel's device.
+pub const OVERLAY: u32 = 90;
 pub const WORLD: u32 = 2;
 
 pub struct Lab {
@@ -73,6 +75,20 @@ pub fn addr(v6: bool, id: u16) -> IpAddr {
 /// Somebody on the other side of the uplink.
 pub fn outside(v6: bool) -> IpAddr {
     if v6 { "2001:db8::9".parse().unwrap() } else { Ipv4Addr::new(192, 0, 2, 9).into() }
+}
+
+/// Two other nodes to which the tunnel leads, as the tunnel knows them.
+pub const NODE_B: u32 = u32::from_ne_bytes([192, 0, 2, 12]);
+pub const NODE_C: u32 = u32::from_ne_bytes([192, 0, 2, 13]);
+
+/// An endpoint behind node B (identity 2011) or C (2012).
+pub fn behind(v6: bool, node: u32) -> IpAddr {
+    let number = u16::from(node.to_ne_bytes()[3]);
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0, 0, number, 0, 0, 0, 5).into()
+    } else {
+        Ipv4Addr::new(10, 0, number as u8, 5).into()
+    }
 }
 
 pub fn ip(text: &str) -> IpAddr {
@@ -139,6 +155,27 @@ impl Lab {
         let flags = if pending { FLAG_PENDING } else { 0 };
         let value = IpcacheValue { identity, flags, ..IpcacheValue::default() };
         self.world.ipcache.insert_prefix(ip(address), len, value);
+    }
+
+    /// Packets to endpoints of other nodes take a tunnel: there are nodes B and C, each with an endpoint.
+    pub fn tunnel(&mut self) {
+        tunnel(&mut self.world);
+    }
+
+    /// The tunnel brings a packet.
+    pub fn brought(&self, from: u32, identity: u32, packet: &Build) -> Outcome {
+        self.run_brought(Some(Tunnel { from, identity }), packet).0
+    }
+
+    pub fn run_brought(&self, tunnel: Option<Tunnel>, packet: &Build) -> (Outcome, Frame) {
+        let mut frame = Frame { tunnel, ..Frame::new(packet.frame(), OVERLAY) };
+        (from_overlay(&self.world, &mut frame, &mut Work::default()), frame)
+    }
+
+    /// The stack sends a packet into the tunnel: made on the node (`ingress` 0) or forwarded.
+    pub fn sent(&self, ingress: u32, packet: &Build) -> (Outcome, Frame) {
+        let mut frame = Frame::new(packet.frame(), OVERLAY).via(ingress);
+        (to_overlay(&self.world, &mut frame, &mut Work::default()), frame)
     }
 
     /// Sets an endpoint's policy: `(identity, port, protocol, direction, allows)`.
@@ -227,6 +264,30 @@ impl Lab {
                 _ => '?',
             })
             .collect()
+    }
+}
+
+/// Makes packets to endpoints of other nodes take a tunnel: there are nodes B and C, each with an endpoint.
+pub fn tunnel(world: &mut Memory) {
+    let config = world.config.as_mut().unwrap();
+    config.overlay_ifindex = OVERLAY;
+    config.overlay_mtu = 1450;
+    config.tunnel_port = u32::from(8472_u16.to_be());
+    for (node, identity) in [(NODE_B, 2011), (NODE_C, 2012)] {
+        let [a, b, c, d] = node.to_ne_bytes();
+        // The second is another address of the same node.
+        for address in [Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(a, b, c + 100, d)] {
+            world.nodes.insert(address.into(), Node { tunnel: node, reserved: 0 });
+            let value = IpcacheValue { identity: 6, ..IpcacheValue::default() };
+            world.ipcache.insert_prefix(address.into(), 32, value);
+        }
+        for (address, len) in [(behind(false, node), 32), (behind(true, node), 128)] {
+            let value = IpcacheValue { identity, tunnel: node, ..IpcacheValue::default() };
+            world.ipcache.insert_prefix(address, len, value);
+            // The others of its range are not known yet.
+            let value = IpcacheValue { tunnel: node, flags: FLAG_PENDING, ..value };
+            world.ipcache.insert_prefix(address, if len == 32 { 24 } else { 64 }, value);
+        }
     }
 }
 

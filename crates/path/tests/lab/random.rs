@@ -13,12 +13,13 @@ use villus_abi::{
     time,
 };
 use villus_path::{
-    MARK_JUDGED, MARK_OPENED, Neighbour, Outcome, Work,
+    MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, Neighbour, Outcome, Tunnel, Work,
     memory::{Build, FlowKey, Frame, Memory, NextHop, Transport, arp},
 };
 
 use super::{
-    ACK, FIN, HOST, RST, SYN, UPLINK, addr, host_record, identity, ifindex, ip, mac, outside, record,
+    ACK, FIN, HOST, NODE_B, NODE_C, OVERLAY, RST, SYN, UPLINK, addr, behind, host_record, identity, ifindex,
+    ip, mac, outside, record,
 };
 
 /// Endpoints of a random node; 0 is the node.
@@ -33,7 +34,7 @@ pub const HOP: NextHop = NextHop {
     mtu: 1500,
 };
 
-const IDENTITIES: [u32; 10] = [0, 0, 0, 1, 2, 9, 10, identity(1), identity(2), 4711];
+const IDENTITIES: [u32; 13] = [0, 0, 0, 1, 2, 6, 9, 10, identity(1), identity(2), 2011, 2012, 4711];
 const PORTS: [u16; 8] = [0, 0, 53, 80, 81, 8, 128, 256];
 const PROTOS: [u8; 7] = [0, 0, 6, 17, 1, 58, 132];
 const CLIENT_PORTS: [u16; 4] = [80, 5000, 5001, 53];
@@ -45,6 +46,10 @@ pub enum Hook {
     To,
     Network,
     Out,
+    /// By the tunnel.
+    Brought,
+    /// Into the tunnel.
+    Sent,
 }
 
 /// A packet at a hook.
@@ -63,6 +68,8 @@ impl Step {
             Hook::To => villus_path::to_endpoint(world, &mut self.frame, &mut work),
             Hook::Network => villus_path::from_network(world, &mut self.frame, &mut work),
             Hook::Out => villus_path::to_network(world, &mut self.frame, &mut work),
+            Hook::Brought => villus_path::from_overlay(world, &mut self.frame, &mut work),
+            Hook::Sent => villus_path::to_overlay(world, &mut self.frame, &mut work),
         }
     }
 }
@@ -73,6 +80,10 @@ fn is_for_neighbour(frame: &[u8]) -> bool {
         IpAddr::V4(v4) => frame.get(30..34) == Some(&v4.octets()),
         IpAddr::V6(v6) => frame.get(38..54) == Some(&v6.octets()),
     }
+}
+
+fn is_behind(address: IpAddr) -> bool {
+    [NODE_B, NODE_C].iter().any(|node| behind(address.is_ipv6(), *node) == address)
 }
 
 /// Random nodes and packets out of a seed.
@@ -150,6 +161,12 @@ impl Random {
             world.addrs.insert(addr(v6, 0), Local { slot: 0, flags: ep::ADDR_GATEWAY });
         }
         self.rows(&mut world);
+        if self.one_in(2) {
+            super::tunnel(&mut world);
+            if self.one_in(4) {
+                world.config.as_mut().unwrap().overlay_mtu = 90;
+            }
+        }
         world
     }
 
@@ -233,7 +250,15 @@ impl Random {
     }
 
     fn address(&mut self, v6: bool) -> IpAddr {
-        match self.rng.u8(0..15) {
+        match self.rng.u8(0..19) {
+            15..18 => {
+                let node = self.pick(&[NODE_B, NODE_C]);
+                behind(v6, node)
+            }
+            // A neighbour of that endpoint, or another node.
+            18 => {
+                ip(if v6 { "fd00:0:0:c::9" } else { self.pick(&["10.0.12.9", "192.0.2.12", "192.0.102.13"]) })
+            }
             0..7 | 14 => {
                 let id = self.pick(&IDS);
                 addr(v6, id)
@@ -408,7 +433,11 @@ impl Random {
         let to = self.owner(build.dst);
         let any = self.pick(&IDS);
         let hook = match (from, to) {
-            _ if self.one_in(15) => self.pick(&[Hook::From, Hook::To, Hook::Network, Hook::Out]),
+            _ if self.one_in(15) => {
+                self.pick(&[Hook::From, Hook::To, Hook::Network, Hook::Out, Hook::Brought, Hook::Sent])
+            }
+            (None, _) if is_behind(build.src) && !self.one_in(4) => Hook::Brought,
+            (_, None) if is_behind(build.dst) && self.one_in(2) => Hook::Sent,
             (Some(_), Some(_)) if self.one_in(3) => Hook::To,
             (Some(_), _) => Hook::From,
             (None, _) if build.src == addr(build.src.is_ipv6(), HOST) && to.is_none() && !self.one_in(4) => {
@@ -430,6 +459,8 @@ impl Random {
         let (device, ingress) = match hook {
             Hook::From => (ifindex(sender), ifindex(sender)),
             Hook::Network => (UPLINK, UPLINK),
+            Hook::Brought => (OVERLAY, OVERLAY),
+            Hook::Sent => (OVERLAY, self.pick(&[0, UPLINK, 55, ifindex(from.unwrap_or(any))])),
             Hook::Out => (UPLINK, self.pick(&[0, 0, 0, UPLINK, 55, ifindex(any)])),
             Hook::To => {
                 let ingress = self.pick(&[0, UPLINK, 55, ifindex(any)]);
@@ -440,7 +471,7 @@ impl Random {
             }
         };
         let mut frame = Frame::new(bytes, device).via(ingress);
-        frame.mark = self.pick(&[0, 0, 0, 0, 0, 0, 0xff, MARK_JUDGED, MARK_OPENED, 0x0600]);
+        frame.mark = self.pick(&[0, 0, 0, 0, 0, 0, 0xff, MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, 0x0600]);
         if hook == Hook::Out && self.one_in(2) {
             frame.mark = MARK_OPENED;
         }
@@ -449,6 +480,23 @@ impl Random {
             frame.bytes[0] |= 1;
         }
         frame.gso_size = if self.one_in(25) { self.pick(&[60, 1400, 1460]) } else { 0 };
+        if hook == Hook::Brought {
+            let node = if let Some(node) =
+                [NODE_B, NODE_C].into_iter().find(|n| behind(build.src.is_ipv6(), *n) == build.src)
+                && !self.one_in(8)
+            {
+                node
+            } else {
+                self.pick(&[
+                    NODE_B,
+                    NODE_C,
+                    u32::from_ne_bytes([192, 0, 2, 99]),
+                    u32::from_ne_bytes([192, 0, 102, 12]),
+                ])
+            };
+            let identity = self.pick(&[2011, 2012, 2011, 2012, 0, 1, 2, 4711, identity(2)]);
+            frame.tunnel = Some(Tunnel { from: node, identity });
+        }
         frame.next_hop = is_for_neighbour(&frame.bytes).then_some(HOP);
         Step { hook, frame }
     }
