@@ -10,7 +10,7 @@ use villus_abi::Local;
 use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
 use villus_api::model::DaemonConfigurationSpec;
 use villus_config::Config;
-use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, Rank, Winner};
+use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, PoolState, Rank, Winner};
 use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
@@ -233,6 +233,23 @@ impl Node {
                 return;
             }
         }
+    }
+
+    /// Takes up which addresses rested and who had which. Who has one now is said by the endpoints' files, which are newer and
+    /// therefore read before.
+    pub fn load_pool(&mut self) {
+        let problem = match self.state.load::<PoolState>(ADDRESSES) {
+            Ok(Ok(Some(known))) => {
+                self.pool.restore(&PoolState { in_use: Vec::new(), ..known }, Instant::now());
+                return;
+            }
+            Ok(Ok(None)) => return,
+            Ok(Err(damaged)) => {
+                format!("it was damaged ({}) and lies in {}", damaged.reason, damaged.kept.display())
+            }
+            Err(error) => error.to_string(),
+        };
+        self.conditions.note("memory of the address pool", Some(problem));
     }
 
     /// Writes down which addresses rest and who had which.

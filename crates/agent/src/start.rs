@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
-use villus_identity::{AddressPool, Ipcache, PoolState, new_nodes};
+use villus_identity::{AddressPool, Ipcache, new_nodes};
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
@@ -17,7 +17,7 @@ use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::Kernel;
 use crate::network::{Network, no_pool};
-use crate::node::{ADDRESSES, Node};
+use crate::node::Node;
 use crate::policy::{Sources, settings};
 use crate::state::{AgentLock, StateDir, boot_id};
 use crate::wake::Wake;
@@ -47,9 +47,7 @@ impl Node {
         let name = node_name(&config);
         let node_key = network.primary.map_or_else(|| name.clone(), |ip| ip.to_string());
         let identities = Arc::new(IdentityRoom::open(&config, &state, &node_key)?);
-        let mut pool =
-            AddressPool::new(network.prefixes.ipv4, network.prefixes.ipv6, REST).map_err(no_pool)?;
-        restore_pool(&mut pool, &state, &mut conditions);
+        let pool = AddressPool::new(network.prefixes.ipv4, network.prefixes.ipv6, REST).map_err(no_pool)?;
         for (n, problem) in identities.problems.iter().chain(&network.problems).enumerate() {
             conditions.note(&format!("start {n}"), Some(problem.clone()));
         }
@@ -186,21 +184,6 @@ impl Node {
             self.ready.extend(next);
         }
         self.conditions.note("prepared policy maps", result.err().map(|error| error.to_string()));
-    }
-}
-
-fn restore_pool(pool: &mut AddressPool, state: &StateDir, conditions: &mut Conditions) {
-    match state.load::<PoolState>(ADDRESSES) {
-        // Who has which address now is said by the endpoints' files.
-        Ok(Ok(Some(known))) => {
-            pool.restore(&PoolState { in_use: Vec::new(), ..known }, Instant::now());
-        }
-        Ok(Ok(None)) => {}
-        Ok(Err(damaged)) => conditions.note(
-            "memory of the address pool",
-            Some(format!("it was damaged ({}) and lies in {}", damaged.reason, damaged.kept.display())),
-        ),
-        Err(error) => conditions.note("memory of the address pool", Some(error.to_string())),
     }
 }
 

@@ -12,7 +12,8 @@ use common::{TestNode, allow, echoes};
 use villus_abi::{Flow, Reason};
 use villus_api::EndpointRef;
 use villus_api::model::{
-    EndpointChangeRequest, EndpointPatch, MetricValue, PolicyDelete, PolicyImport, PolicyWaitQuery,
+    EndpointChangeRequest, EndpointPatch, EndpointState, MetricValue, PolicyDelete, PolicyImport,
+    PolicyWaitQuery,
 };
 use villus_datapath::{FlowKey, Flows, Maps, Pins};
 use villus_testbed::{alone, eventually, run, try_run};
@@ -302,8 +303,57 @@ fn an_address_is_given_back_without_its_flows() {
     server.serves(address, 80);
     assert!(client.asks(address, 80));
     assert!(flows_of(address) > 0);
-    node.client().delete_endpoint(&EndpointRef::Id(server.id())).unwrap();
+    let id = EndpointRef::Id(server.id());
+    node.client().delete_endpoint(&id).unwrap();
     assert_eq!(flows_of(address), 0);
+    // It rests for everybody: also for one that gets the number of the one before.
+    run("ip", &["netns", "add", "next"]);
+    let next = node.endpoint("next", &["k8s:app=next"]).unwrap();
+    assert_eq!(EndpointRef::Id(next.id), id);
+    assert_ne!(next.status.networking.addressing[0].ipv4.map(std::net::IpAddr::V4), Some(address));
+    let this_very = || {
+        let request = EndpointChangeRequest {
+            netns: Some("server".into()),
+            addresses: vec![address],
+            ..EndpointChangeRequest::default()
+        };
+        node.client().create_endpoint(&EndpointRef::Id(0), &request)
+    };
+    let refused = this_very().unwrap_err();
+    assert_eq!(refused.status(), Some(409), "{refused}");
+    assert!(refused.to_string().contains("rests"), "{refused}");
+}
+
+#[test]
+fn what_is_left_of_an_endpoint_whose_namespace_died_takes_nothing_from_who_has_its_address_now() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let doomed = node.workload("doomed", &["k8s:app=doomed"]);
+    let (address, id) = (doomed.v4(), EndpointRef::Id(doomed.id()));
+    drop(doomed);
+    run("ip", &["netns", "del", "doomed"]);
+    eventually("the endpoint is marked", || {
+        node.client().endpoint(&id).unwrap().status.state == EndpointState::Disconnected
+    });
+    run("ip", &["netns", "add", "heir"]);
+    let request = EndpointChangeRequest {
+        netns: Some("heir".into()),
+        addresses: vec![address],
+        ..EndpointChangeRequest::default()
+    };
+    // As long as it rests.
+    let mut heir = node.client().create_endpoint(&EndpointRef::Id(0), &request);
+    let limit = Instant::now() + Duration::from_secs(120);
+    while heir.is_err() && Instant::now() < limit {
+        std::thread::sleep(Duration::from_secs(1));
+        heir = node.client().create_endpoint(&EndpointRef::Id(0), &request);
+    }
+    heir.unwrap();
+    assert!(client.pings(address));
+    node.client().delete_endpoint(&id).unwrap();
+    assert!(client.pings(address), "it is the heir's");
+    assert!(node.client().verify(&Default::default()).unwrap().clean());
 }
 
 #[test]

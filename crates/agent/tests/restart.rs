@@ -225,6 +225,7 @@ fn a_namespace_that_dies_marks_its_endpoint_and_frees_what_it_had() {
     // The same workload again: the same endpoint, but its addresses rest.
     let again = node.workload("doomed", &["k8s:app=doomed"]);
     assert_eq!(EndpointRef::Id(again.id()), id);
+    assert_ne!(again.v4(), address);
     assert_eq!(client.endpoints(&[]).unwrap().len(), 1);
 }
 

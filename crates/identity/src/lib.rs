@@ -29,5 +29,5 @@ pub use identities::{Identities, new_identities};
 pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_kernel};
 pub use local::{Checkpoint, LocalIdentities};
 pub use nodes::{Node, NodeName, Nodes, new_nodes};
-pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool};
+pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};
 pub use reserved::{Reserved, ReservedError};

@@ -29,6 +29,15 @@ pub struct AddressPool {
     v6: Option<PrefixPool>,
 }
 
+/// How an address stands with its pool: who has it, who had it, until when it rests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    address: IpAddr,
+    holder: Option<String>,
+    last_owner: Option<(String, u64)>,
+    rests_until: Option<Instant>,
+}
+
 /// What a restart should know of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolState {
@@ -62,6 +71,20 @@ impl Family {
             Self::V4 => "ipv4-range",
             Self::V6 => "ipv6-range",
         }
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// Whether somebody has the address.
+    pub fn is_held(&self) -> bool {
+        self.holder.is_some()
+    }
+
+    /// The address.
+    pub fn address(&self) -> IpAddr {
+        self.address
     }
 }
 
@@ -136,9 +159,30 @@ impl AddressPool {
         self.family_mut(Family::of(address))?.reserve(address, why)
     }
 
-    /// Gives an address back; it rests from `now` on. Returns who had it; `None` if nobody did.
+    /// Gives an address back; it rests from `now` on, for everybody but its owner. Returns who had it; `None` if nobody
+    /// did.
     pub fn release(&mut self, address: IpAddr, now: Instant) -> Option<String> {
         self.family_mut(Family::of(address)).ok()?.release(address, now)
+    }
+
+    /// Gives an address back that its owner will not want again: it rests for everybody. Returns who had it; `None` if
+    /// nobody did.
+    pub fn retire(&mut self, address: IpAddr, now: Instant) -> Option<String> {
+        self.family_mut(Family::of(address)).ok()?.retire(address, now)
+    }
+
+    /// How an address stands, for [`AddressPool::put_back`]; `None` if it is of no pool.
+    pub fn standing(&self, address: IpAddr) -> Option<Standing> {
+        self.family(Family::of(address)).ok()?.standing(address)
+    }
+
+    /// An address that was given back stands as it did before it was taken: it does not rest for a use that came to
+    /// nothing.
+    ///
+    /// # Errors
+    /// When somebody has it.
+    pub fn put_back(&mut self, standing: Standing) -> Result<(), PoolError> {
+        self.family_mut(Family::of(standing.address))?.put_back(standing)
     }
 
     /// Gives all addresses of an owner back.

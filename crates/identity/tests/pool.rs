@@ -107,6 +107,45 @@ fn whoever_is_given_an_address_is_its_last_owner() {
 }
 
 #[test]
+fn what_nobody_will_want_again_rests_for_everybody() {
+    let (mut pool, now) = pool("10.0.0.0/29");
+    let address = pool.allocate_next(Family::V4, "endpoint:1", now).unwrap();
+    assert_eq!(pool.retire(address, now).as_deref(), Some("endpoint:1"));
+    assert_eq!(pool.retire(address, now), None);
+    assert!(matches!(pool.allocate(address, "endpoint:1", now + 29 * SEC), Err(PoolError::Resting { .. })));
+    assert_ne!(pool.allocate_next(Family::V4, "endpoint:1", now).unwrap(), address);
+    let mut after = AddressPool::new(Some("10.0.0.0/29".parse().unwrap()), None, REST).unwrap();
+    after.restore(&pool.state(now), now);
+    assert!(matches!(after.allocate(address, "endpoint:1", now + SEC), Err(PoolError::Resting { .. })));
+    pool.allocate(address, "anybody", now + REST).unwrap();
+}
+
+#[test]
+fn an_address_that_was_taken_for_nothing_stands_as_before() {
+    let (mut pool, now) = pool("10.0.0.0/29");
+    let (fresh, had, held) = (address("10.0.0.2"), address("10.0.0.3"), address("10.0.0.4"));
+    pool.allocate(had, "a", now).unwrap();
+    pool.release(had, now);
+    pool.allocate(held, "b", now).unwrap();
+    let before = pool.state(now);
+    let standings = [fresh, had, held].map(|address| pool.standing(address).unwrap());
+    assert_eq!(standings.clone().map(|standing| standing.is_held()), [false, false, true]);
+    pool.allocate(had, "a", now).unwrap();
+    pool.retire(held, now);
+    pool.allocate(fresh, "c", now).unwrap();
+    pool.retire(fresh, now);
+    pool.release(had, now + SEC);
+    for standing in standings.clone() {
+        pool.put_back(standing).unwrap();
+    }
+    assert_eq!(pool.state(now), before);
+    assert!(matches!(pool.allocate(had, "c", now + 29 * SEC), Err(PoolError::Resting { .. })));
+    pool.allocate(fresh, "c", now).unwrap();
+    assert!(matches!(pool.put_back(standings[0].clone()), Err(PoolError::InUse { .. })), "it is c's now");
+    assert!(pool.standing(address("192.0.2.1")).is_none());
+}
+
+#[test]
 fn more_can_be_reserved() {
     let (mut pool, now) = pool("10.0.0.0/29");
     pool.reserve(address("10.0.0.2"), "the health endpoint").unwrap();
@@ -172,12 +211,18 @@ fn a_restart_goes_on_where_it_was() {
     assert_eq!(refused.iter().map(|(address, _)| *address).collect::<Vec<_>>(), [kept, six]);
 }
 
+/// Whose an address is that was retired.
+const NOBODY: &str = "nobody";
+
 #[derive(Clone, Debug)]
 enum Action {
     Next(u8),
     Take(u8, u8),
     Release(u8),
     ReleaseOwner(u8),
+    Retire(u8),
+    /// Somebody takes one, gives it back at once, and that is undone.
+    ForNothing(u8, u8),
     Wait(u64),
     Restart,
 }
@@ -188,6 +233,8 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0u8..8, 0u8..16).prop_map(|(owner, at)| Action::Take(owner, at)),
         4 => (0u8..16).prop_map(Action::Release),
         1 => (0u8..8).prop_map(Action::ReleaseOwner),
+        2 => (0u8..16).prop_map(Action::Retire),
+        2 => (0u8..8, 0u8..16).prop_map(|(owner, at)| Action::ForNothing(owner, at)),
         4 => (0u64..40).prop_map(Action::Wait),
         1 => Just(Action::Restart),
     ]
@@ -251,6 +298,25 @@ proptest! {
                         freed.insert(ip, (owner.clone(), now));
                     }
                     prop_assert!(!held.values().any(|holder| *holder == owner));
+                    None
+                }
+                Action::Retire(at) => {
+                    let ip = IpAddr::from([10, 0, 0, *at]);
+                    let owner = pool.retire(ip, now);
+                    prop_assert_eq!(&owner, &held.remove(&ip));
+                    if owner.is_some() {
+                        freed.insert(ip, (NOBODY.to_owned(), now));
+                    }
+                    None
+                }
+                Action::ForNothing(owner, at) => {
+                    let ip = IpAddr::from([10, 0, 0, *at]);
+                    let (before, standing) = (pool.state(now), pool.standing(ip).unwrap());
+                    if !standing.is_held() && pool.allocate(ip, &owner.to_string(), now).is_ok() {
+                        pool.release(ip, now);
+                        pool.put_back(standing).unwrap();
+                    }
+                    prop_assert_eq!(pool.state(now), before);
                     None
                 }
                 Action::Wait(secs) => {

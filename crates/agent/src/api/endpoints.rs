@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use villus_abi::endpoint::HOST_ID;
-use villus_api::model::{Endpoint, EndpointChangeRequest, EndpointDeleted, EndpointPatch};
+use villus_api::model::{Endpoint, EndpointChangeRequest, EndpointDeleted, EndpointPatch, EndpointState};
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_labels::{Label, NumericIdentity, source};
 
@@ -85,36 +85,40 @@ async fn create(agent: Agent, request: Request) -> ApiResult<Endpoint> {
     if dry_run {
         return agent.with(move |node| node.model_of_plan(file, planned.labelled)).await;
     }
-    let mut planned = planned;
     let id = planned.id;
     let held = planned.held();
     let labels = planned.labelled.identity.clone();
     let identity = match allocate(&agent, &planned.labelled, planned.had).await {
         Ok(identity) => identity,
         Err(error) => {
-            agent.with(move |node| node.abandon(id, planned.before)).await?;
+            let freed = agent.with(move |node| node.abandon(planned)).await?;
+            give_back(&agent, freed).await;
             return Err(error);
         }
     };
     let built = agent
         .with(move |node| match node.build(&planned, identity, &request) {
             Ok(()) => Ok(node.model(id)),
-            Err(error) => {
-                node.abandon(id, planned.before.take());
-                Err(error)
-            }
+            Err(error) => Err((error, node.abandon(planned))),
         })
         .await?;
-    match &built {
-        // What waited held its identity too.
-        Ok(_) => {
-            if let Some(held) = held {
-                agent.identities.release(&held).await;
-            }
+    match built {
+        Ok(model) => {
+            // What waited held its identity too.
+            give_back(&agent, held).await;
+            Ok(model)
         }
-        Err(_) => agent.identities.release(&labels).await,
+        Err((error, freed)) => {
+            give_back(&agent, [labels].into_iter().chain(freed)).await;
+            Err(error)
+        }
     }
-    built
+}
+
+async fn give_back(agent: &Agent, labels: impl IntoIterator<Item = villus_labels::Labels>) {
+    for labels in labels {
+        agent.identities.release(&labels).await;
+    }
 }
 
 async fn allocate(
@@ -198,7 +202,11 @@ async fn delete(agent: Agent, id: EndpointRef) -> ApiResult<EndpointDeleted> {
             let mut freed = Vec::new();
             let mut errors = Vec::new();
             for id in &ids {
-                let had = node.endpoints.get(id).is_some_and(|e| e.gone_since.is_none());
+                // What waits for an identity holds none; who creates it gives it back.
+                let holds = |e: &crate::endpoint::Endpoint| {
+                    e.gone_since.is_none() && e.state != EndpointState::WaitingForIdentity
+                };
+                let had = node.endpoints.get(id).is_some_and(holds);
                 if let Some((labels, failed)) = node.remove(*id) {
                     freed.extend(had.then_some(labels));
                     errors.extend(failed);
@@ -207,8 +215,6 @@ async fn delete(agent: Agent, id: EndpointRef) -> ApiResult<EndpointDeleted> {
             Ok::<_, ApiError>((ids, freed, errors))
         })
         .await??;
-    for labels in freed {
-        agent.identities.release(&labels).await;
-    }
+    give_back(&agent, freed).await;
     Ok(EndpointDeleted { deleted, errors })
 }

@@ -1,12 +1,13 @@
 //! An endpoint comes: its place is taken, its identity allocated, its policy written, and only then its device made.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use villus_abi::endpoint::SLOT_HOST;
 use villus_api::model::EndpointState;
 use villus_api::{ApiError, ApiResult};
-use villus_identity::{AddressPool, Family, PoolError};
+use villus_identity::{AddressPool, Family, PoolError, Standing};
 use villus_labels::{Labels, NumericIdentity};
 use villus_net::{
     EndpointLink, EndpointLinkSpec, Mac, NetError, Netns, NetnsRef, create_endpoint_link, host_device_name,
@@ -20,11 +21,15 @@ use crate::state::{Device, EndpointFile, timestamp};
 #[derive(Debug)]
 pub(crate) struct Planned {
     pub id: u16,
+    /// Of the endpoint that has the place.
+    pub serial: u64,
     pub labelled: Labelled,
     /// The number it had before.
     pub had: Option<NumericIdentity>,
     /// What waited in its place. It comes back if the endpoint cannot be made.
     pub before: Option<Endpoint>,
+    /// How the addresses that it took, and those of what waited, stood before.
+    pub addresses: Vec<Standing>,
 }
 
 impl Planned {
@@ -67,15 +72,18 @@ impl Node {
             Some(kept) => kept,
             None => self.choose_addresses(&mut pool, request, &file)?,
         };
+        let touched: BTreeSet<IpAddr> =
+            file.addresses.iter().chain(waiting.iter().flat_map(|e| &e.file.addresses)).copied().collect();
+        let addresses = touched.into_iter().filter_map(|address| self.pool.standing(address)).collect();
         let mut before = None;
+        let mut endpoint = Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
+        let serial = endpoint.serial;
         if !request.dry_run {
             self.pool = pool;
-            let mut endpoint =
-                Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
             endpoint.audited = self.audit_of(&endpoint.labels);
             before = self.endpoints.insert(id, endpoint);
         }
-        Ok((Planned { id, labelled, had, before }, file))
+        Ok((Planned { id, serial, labelled, had, before, addresses }, file))
     }
 
     /// The endpoint of the same name that waits to be created again. One that is at work is a conflict.
@@ -129,9 +137,7 @@ impl Node {
         let mut addresses = Vec::new();
         for (n, address) in request.addresses.iter().enumerate() {
             let field = format!("addresses[{n}]");
-            if let Some(user) =
-                self.endpoints.values().find(|e| e.file.addresses.contains(address) && e.id() != file.id)
-            {
+            if let Some(user) = self.endpoints.values().find(|e| e.has(address) && e.id() != file.id) {
                 return Err(ApiError::conflict(format!("{address} is endpoint {}'s", user.id())).field(field));
             }
             if self.network.host_ips().any(|ip| ip == *address) {
@@ -157,6 +163,11 @@ impl Node {
         Ok(addresses)
     }
 
+    /// The endpoint that was planned, unless somebody deleted it meanwhile.
+    pub fn planned(&self, planned: &Planned) -> Option<&Endpoint> {
+        self.endpoints.get(&planned.id).filter(|endpoint| endpoint.serial == planned.serial)
+    }
+
     /// Makes the endpoint with its identity. Whatever fails, nothing of it is left but its place, which
     /// [`Node::abandon`] gives back.
     pub fn build(
@@ -166,6 +177,7 @@ impl Node {
         request: &Request,
     ) -> ApiResult<()> {
         let id = planned.id;
+        self.planned(planned).ok_or_else(|| gone(id))?;
         self.absorb_identities();
         self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?.file.identity = identity.0;
         self.announce_ports([identity]);
@@ -301,9 +313,7 @@ fn keep_addresses(
     let (old, new) = (pool_owner(&waiting.file), pool_owner(file));
     let addresses = &waiting.file.addresses;
     if waiting.gone_since.is_none() && (old != new || !request.addresses.is_empty()) {
-        for address in addresses {
-            pool.release(*address, now);
-        }
+        waiting.give_back(pool, if old == new { &request.addresses } else { &[] });
     }
     if !request.addresses.is_empty() {
         return None;
@@ -363,7 +373,9 @@ fn open_netns(netns: &NetnsRef) -> ApiResult<Netns> {
 fn refused_address(error: PoolError) -> ApiError {
     match error {
         PoolError::UsedUp { .. } => ApiError::too_many(error.to_string()),
-        PoolError::InUse { .. } | PoolError::Resting { .. } => ApiError::conflict(error.to_string()),
+        PoolError::InUse { .. } => ApiError::conflict(error.to_string()),
+        PoolError::Resting { .. } => ApiError::conflict(error.to_string())
+            .hint("an owner that is named gets its `sticky` addresses again at once"),
         other => ApiError::bad_request(other.to_string()),
     }
 }

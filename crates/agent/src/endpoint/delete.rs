@@ -1,26 +1,29 @@
 //! An endpoint goes: nothing of it is left, and its addresses rest.
 
 use std::net::IpAddr;
-use std::time::Instant;
 
 use villus_api::model::EndpointState;
 use villus_labels::Labels;
 use villus_net::{release_interface, remove_endpoint_link};
 
-use super::{Endpoint, pool_owner, word_of};
+use super::create::Planned;
+use super::word_of;
 use crate::node::Node;
 use crate::state::Device;
 
 impl Node {
     /// Removes an endpoint, past errors, which are returned together with the labels whose identity it gives back.
     pub fn remove(&mut self, id: u16) -> Option<(Labels, Vec<String>)> {
-        self.endpoints.get_mut(&id)?.enter(EndpointState::Disconnecting, "deleted");
-        let mut errors = self.take_down(id);
+        let endpoint = self.endpoints.get_mut(&id)?;
+        endpoint.enter(EndpointState::Disconnecting, "deleted");
+        // What is gone was taken down, and its addresses may be another's by now.
+        let there = endpoint.gone_since.is_none();
+        let mut errors = if there { self.take_down(id) } else { Vec::new() };
         let endpoint = self.endpoints.remove(&id)?;
         self.announce_ports([endpoint.identity()]);
         self.follow_policies();
-        for address in &endpoint.file.addresses {
-            self.pool.release(*address, Instant::now());
+        if there {
+            endpoint.give_back(&mut self.pool, &[]);
         }
         if let Err(error) = self.state.remove_endpoint(id) {
             errors.push(format!("its file cannot be removed: {error}"));
@@ -81,26 +84,31 @@ impl Node {
         results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect()
     }
 
-    /// Gives up an endpoint that could not be made; what waited in its place waits again.
-    pub fn abandon(&mut self, id: u16, before: Option<Endpoint>) {
+    /// Gives up an endpoint that could not be made; what waited in its place waits again, with the addresses that it had.
+    /// Those of an endpoint that had no device yet do not rest: nothing was sent by them. Returns the labels whose identity
+    /// is given back because somebody deleted it meanwhile, and what waited with it.
+    pub fn abandon(&mut self, planned: Planned) -> Option<Labels> {
+        let Some(endpoint) = self.planned(&planned) else { return planned.held() };
+        let unused = endpoint.file.device.is_none();
+        let Planned { id, before, addresses, .. } = planned;
         if let Some((_, errors)) = self.remove(id) {
             for error in errors {
                 tracing::warn!(endpoint = id, error, "what was left of a failed endpoint");
             }
         }
-        let Some(before) = before else { return };
-        if before.gone_since.is_none() {
-            let owner = pool_owner(&before.file);
-            for address in &before.file.addresses {
-                if let Err(error) = self.pool.allocate(*address, &owner, Instant::now()) {
-                    tracing::warn!(endpoint = id, %address, %error, "an address is lost");
-                }
+        for standing in addresses.into_iter().filter(|standing| unused || standing.is_held()) {
+            let address = standing.address();
+            if let Err(error) = self.pool.put_back(standing) {
+                tracing::warn!(endpoint = id, %address, %error, "an address is not put back");
             }
         }
+        self.save_pool();
+        let before = before?;
         let waits = before.pending_until.is_some();
         self.endpoints.insert(id, before);
         if waits {
             self.save_endpoint(id);
         }
+        None
     }
 }

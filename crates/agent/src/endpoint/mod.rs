@@ -13,11 +13,13 @@ mod restore;
 mod vanish;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use villus_abi::endpoint::HOST_ID;
 use villus_api::model::{EndpointLogEntry, EndpointState};
 use villus_datapath::Shapes;
+use villus_identity::AddressPool;
 use villus_labels::{Labels, NumericIdentity};
 use villus_policy::Audit;
 use villus_policy::SubjectId;
@@ -35,6 +37,8 @@ const LOG: usize = 32;
 /// An endpoint of this node.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    /// Tells it from one that gets its number after it.
+    pub serial: u64,
     /// What is on disk.
     pub file: EndpointFile,
     /// All its labels.
@@ -80,6 +84,7 @@ impl Endpoint {
     /// An endpoint as its file says.
     pub fn new(file: EndpointFile, labelled: Labelled, state: EndpointState) -> Self {
         let mut endpoint = Self {
+            serial: fastrand::u64(..),
             file,
             labels: labelled.all,
             identity_labels: labelled.identity,
@@ -136,6 +141,23 @@ impl Endpoint {
     pub fn enter(&mut self, state: EndpointState, why: impl Into<String>) {
         self.state = state;
         self.note("OK", why);
+    }
+
+    /// Whether an address is its own. Those of one whose device is gone are not.
+    pub fn has(&self, address: &IpAddr) -> bool {
+        self.gone_since.is_none() && self.file.addresses.contains(address)
+    }
+
+    /// Gives its addresses back but those that it keeps. They rest; sticky ones wait for their owner besides.
+    pub fn give_back(&self, pool: &mut AddressPool, keeps: &[IpAddr]) {
+        let now = Instant::now();
+        for address in self.file.addresses.iter().filter(|address| !keeps.contains(address)) {
+            if self.file.sticky {
+                pool.release(*address, now)
+            } else {
+                pool.retire(*address, now)
+            };
+        }
     }
 
     /// Writes into its log.

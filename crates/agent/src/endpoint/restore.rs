@@ -32,6 +32,7 @@ impl Node {
         for file in files {
             self.load(file, &links, &mut restored);
         }
+        self.load_pool();
         Ok(restored)
     }
 

@@ -33,10 +33,7 @@ impl Node {
         endpoint.gone_since = Some(Instant::now());
         endpoint.enter(EndpointState::Disconnected, why);
         let labels = endpoint.identity_labels.clone();
-        let addresses = endpoint.file.addresses.clone();
-        for address in addresses {
-            self.pool.release(address, Instant::now());
-        }
+        endpoint.give_back(&mut self.pool, &[]);
         if let Err(error) = self.state.remove_endpoint(id) {
             tracing::warn!(endpoint = id, %error, "its file cannot be removed");
         }

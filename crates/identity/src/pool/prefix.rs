@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{PoolState, option_of};
+use super::{PoolState, Standing, option_of};
 use crate::error::PoolError;
 
 /// Last owners that are remembered at most.
@@ -161,8 +161,44 @@ impl PrefixPool {
         let at = self.offset(address).ok()?;
         let owner = self.in_use.remove(&at)?;
         self.resting.insert(at, now + self.rest);
-        self.remember_at(at, &owner);
+        self.remember_last(at, &owner);
         Some(owner)
+    }
+
+    pub(super) fn retire(&mut self, address: IpAddr, now: Instant) -> Option<String> {
+        let owner = self.release(address, now)?;
+        self.forget(self.offset(address).ok()?);
+        Some(owner)
+    }
+
+    pub(super) fn standing(&self, address: IpAddr) -> Option<Standing> {
+        let at = self.offset(address).ok()?;
+        Some(Standing {
+            address,
+            holder: self.in_use.get(&at).cloned(),
+            last_owner: self.last_owner.get(&at).cloned(),
+            rests_until: self.resting.get(&at).copied(),
+        })
+    }
+
+    pub(super) fn put_back(&mut self, standing: Standing) -> Result<(), PoolError> {
+        let Standing { address, holder, last_owner, rests_until } = standing;
+        let at = self.offset(address)?;
+        if let Some(owner) = self.in_use.get(&at) {
+            return Err(PoolError::InUse { address, owner: owner.clone() });
+        }
+        self.resting.remove(&at);
+        self.forget(at);
+        if let Some(holder) = holder {
+            self.in_use.insert(at, holder);
+        }
+        if let Some(until) = rests_until {
+            self.resting.insert(at, until);
+        }
+        if let Some((owner, place)) = last_owner {
+            self.remember_at(at, &owner, place);
+        }
+        Ok(())
     }
 
     pub(super) fn release_owner(&mut self, owner: &str, now: Instant) -> Vec<IpAddr> {
@@ -196,7 +232,7 @@ impl PrefixPool {
             && !self.in_use.contains_key(&at)
             && !self.reserved.contains_key(&at)
         {
-            self.remember_at(at, owner);
+            self.remember_last(at, owner);
         }
     }
 
@@ -240,12 +276,16 @@ impl PrefixPool {
         self.freed.values().copied().find(|at| !self.resting.contains_key(at))
     }
 
-    fn remember_at(&mut self, at: u128, owner: &str) {
-        self.forget(at);
+    fn remember_last(&mut self, at: u128, owner: &str) {
         self.place += 1;
-        self.last_owner.insert(at, (owner.to_owned(), self.place));
+        self.remember_at(at, owner, self.place);
+    }
+
+    fn remember_at(&mut self, at: u128, owner: &str, place: u64) {
+        self.forget(at);
+        self.last_owner.insert(at, (owner.to_owned(), place));
         self.had.entry(owner.to_owned()).or_default().insert(at);
-        self.freed.insert(self.place, at);
+        self.freed.insert(place, at);
         if self.last_owner.len() > REMEMBERED
             && let Some((_, oldest)) = self.freed.pop_first()
         {
