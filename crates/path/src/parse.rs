@@ -38,9 +38,9 @@ pub enum Kind {
     Unknown,
     /// TCP.
     Tcp,
-    /// UDP or SCTP.
+    /// UDP, or SCTP within an association.
     Datagram,
-    /// A question with an id: ICMP echo or timestamp request.
+    /// What asks for a flow of its own whoever opened the one that is there: an ICMP echo or timestamp request, an SCTP INIT.
     Question,
     /// The answer to one.
     Answer,
@@ -141,7 +141,9 @@ fn transport<F: Family, P: Packet>(p: &P, facts: &mut Facts<F>, len: u32) -> Rea
             facts.sport = h[0];
             facts.dport = h[1];
             facts.asked = h[1];
-            facts.kind = Kind::Datagram;
+            // An INIT alone has no verification tag (RFC 9260, 8.5.1).
+            let opens = facts.proto == SCTP && h[2] | h[3] == 0;
+            facts.kind = if opens { Kind::Question } else { Kind::Datagram };
         }
         proto if proto == F::ICMP => {
             let Some(h) = p.halves::<4>(at) else { return Reason::CT_INVALID };

@@ -163,7 +163,7 @@ fn packet(world: &Memory, question: &Question, src: &Side, dst: &Side) -> Build 
     let transport = match question.proto {
         6 => Transport::Tcp { sport, dport, flags: SYN, options: Vec::new() },
         17 => Transport::Udp { sport, dport },
-        132 => Transport::Sctp { sport, dport },
+        132 => Transport::Sctp { sport, dport, tag: 0 },
         _ if is_icmp => {
             let [hi, lo] = sport.to_be_bytes();
             Transport::Icmp { kind: question.port as u8, code: 0, rest: [hi, lo, 0, 1] }

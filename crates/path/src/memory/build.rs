@@ -40,6 +40,8 @@ pub enum Transport {
         sport: u16,
         /// Destination port.
         dport: u16,
+        /// Verification tag; that of an INIT is 0.
+        tag: u32,
     },
     /// ICMP of the packet's family.
     Icmp {
@@ -113,10 +115,16 @@ impl Build {
         Self::new(src, dst, Transport::Udp { sport, dport })
     }
 
-    /// An SCTP packet.
+    /// An SCTP packet within an association.
     #[must_use]
     pub fn sctp(src: IpAddr, sport: u16, dst: IpAddr, dport: u16) -> Self {
-        Self::new(src, dst, Transport::Sctp { sport, dport })
+        Self::new(src, dst, Transport::Sctp { sport, dport, tag: 1 })
+    }
+
+    /// The packet that opens an SCTP association: an INIT.
+    #[must_use]
+    pub fn sctp_init(src: IpAddr, sport: u16, dst: IpAddr, dport: u16) -> Self {
+        Self::new(src, dst, Transport::Sctp { sport, dport, tag: 0 })
     }
 
     /// An ICMP message of the packet's family, its second word zero.
@@ -291,7 +299,9 @@ impl Build {
                 header.extend([0, 0]);
                 (UDP, header, Some(6))
             }
-            Transport::Sctp { sport, dport } => (SCTP, [pair(*sport, *dport), vec![0; 8]].concat(), None),
+            Transport::Sctp { sport, dport, tag } => {
+                (SCTP, [&pair(*sport, *dport)[..], &tag.to_be_bytes(), &[0; 4]].concat(), None)
+            }
             Transport::Icmp { kind, code, rest } => {
                 let proto = if self.src.is_ipv6() { ICMP6 } else { ICMP4 };
                 (proto, [&[*kind, *code, 0, 0][..], rest].concat(), Some(2))

@@ -287,7 +287,8 @@ impl Random {
                 Build::tcp(src, sport, dst, dport, flags)
             }
             6..11 => Build::udp(src, sport, dst, dport),
-            11..13 => Build::sctp(src, sport, dst, dport),
+            11 => Build::sctp(src, sport, dst, dport),
+            12 => Build::sctp_init(src, sport, dst, dport),
             13..16 => Build::ping(src, dst, id),
             16 => Build::pong(src, dst, id),
             17 => {
@@ -347,7 +348,7 @@ impl Random {
                 std::mem::swap(sport, dport);
                 *flags = self.pick(&[SYN | ACK, ACK, ACK, FIN | ACK, RST, SYN]);
             }
-            Transport::Udp { sport, dport } | Transport::Sctp { sport, dport } => {
+            Transport::Udp { sport, dport } | Transport::Sctp { sport, dport, .. } => {
                 std::mem::swap(sport, dport)
             }
             Transport::Icmp { kind, .. } => {

@@ -208,6 +208,28 @@ fn the_other_side_may_reopen_if_policy_lets_it() {
 }
 
 #[test]
+fn an_association_that_the_other_side_opens_is_judged_as_new() {
+    for v6 in [false, true] {
+        let (client, server) = (addr(v6, CLIENT), addr(v6, SERVER));
+        let mut lab = guarded();
+        for (endpoint, direction) in [(CLIENT, Egress), (SERVER, Ingress)] {
+            lab.policy(endpoint, &[(0, 80, 132, direction, true)]);
+        }
+        let back = Build::sctp_init(server, 80, client, 4000);
+        assert_eq!(end(lab.from(CLIENT, &Build::sctp_init(client, 4000, server, 80))), peer(SERVER));
+        assert_eq!(end(lab.from(SERVER, &Build::sctp(server, 80, client, 4000))), peer(CLIENT), "an answer");
+        assert_eq!(end(lab.from(SERVER, &back)), Err(Reason::POLICY), "it may not open one");
+        assert_eq!(end(lab.from(CLIENT, &Build::sctp(client, 4000, server, 80))), peer(SERVER));
+
+        let lab = Lab::default();
+        lab.from(CLIENT, &Build::sctp_init(client, 4000, server, 80));
+        let opener = lab.flow().flags & flow::FLOW_HI_OPENED;
+        assert_eq!(end(lab.from(SERVER, &back)), peer(CLIENT));
+        assert_ne!(lab.flow().flags & flow::FLOW_HI_OPENED, opener, "where it may, the flow is its own");
+    }
+}
+
+#[test]
 fn a_table_that_refuses_drops_by_name() {
     let lab = guarded();
     lab.world.refuse_flows(true);

@@ -261,7 +261,8 @@ impl Topology {
         let (src, dst, sport, dport) = (from.ip(), to.ip(), from.port(), to.port());
         let mut tcp_flags = None;
         let is_ping = matches!(proto, 1 | 58);
-        let asks = is_ping && sport != 0;
+        let inits = proto == 132 && (self.rng.u8(0..6) == 0) != opens;
+        let asks = is_ping && sport != 0 || inits;
         let mut asked = dport;
         // Sometimes the answering end asks under the same id: its own port is then the id.
         let (mut from, mut to) = (from, to);
@@ -274,6 +275,7 @@ impl Topology {
                 Build::tcp(src, sport, dst, dport, flags)
             }
             17 => Build::udp(src, sport, dst, dport),
+            132 if inits => Build::sctp_init(src, sport, dst, dport),
             132 => Build::sctp(src, sport, dst, dport),
             _ => {
                 let id = sport.max(dport);
