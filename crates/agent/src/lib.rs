@@ -20,6 +20,7 @@ mod host;
 mod identities;
 mod kernel;
 mod log;
+mod masquerade;
 mod names;
 mod network;
 mod node;

@@ -1,6 +1,7 @@
 //! The node's own network: pools, router addresses, forwarding, masquerading, uplinks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -13,6 +14,7 @@ use villus_net::{
 };
 
 use crate::AgentError;
+use crate::masquerade::Masquerading;
 use crate::state::StateDir;
 
 /// Where the changes to the node are written down.
@@ -45,6 +47,8 @@ pub(crate) struct Network {
     pub primary: Option<IpAddr>,
     /// The addresses by which other nodes reach this one, at most one of each family, IPv4 first.
     pub internal: Vec<IpAddr>,
+    /// The table of masquerading, where a family is masqueraded.
+    pub masquerading: Option<Arc<Mutex<Masquerading>>>,
     /// What could not be done and harms less than not starting.
     pub problems: Vec<String>,
 }
@@ -71,7 +75,14 @@ impl Network {
         };
         let router = with_journal(state, |recorder| network.apply(recorder))?;
         let mut problems = Vec::new();
-        if let Err(error) = masquerade(config, &prefixes, router_v4, router_v6) {
+        let (masquerading, made) = match masquerade(config, &prefixes, router_v4, router_v6) {
+            Some(wanted) => {
+                let (table, made) = Masquerading::new(wanted);
+                (Some(Arc::new(Mutex::new(table))), made)
+            }
+            None => (None, villus_net::remove_masquerade()),
+        };
+        if let Err(error) = made {
             problems.push(format!("masquerading: {error}"));
         }
         // Again, with the router's addresses.
@@ -93,6 +104,7 @@ impl Network {
             mtu,
             primary,
             internal,
+            masquerading,
             problems,
         })
     }
@@ -161,12 +173,13 @@ fn with_journal<T>(
     Ok(change(&mut recorder)?)
 }
 
+/// What is masqueraded, if anything is.
 fn masquerade(
     config: &Config,
     prefixes: &Prefixes,
     router_v4: Option<Ipv4Addr>,
     router_v6: Option<Ipv6Addr>,
-) -> Result<(), NetError> {
+) -> Option<Masquerade> {
     let mut wanted = Masquerade {
         inner_devices: vec!["lxc*".into(), ROUTER_DEVICE.into(), ROUTER_PEER.into()],
         ..Masquerade::default()
@@ -179,7 +192,7 @@ fn masquerade(
         wanted.pools.push(pool.into());
         wanted.native.extend(config.ipv6.native_routing.map(IpNet::from));
     }
-    if wanted.pools.is_empty() { villus_net::remove_masquerade() } else { wanted.apply() }
+    (!wanted.pools.is_empty()).then_some(wanted)
 }
 
 impl Prefixes {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use common::{TestNode, Workload};
 use villus_abi::endpoint::{FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER};
 use villus_api::EndpointRef;
-use villus_api::model::{EndpointChangeRequest, EndpointState};
+use villus_api::model::{EndpointChangeRequest, EndpointState, VerifyRequest};
 use villus_datapath::{Hook, Links, Maps, Pins};
 use villus_testbed::{alone, eventually, run};
 
@@ -76,7 +76,29 @@ fn uplinks_and_addresses_are_followed() {
     let accept_ra = std::fs::read_to_string("/proc/sys/net/ipv6/conf/up0/accept_ra").unwrap();
     assert_eq!(accept_ra.trim(), "2", "advertisements are heeded though the node forwards");
     for to in outside {
-        eventually("the client is masqueraded", || client.pings(to));
+        eventually("the client is masqueraded", || !client.pings_in_vain(to));
+    }
+
+    let repaired = || {
+        let metrics = node.client().metrics().unwrap();
+        metrics.iter().find(|m| m.name == "villus_reconcile_repaired_total").unwrap().value
+    };
+    let before = repaired();
+    run("nft", &["flush", "ruleset"]);
+    eventually("what somebody flushed is made again", || repaired() > before);
+    for to in outside {
+        eventually("masqueraded again", || !client.pings_in_vain(to));
+    }
+    eventually("until then a comparison names it", || {
+        run("nft", &["delete", "table", "inet", "villus"]);
+        let report =
+            node.client().verify(&VerifyRequest { repair: true, ..VerifyRequest::default() }).unwrap();
+        let named = report.differences.iter().any(|d| d.map == "nftables inet villus" && d.repaired);
+        named && node.client().verify(&VerifyRequest::default()).unwrap().clean()
+    });
+    run("nft", &["add chain inet villus theirs { type filter hook postrouting priority 0; policy drop; }"]);
+    for to in outside {
+        eventually("a rule of others is out of it again", || !client.pings_in_vain(to));
     }
 
     ip("addr add 198.51.100.7/32 dev up0");
@@ -99,7 +121,7 @@ fn uplinks_and_addresses_are_followed() {
     eventually("the new name", || status(&node).contains("uplinks wan7"));
     eventually("its program is there again", || is_attached("wan7"));
     for to in outside {
-        eventually("masqueraded under the new name", || client.pings(to));
+        eventually("masqueraded under the new name", || !client.pings_in_vain(to));
     }
 
     ip("link del wan7");

@@ -12,6 +12,7 @@ mod delivery;
 mod endpoint;
 mod error;
 mod foreign;
+mod generation;
 mod host_side;
 mod journal;
 mod left_over;
@@ -32,13 +33,15 @@ pub use endpoint::{
 };
 pub use error::{Errors, NetError};
 pub use foreign::{ForeignDrop, foreign_drops, iptables_drops, nft_drops};
+pub use generation::nft_generation;
 pub use host_side::restore_host_side;
 pub use journal::{Change, Journal, Recorder, Restored};
 pub use left_over::remove_left_over;
 pub use mac::{InvalidMac, Mac};
 pub use monitor::{Monitor, MonitorStop, NetEvent};
 pub use nat::{
-    Mark, Masquerade, NAT_TABLE, NatCounters, masquerade_counters, nft_version, remove_masquerade,
+    Mark, Masquerade, NAT_TABLE, NatCounters, masquerade_counters, masquerade_rules, nft_version,
+    remove_masquerade,
 };
 pub use netns::{NAMED, Netns, NetnsId, NetnsRef, NetnsState, run_in};
 pub use node::{

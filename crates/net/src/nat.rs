@@ -63,11 +63,19 @@ impl Masquerade {
         match command::run(&nft, &["-f", "-"], &self.script(), FIX) {
             Ok(_) => Ok(()),
             // A table that cannot be edited into ours, such as another version's, is replaced as a whole.
-            Err(_) => {
-                let anew = format!("{}{}", removal(), self.script());
-                command::run(&nft, &["-f", "-"], &anew, FIX).map(drop)
-            }
+            Err(_) => self.replace(),
         }
+    }
+
+    /// Puts the table in the place of whatever has its name, in one transaction. Running connections go on, counters begin
+    /// anew.
+    ///
+    /// # Errors
+    /// As those of [`Self::apply`].
+    pub fn replace(&self) -> Result<(), NetError> {
+        self.check()?;
+        let anew = format!("{}{}", removal(), self.script());
+        command::run(&nft()?, &["-f", "-"], &anew, FIX).map(drop)
     }
 
     fn check(&self) -> Result<(), NetError> {
@@ -145,6 +153,16 @@ pub fn remove_masquerade() -> Result<(), NetError> {
         Ok(nft) => command::run(&nft, &["-f", "-"], &removal(), FIX).map(drop),
         Err(_) => Ok(()),
     }
+}
+
+/// Our table as `nft` shows it, without what is counted; `None` when it is not there. The text is the same as long as nobody
+/// changes the table.
+///
+/// # Errors
+/// [`NetError::CommandMissing`] without `nft`.
+pub fn masquerade_rules() -> Result<Option<String>, NetError> {
+    let arguments = ["--stateless", "--numeric", "list", "table", "inet", NAT_TABLE];
+    Ok(command::run(&nft()?, &arguments, "", FIX).ok())
 }
 
 /// Reads the counters of our table; `None` when it is not there.

@@ -43,11 +43,19 @@ fn topology(s: &Sandbox) -> (Host, Host) {
     (w, outside)
 }
 
+/// How long is waited for what must come, and for what must not.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_secs(1);
+
 /// The source address that a server in `to` sees of a client in `from`.
 fn seen_source(from: &Host, to: &Host, server: &str) -> Option<IpAddr> {
+    seen_source_within(PATIENCE, from, to, server)
+}
+
+fn seen_source_within(patience: Duration, from: &Host, to: &Host, server: &str) -> Option<IpAddr> {
     let listener = to.run(|| TcpListener::bind((address(server), 0))).unwrap();
     let target = listener.local_addr().unwrap();
-    let client = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(2)));
+    let client = from.run(|| TcpStream::connect_timeout(&target, patience));
     client.ok().map(|_client| listener.accept().unwrap().1.ip())
 }
 
@@ -56,12 +64,20 @@ fn what_leaves_the_node_gets_the_nodes_address() {
     let s = Sandbox::new();
     let (w, outside) = topology(&s);
     let clean = s.snapshot();
-    assert_eq!(seen_source(&w, &outside, "192.0.2.1"), None);
+    assert_eq!(seen_source_within(SHORT, &w, &outside, "192.0.2.1"), None);
     s.inside(|| masquerade(&[]).apply()).unwrap();
     assert_eq!(seen_source(&w, &outside, "192.0.2.1"), Some(address("192.0.2.2")));
     assert_eq!(seen_source(&w, &outside, "2001:db8::1"), Some(address("2001:db8::2")));
     let counters = s.inside(masquerade_counters).unwrap().unwrap();
     assert_eq!(counters, NatCounters { ipv4: 1, ipv6: 1, skipped: 0 });
+
+    let (text, generation) = s.inside(|| (masquerade_rules(), nft_generation()));
+    let text = text.unwrap().unwrap();
+    assert!(text.contains("masquerade"), "{text}");
+    assert_eq!(s.inside(nft_generation).unwrap(), generation.unwrap(), "nobody changed anything");
+    assert_eq!(seen_source(&w, &outside, "192.0.2.1"), Some(address("192.0.2.2")));
+    assert_eq!(s.inside(masquerade_rules).unwrap().as_ref(), Some(&text), "what is counted is not of it");
+    let counters = s.inside(masquerade_counters).unwrap().unwrap();
 
     // Applied again, counters go on; native prefixes are left alone.
     outside.ip("route add 10.9.0.0/24 via 192.0.2.2");
@@ -117,7 +133,7 @@ fn a_foreign_forward_policy_is_named_and_its_own_lines_mend_it() {
     s.inside(|| {
         run("nft", &["add table inet filter; add chain inet filter forward { type filter hook forward priority 0; policy drop; }"])
     });
-    assert_eq!(seen_source(&w, &outside, "192.0.2.1"), None);
+    assert_eq!(seen_source_within(SHORT, &w, &outside, "192.0.2.1"), None);
     let drops = look();
     assert_eq!(drops.len(), 1, "{drops:?}");
     assert_eq!(drops[0].place, "inet filter forward");

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::PoisonError;
 
 use villus_abi::names;
 use villus_abi::policy::{PolicyEntry, PolicyKey};
@@ -13,6 +14,7 @@ use villus_emergency::key_text;
 
 use super::maps::{ipcache_text, local_text};
 use crate::kernel::{Drift, IpcacheMap};
+use crate::masquerade::{NatDrift, table_name};
 use crate::node::Node;
 
 impl Node {
@@ -27,6 +29,7 @@ impl Node {
         match only {
             Some(id) => self.regenerate([id]),
             None => {
+                self.keep_masquerading();
                 self.reconcile();
                 self.ipcache_sync.full_trigger().request();
                 self.step_ipcache();
@@ -51,6 +54,7 @@ impl Node {
         let mut report = VerifyReport::default();
         if only.is_none() {
             self.compare_tables(&mut report)?;
+            self.compare_masquerading(&mut report);
         }
         let live: Vec<u16> = self
             .endpoints
@@ -62,6 +66,37 @@ impl Node {
             self.compare_policy(id, &mut report)?;
         }
         Ok(report)
+    }
+
+    fn compare_masquerading(&self, report: &mut VerifyReport) {
+        let Some(table) = &self.network.masquerading else { return };
+        let drift = match table.lock().unwrap_or_else(PoisonError::into_inner).drift() {
+            Ok(drift) => drift,
+            Err(error) => Some(NatDrift::Altered(error.to_string())),
+        };
+        report.checked.push(Checked { map: table_name(), entries: 1 });
+        let (kind, have) = match drift {
+            None => return,
+            Some(NatDrift::Missing) => (DifferenceKind::Missing, String::new()),
+            Some(NatDrift::Altered(have)) => (DifferenceKind::Altered, have),
+        };
+        report.differences.push(Difference {
+            map: table_name(),
+            endpoint: None,
+            kind,
+            key: "the table itself".into(),
+            want: "what endpoints send outside is masqueraded".into(),
+            have,
+            repaired: false,
+            note: String::new(),
+        });
+    }
+
+    fn keep_masquerading(&mut self) {
+        let Some(table) = &self.network.masquerading else { return };
+        let kept = table.lock().unwrap_or_else(PoisonError::into_inner).keep();
+        self.counts.repaired += u64::from(matches!(kept, Ok(true)));
+        self.conditions.note("masquerading", kept.err().map(|error| error.to_string()));
     }
 
     fn compare_policy(&mut self, id: u16, report: &mut VerifyReport) -> villus_datapath::Result<()> {

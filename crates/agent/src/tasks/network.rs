@@ -1,5 +1,6 @@
 //! Changes of links, addresses and routes.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -7,9 +8,14 @@ use villus_net::{Monitor, MonitorStop, NetEvent};
 
 use crate::AgentError;
 use crate::agent::Agent;
+use crate::masquerade::table_name;
+use crate::node::Node;
 
 /// How long changes of the node are gathered before it is looked at again.
 const GATHER: Duration = Duration::from_millis(200);
+
+/// How often somebody may be found to have changed the table of masquerading.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Follows the network. The monitor listens in the namespace of the calling thread, which is the node's.
 pub(super) fn spawn(agent: &Agent) -> Result<Option<MonitorStop>, AgentError> {
@@ -53,6 +59,28 @@ pub(super) fn spawn(agent: &Agent) -> Result<Option<MonitorStop>, AgentError> {
         }
     });
     Ok(Some(stop))
+}
+
+/// Keeps the table of masquerading as it was made.
+pub(super) async fn keep_masquerade(agent: Agent) {
+    let Ok(Some(table)) = agent.with(|node| node.network.masquerading.clone()).await else { return };
+    loop {
+        let table = table.clone();
+        // Commands take their time; nobody waits for them here.
+        let look = move || table.lock().unwrap_or_else(PoisonError::into_inner).keep();
+        let Ok(kept) = tokio::task::spawn_blocking(look).await else { return };
+        if kept.as_ref().is_ok_and(|mended| *mended) {
+            tracing::warn!(table = table_name(), "somebody removed or changed it, and it was made again");
+        }
+        if !matches!(kept, Ok(false)) {
+            let noted = move |node: &mut Node| {
+                node.counts.repaired += u64::from(matches!(kept, Ok(true)));
+                node.conditions.note("masquerading", kept.err().map(|error| error.to_string()));
+            };
+            let _ = agent.with(noted).await;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Takes in what happened to devices of endpoints, at once: until then packets to them may go astray. Says whether the
