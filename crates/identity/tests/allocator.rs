@@ -22,8 +22,8 @@ fn config(node: &str) -> AllocatorConfig {
         clusters: MaxConnectedClusters::C255,
         node: node.to_owned(),
         lease_ttl: Duration::from_secs(900),
-        lock_patience: Duration::from_secs(5),
-        timeout: Duration::from_secs(10),
+        lock_patience: Duration::from_secs(30),
+        timeout: Duration::from_secs(60),
         attempts: 16,
         backoff: Backoff::try_new(Duration::from_millis(1), Duration::from_millis(20), 0.5).unwrap(),
         sync_interval: Duration::from_secs(300),
@@ -63,7 +63,7 @@ async fn rows(store: &Arc<dyn Store>, prefix: &str) -> Vec<(String, String)> {
 }
 
 async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..6000 {
         if holds().await {
             return;
         }
@@ -372,7 +372,7 @@ async fn a_release_that_is_made_up_for_later_spares_a_new_use() {
 #[tokio::test]
 async fn a_store_that_hangs_ends_with_the_time_allowed() {
     let (memory, store) = memory();
-    let config = AllocatorConfig { timeout: Duration::from_millis(50), ..config("10.0.0.1") };
+    let config = AllocatorConfig { timeout: Duration::from_secs(3), ..config("10.0.0.1") };
     let node = node_with(&store, config).await;
     memory.inject(Verb::Txn, Fault::Hangs, 100);
     let error = node.allocator.allocate(&labels(WEB), None).await.unwrap_err();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use villus_net::*;
 
-const SOON: Option<Duration> = Some(Duration::from_secs(5));
+const SOON: Option<Duration> = Some(Duration::from_secs(60));
 
 /// Waits for an event that is wanted, past others.
 fn expect(monitor: &mut Monitor, wanted: impl Fn(&NetEvent) -> bool) {

@@ -251,23 +251,25 @@ fn a_source_that_died_leaves_the_table_incomplete() {
 fn concurrent_writers_and_readers_agree() {
     let table: Table<u32, u32> = Table::new("test");
     std::thread::scope(|scope| {
-        for n in 0..4u32 {
-            let table = table.clone();
-            scope.spawn(move || {
-                for i in 0..300 {
-                    table.put(n * 1000 + i % 50, i);
-                    if i % 3 == 0 {
-                        table.delete(&(n * 1000 + (i + 7) % 50));
+        let writers: Vec<_> = (0..4u32)
+            .map(|n| {
+                let table = table.clone();
+                scope.spawn(move || {
+                    for i in 0..300 {
+                        table.put(n * 1000 + i % 50, i);
+                        if i % 3 == 0 {
+                            table.delete(&(n * 1000 + (i + 7) % 50));
+                        }
                     }
-                }
-            });
-        }
+                })
+            })
+            .collect();
         let mut feed = table.changes();
         let mut known = BTreeMap::new();
-        let mut idle = 0;
-        while idle < 3 {
-            if !feed.wait(Duration::from_millis(50)) {
-                idle += 1;
+        loop {
+            let ended = writers.iter().all(|writer| writer.is_finished());
+            if !feed.wait(Duration::from_millis(50)) && ended {
+                break;
             }
             for change in feed.take_up_to(17) {
                 match change.kind {

@@ -440,7 +440,7 @@ impl Node {
         self.finished.store(true, Ordering::Relaxed);
         let residue = Residue::of(&self);
         drop(self);
-        residue.check(Duration::from_secs(10));
+        residue.check(Duration::from_secs(60));
     }
 
     /// Removes one workload in the order of an agent.

@@ -98,8 +98,8 @@ fn a_forgotten_connection_that_the_server_speaks_in_first_opens_nothing_for_the_
         node.allow_all(&s.server);
         let mut open = s.tcp(&s.client.host, v, 80, LONG).unwrap();
         assert_eq!(open.echo(b"before"), Ok(()), "{v:?}");
-        // Until nothing is on its way any more.
-        std::thread::sleep(SHORT);
+        // Until nothing is on its way any more, the last acknowledgement included.
+        std::thread::sleep(Duration::from_secs(1));
         node.flush_flows();
         assert_eq!(open.answer(b"still there?"), Ok(()), "{v:?}: the server's word is lost");
         assert_eq!(open.echo(b"yes"), Ok(()), "{v:?}: the client's word is lost");

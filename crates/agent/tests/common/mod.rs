@@ -15,6 +15,11 @@ use villus_config::{Config, Sources};
 use villus_net::{Netns, NetnsRef};
 use villus_testbed::{run, try_run};
 
+/// How long is waited for what must come: only a failure takes so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long is waited for what must not come.
+pub const SHORT: Duration = Duration::from_secs(1);
+
 /// Tells a process that it is the agent, and its options.
 const AGENT: &str = "VILLUS_TEST_AGENT";
 
@@ -100,7 +105,7 @@ impl TestNode {
     pub fn start(&mut self) -> Duration {
         let begin = Instant::now();
         self.spawn();
-        let limit = begin + Duration::from_secs(20);
+        let limit = begin + PATIENCE;
         loop {
             if let Some(status) = self.agent.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the agent ended: {status}");
@@ -206,10 +211,19 @@ impl Workload {
         IpAddr::V6(self.endpoint.status.networking.addressing[0].ipv6.unwrap())
     }
 
-    /// One echo request and a few seconds at most for its answer.
+    /// Whether an echo request is answered.
     pub fn pings(&self, to: IpAddr) -> bool {
-        let to = to.to_string();
-        self.netns.run(|| try_run("ping", &["-c1", "-W3", &to]).status.success()).unwrap()
+        self.ping(to, PATIENCE)
+    }
+
+    /// Whether an echo request is not answered.
+    pub fn pings_in_vain(&self, to: IpAddr) -> bool {
+        !self.ping(to, SHORT)
+    }
+
+    fn ping(&self, to: IpAddr, patience: Duration) -> bool {
+        let (to, patience) = (to.to_string(), patience.as_secs().to_string());
+        self.netns.run(|| try_run("ping", &["-c1", "-W", &patience, &to]).status.success()).unwrap()
     }
 
     /// Listens on a TCP port and echoes, for ever.
@@ -231,29 +245,46 @@ impl Workload {
     }
 
     pub fn connects(&self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
-        let stream = self
-            .netns
-            .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_secs(2)))
-            .unwrap()?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        Ok(stream)
+        connect(&self.netns, SocketAddr::new(to, port), PATIENCE)
     }
 
-    /// One question and its answer over a new connection.
+    /// Whether a question over a new connection is answered.
     pub fn asks(&self, to: IpAddr, port: u16) -> bool {
         self.connects(to, port).is_ok_and(|mut stream| echoes(&mut stream))
     }
 
+    /// Whether no new connection comes about.
+    pub fn asks_in_vain(&self, to: IpAddr, port: u16) -> bool {
+        connect(&self.netns, SocketAddr::new(to, port), SHORT).is_err()
+    }
+
     pub fn udp(&self, address: IpAddr, port: u16) -> UdpSocket {
         let socket = self.netns.run(|| UdpSocket::bind(SocketAddr::new(address, port))).unwrap().unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
 }
 
-/// One question and its answer over an open connection.
+/// A connection from a namespace, for whose answers is waited as long as for the connection.
+pub fn connect(from: &Netns, to: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
+    let stream = from.run(|| TcpStream::connect_timeout(&to, patience)).unwrap()?;
+    stream.set_read_timeout(Some(patience))?;
+    Ok(stream)
+}
+
+/// Whether a question over an open connection is answered.
 pub fn echoes(stream: &mut TcpStream) -> bool {
+    echoes_within(stream, PATIENCE)
+}
+
+/// Whether a question over an open connection is not answered.
+pub fn echoes_in_vain(stream: &mut TcpStream) -> bool {
+    !echoes_within(stream, SHORT)
+}
+
+fn echoes_within(stream: &mut TcpStream, patience: Duration) -> bool {
     let mut answer = [0; 5];
+    stream.set_read_timeout(Some(patience)).unwrap();
     stream.write_all(b"hello").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"hello"
 }
 

@@ -61,7 +61,7 @@ impl Mirror {
             rows.iter().map(|(k, (v, _))| (k.as_str(), v.as_str())).eq(wanted.iter().copied())
         };
         while !equal(&self.rows) || self.batches.is_empty() {
-            let next = tokio::time::timeout(Duration::from_secs(10), follow.next()).await;
+            let next = tokio::time::timeout(Duration::from_secs(60), follow.next()).await;
             self.apply(&next.unwrap().unwrap());
         }
     }

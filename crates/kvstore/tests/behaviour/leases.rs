@@ -32,8 +32,8 @@ each! {
     }
 
     async fn a_lease_that_nobody_keeps_expires_by_itself(store: Arc<dyn Store>) {
-        let short = store.grant(Duration::from_millis(60), LeasePurpose::Entries).await.unwrap();
-        let kept = store.grant(Duration::from_millis(2500), LeasePurpose::Entries).await.unwrap();
+        let short = store.grant(Duration::from_secs(3), LeasePurpose::Entries).await.unwrap();
+        let kept = store.grant(Duration::from_secs(6), LeasePurpose::Entries).await.unwrap();
         let from = store.update("a", bytes("1"), Some(short)).await.unwrap() + 1;
         store.update("b", bytes("1"), Some(kept)).await.unwrap();
         let mut watch = store.watch("a", from).await.unwrap();
@@ -47,7 +47,7 @@ each! {
             gone = next(&mut watch) => assert_eq!(gone, ["-a"]),
             () = keep => {}
         }
-        for _ in 0..10 {
+        for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(300)).await;
             store.keep_alive(kept).await.unwrap();
         }

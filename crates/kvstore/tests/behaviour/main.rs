@@ -50,7 +50,7 @@ macro_rules! each {
                 eprintln!("against {}", bench.kind);
                 let $store = Arc::clone(&bench.store);
                 let case = async move { $body };
-                tokio::time::timeout(std::time::Duration::from_secs(20), case).await.unwrap();
+                tokio::time::timeout(std::time::Duration::from_secs(120), case).await.unwrap();
             }
         }
     )+ };

@@ -254,7 +254,7 @@ impl Case<'_> {
         let before = node.tally();
         let listen = SocketAddr::new(self.listen, port);
         let opened =
-            SctpAssociation::open(self.from.0, self.to.0, listen, self.target(port), Duration::from_secs(10));
+            SctpAssociation::open(self.from.0, self.to.0, listen, self.target(port), Duration::from_secs(60));
         let mut association = opened.unwrap_or_else(|e| panic!("{}: SCTP {e:?}", self.name));
         for size in [1, 100, 5_000] {
             assert_eq!(association.echo(&vec![7; size]), Ok(()), "{}: SCTP of {size} bytes", self.name);
