@@ -109,7 +109,7 @@ impl Node {
         let transport = match (flow.proto, flow.port) {
             (6, dport) => Transport::Tcp { sport: other_port, dport, flags: 2, options: Vec::new() },
             (17, dport) => Transport::Udp { sport: other_port, dport },
-            (132, dport) => Transport::Sctp { sport: other_port, dport },
+            (132, dport) => Transport::Sctp { sport: other_port, dport, tag: 0 },
             (1, 8) if !v6 => Transport::Icmp { kind: 8, code: 0, rest: [(n >> 8) as u8, n as u8, 0, 1] },
             (58, 128) if v6 => Transport::Icmp { kind: 128, code: 0, rest: [(n >> 8) as u8, n as u8, 0, 1] },
             _ => return None,
