@@ -1,8 +1,13 @@
 //! Garbage collection of numbers that no node uses any more.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
-use villus_kvstore::{Compare, Entry, Locks, Op, Store, StoreError, Txn, keys};
+use villus_kvstore::{Compare, Entry, Header, Locks, Op, PAGE, Store, StoreError, Txn, keys};
 
 use crate::allocator::{lock_name, slave_prefix};
 
@@ -13,8 +18,21 @@ pub struct Gc {
     locks: Locks,
     range: RangeInclusive<u32>,
     patience: Duration,
+    /// Conditions that every deletion carries.
+    fence: Vec<Compare>,
     /// Keys found unused by the last pass, with their revisions.
-    unused: BTreeMap<String, u64>,
+    unused: BTreeMap<Arc<str>, u64>,
+    /// Keys that two passes found unused and that are not deleted yet.
+    due: VecDeque<Unused>,
+    /// The store of the last pass.
+    last: Option<Header>,
+}
+
+/// A master key that nobody uses.
+struct Unused {
+    master: Entry,
+    labels: String,
+    number: u32,
 }
 
 /// What a pass found.
@@ -28,7 +46,7 @@ pub struct GcReport {
     pub deleted: u64,
     /// Numbers outside the range, or that can't be read.
     pub skipped: u64,
-    /// Unused numbers that have to wait for the next pass, since this one deleted enough.
+    /// Numbers that would go too, had not enough been deleted: see [`Gc::rest`].
     pub deferred: u64,
 }
 
@@ -38,41 +56,114 @@ impl Gc {
     /// A collector of the numbers in `range`; it waits `patience` for the lock of a label set.
     pub fn new(store: Arc<dyn Store>, range: RangeInclusive<u32>, patience: Duration) -> Self {
         let locks = Locks::new(Arc::clone(&store));
-        Self { store, locks, range, patience, unused: BTreeMap::new() }
+        let (fence, unused, due) = (Vec::new(), BTreeMap::new(), VecDeque::new());
+        Self { store, locks, range, patience, fence, unused, due, last: None }
     }
 
-    /// One pass, which deletes at most `limit` keys.
+    /// Deletes only while this holds.
+    #[must_use]
+    pub fn fenced(mut self, condition: Compare) -> Self {
+        self.fence.push(condition);
+        self
+    }
+
+    /// Forgets what earlier passes found: two more are needed before anything is deleted.
+    pub fn forget(&mut self) {
+        self.unused.clear();
+        self.due.clear();
+    }
+
+    /// One pass, which deletes at most `limit` keys. A store that went back in time, or is another one, begins anew.
     ///
     /// # Errors
-    /// When the store is not there. What was found so far is kept only from the last complete pass.
+    /// When the store is not there. What was found so far is kept only from the last complete look.
     pub async fn pass(&mut self, limit: u64) -> Result<GcReport, StoreError> {
-        let mut report = GcReport::default();
-        let mut unused = BTreeMap::new();
-        let masters = self.store.list_prefix(&format!("{}/", keys::IDENTITY_IDS)).await?;
-        for master in &masters.entries {
-            let number = master.key.rsplit_once('/').and_then(|(_, text)| text.parse().ok());
-            let (Some(number), Some(text)) = (number.filter(|n| self.range.contains(n)), master.text())
-            else {
-                report.skipped += 1;
-                continue;
-            };
-            if self.is_used(text, number).await? {
-                report.used += 1;
-                continue;
-            }
-            let stale = self.unused.get(&*master.key) == Some(&master.mod_revision);
-            if !stale {
-                report.marked += 1;
-            } else if report.deleted >= limit {
-                report.deferred += 1;
-            } else if self.delete(master, text, number).await? {
-                report.deleted += 1;
-                continue;
-            }
-            unused.insert(master.key.to_string(), master.mod_revision);
+        self.due.clear();
+        let (mut report, unused, header) = self.look().await?;
+        if self.last.is_some_and(|last| last.cluster != header.cluster || last.revision > header.revision) {
+            self.unused.clear();
         }
-        self.unused = unused;
+        self.last = Some(header);
+        let before = std::mem::take(&mut self.unused);
+        for found in unused {
+            let revision = found.master.mod_revision;
+            self.unused.insert(Arc::clone(&found.master.key), revision);
+            if before.get(&found.master.key) == Some(&revision) {
+                self.due.push_back(found);
+            } else {
+                report.marked += 1;
+            }
+        }
+        let rest = self.rest(limit).await?;
+        (report.deleted, report.deferred) = (rest.deleted, rest.deferred);
         Ok(report)
+    }
+
+    /// Deletes at most `limit` of the keys that the last pass left to do.
+    ///
+    /// # Errors
+    /// When the store is not there. The next pass finds again what is left.
+    pub async fn rest(&mut self, limit: u64) -> Result<GcReport, StoreError> {
+        let mut report = GcReport::default();
+        while report.deleted < limit
+            && let Some(due) = self.due.pop_front()
+        {
+            if self.delete(&due).await? {
+                self.unused.remove(&due.master.key);
+                report.deleted += 1;
+            }
+        }
+        report.deferred = self.due.len() as u64;
+        Ok(report)
+    }
+
+    /// Which numbers are unused. Slave keys are read after master keys, and page by page: there are many more.
+    async fn look(&self) -> Result<(GcReport, Vec<Unused>, Header), StoreError> {
+        let mut report = GcReport::default();
+        let masters = self.store.list_prefix(&format!("{}/", keys::IDENTITY_IDS)).await?;
+        let mut found: HashMap<u32, (Entry, String)> = HashMap::new();
+        for master in masters.entries {
+            let number = master.key.rsplit_once('/').and_then(|(_, text)| text.parse().ok());
+            let number = number.filter(|n| self.range.contains(n));
+            match (number, master.text().map(str::to_owned)) {
+                (Some(number), Some(labels)) => drop(found.insert(number, (master, labels))),
+                _ => report.skipped += 1,
+            }
+        }
+        let used = self.used(&found).await?;
+        report.used = used.len() as u64;
+        let mut unused: Vec<Unused> = found
+            .into_iter()
+            .filter(|(number, _)| !used.contains(number))
+            .map(|(number, (master, labels))| Unused { master, labels, number })
+            .collect();
+        unused.sort_unstable_by_key(|unused| unused.number);
+        Ok((report, unused, masters.header))
+    }
+
+    async fn used(&self, found: &HashMap<u32, (Entry, String)>) -> Result<HashSet<u32>, StoreError> {
+        let mut used = HashSet::new();
+        if found.is_empty() {
+            return Ok(used);
+        }
+        let prefix = format!("{}/", keys::IDENTITY_VALUES);
+        let mut page = self.store.list_page(&prefix, None, PAGE, 0).await?;
+        let revision = page.header.revision;
+        loop {
+            for slave in &page.entries {
+                // From the last `/` backwards: label strings may hold some.
+                let labels = slave.key.strip_prefix(&prefix).and_then(|rest| rest.rsplit_once('/'));
+                let number = slave.text().and_then(|text| text.parse::<u32>().ok());
+                if let (Some((labels, _)), Some(number)) = (labels, number)
+                    && found.get(&number).is_some_and(|(_, of)| of == labels)
+                {
+                    used.insert(number);
+                }
+            }
+            let Some(last) = page.entries.last().filter(|_| page.more) else { return Ok(used) };
+            let after = Arc::clone(&last.key);
+            page = self.store.list_page(&prefix, Some(&after), PAGE, revision).await?;
+        }
     }
 
     async fn is_used(&self, text: &str, number: u32) -> Result<bool, StoreError> {
@@ -87,18 +178,20 @@ impl Gc {
     }
 
     /// Deletes a master key, if under the lock nobody uses it.
-    async fn delete(&self, master: &Entry, text: &str, number: u32) -> Result<bool, StoreError> {
-        let lock = match self.locks.acquire(&lock_name(text), self.patience).await {
+    async fn delete(&self, due: &Unused) -> Result<bool, StoreError> {
+        let lock = match self.locks.acquire(&lock_name(&due.labels), self.patience).await {
             // Whoever holds it is about to use it.
             Err(StoreError::LockTimeout { .. }) => return Ok(false),
             lock => lock?,
         };
         let deleted = async {
-            if self.is_used(text, number).await? {
+            if self.is_used(&due.labels, due.number).await? {
                 return Ok(false);
             }
-            let same = Compare::ModRevision(master.key.to_string(), master.mod_revision);
-            let txn = Txn::new().when(lock.held()).when(same).then(Op::Delete(master.key.to_string()));
+            let key = due.master.key.to_string();
+            let same = Compare::ModRevision(key.clone(), due.master.mod_revision);
+            let fenced = self.fence.iter().fold(Txn::new(), |txn, condition| txn.when(condition.clone()));
+            let txn = fenced.when(lock.held()).when(same).then(Op::Delete(key));
             Ok(self.store.txn(txn).await?.held)
         };
         let outcome = deleted.await;

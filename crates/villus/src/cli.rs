@@ -5,8 +5,8 @@ use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 use crate::{
     bpf::BpfCommand, cleanup::CleanupArgs, config::ConfigArgs, emergency::EmergencyCommand,
     endpoint::EndpointCommand, identity::IdentityCommand, ip::IpCommand, kvstore::KvstoreCommand,
-    map::MapCommand, monitor::MonitorArgs, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs,
-    status::StatusArgs, version::VersionArgs, why::WhyArgs,
+    map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs, policy::PolicyCommand,
+    shell::CompletionArgs, shell::ManArgs, status::StatusArgs, version::VersionArgs, why::WhyArgs,
 };
 
 /// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.
@@ -28,6 +28,8 @@ pub enum Command {
         after_help = "Example:\n  sudo villus agent --config-dir /etc/villus/config --enable-ipv6=false"
     )]
     Agent(AgentArgs),
+    /// Run what one process does for a whole cluster, or show how it is.
+    Operator(OperatorArgs),
     /// Show how the agent is.
     Status(StatusArgs),
     /// Show and change the agent's configuration, check a directory of options.
@@ -76,7 +78,7 @@ pub struct AgentArgs {}
 
 /// Headings of the help and the commands below them.
 pub const GROUPS: [(&str, &[&str]); 5] = [
-    ("Run", &["agent", "status", "config", "version"]),
+    ("Run", &["agent", "operator", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "bpf", "map"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),

@@ -21,6 +21,7 @@ mod kernel;
 mod kvstore;
 mod map;
 mod monitor;
+mod operator;
 mod out;
 mod policy;
 mod ports;
@@ -61,6 +62,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
     let host = Host::new(cli.host);
     match cli.command {
         Command::Agent(_) => agent::run(matches.subcommand_matches("agent")),
+        Command::Operator(args) => operator::run(&host, args),
         Command::Status(args) => status::run(&host, &args),
         Command::Config(args) => config::run(&host, args),
         Command::Endpoint(command) => endpoint::run(&host, command),

@@ -78,6 +78,7 @@ fn every_command_explains_itself() {
         "map get",
         "monitor",
         "why",
+        "operator status",
         "kvstore get",
         "kvstore set",
         "kvstore delete",

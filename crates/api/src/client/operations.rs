@@ -11,10 +11,10 @@ use crate::{
         BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
         EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointHealth, EndpointLogEntry,
         EndpointPatch, Hold, HoldRequest, Identity, IdentityEndpoints, IpListEntry, IpQuery, LabelQuery,
-        MetricValue, MonitorQuery, ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport,
-        PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit,
-        SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusQuery, StatusResponse, VerifyReport,
-        VerifyRequest, WhyReply, WhyRequest,
+        MetricValue, MonitorQuery, ObservedFlows, OperatorStatus, Policy, PolicyChange, PolicyDelete,
+        PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
+        SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusQuery, StatusResponse,
+        VerifyReport, VerifyRequest, WhyReply, WhyRequest,
     },
 };
 
@@ -220,5 +220,10 @@ impl Client {
     pub fn release(&self, id: &EndpointRef) -> Result<()> {
         self.call::<serde::de::IgnoredAny>(Call::new("DELETE", &["villus", "hold", &id.to_string()]))
             .map(drop)
+    }
+
+    /// How an operator is; the socket is the operator's own.
+    pub fn operator(&self) -> Result<OperatorStatus> {
+        self.call(Call::new("GET", &["operator"]))
     }
 }

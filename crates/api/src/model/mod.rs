@@ -10,6 +10,7 @@ mod identity;
 mod mac;
 mod maps;
 mod monitor;
+mod operator;
 mod policy;
 mod request;
 mod status;
@@ -27,6 +28,7 @@ pub use identity::{Identity, IdentityEndpoints, IpListEntry, IpMetadata, IpQuery
 pub use mac::{Mac, MacError};
 pub use maps::{BpfMap, BpfMapEntry, BpfMapList, MetricValue};
 pub use monitor::MonitorQuery;
+pub use operator::{OperatorCollection, OperatorStatus};
 pub use policy::{
     Impact, ObservedFlows, Part, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyProblem,
     PolicyQuery, PolicySummary, PolicyText, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest,

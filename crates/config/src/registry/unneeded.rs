@@ -181,6 +181,15 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "an option of `villus operator`, which reads it here too",
+        &[
+            "identity-gc-interval",
+            "identity-gc-rate-interval",
+            "identity-gc-rate-limit",
+            "operator-prometheus-serve-addr",
+        ],
+    ),
+    (
         "an option of Cilium's operator, not of an agent",
         &[
             "auto-create-cilium-pod-ip-pools",
@@ -207,9 +216,6 @@ const TABLE: &[(&str, &[&str])] = &[
             "gateway-api-service-externaltrafficpolicy",
             "gateway-api-use-remote-address",
             "gateway-api-xff-num-trusted-hops",
-            "identity-gc-interval",
-            "identity-gc-rate-interval",
-            "identity-gc-rate-limit",
             "identity-heartbeat-timeout",
             "identity-management-mode",
             "ingress-default-lb-mode",
@@ -239,7 +245,6 @@ const TABLE: &[(&str, &[&str])] = &[
             "operator-pprof-address",
             "operator-pprof-port",
             "operator-prometheus-enable-tls",
-            "operator-prometheus-serve-addr",
             "operator-prometheus-tls-cert-file",
             "operator-prometheus-tls-client-ca-files",
             "operator-prometheus-tls-key-file",

@@ -59,7 +59,7 @@ pub fn run(host: &Host, args: &DeleteArgs) -> Result<(), Failure> {
 fn in_use(shared: &Shared, entries: &[Entry]) -> Result<Vec<String>, Failure> {
     let mut notes = Vec::new();
     for entry in entries {
-        let meaning = check_entry(&entry.key, &entry.value, shared.clusters);
+        let meaning = check_entry(&entry.key, &entry.value, shared.clusters());
         let Ok(Meaning::Identity(number, labels)) = meaning else { continue };
         let nodes = shared.wait(users(&*shared.store, number, &labels.to_kvstore()))?;
         if nodes > 0 {

@@ -13,7 +13,7 @@ mod undo;
 
 use clap::{Args, Subcommand};
 
-pub use open::StoreArgs;
+pub use open::{Shared, StoreArgs};
 
 use crate::{connect::Host, failure::Failure, out::OutputArgs};
 

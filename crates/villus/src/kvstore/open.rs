@@ -1,8 +1,9 @@
 //! Which store: from the command line, the environment, the agent's directory or file, or the agent itself.
 
-use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, future::Future, ops::RangeInclusive, path::PathBuf, sync::Arc};
 
 use clap::Args;
+use serde_json::Value as Json;
 use tokio::runtime::Runtime;
 use villus_config::{Config, Report, Severity, Sources, Value};
 use villus_kvstore::{Etcd, EtcdOptions, Store, StoreError};
@@ -10,8 +11,18 @@ use villus_labels::MaxConnectedClusters;
 
 use crate::{connect::Host, failure::Failure};
 
-/// Options of the store; all others of a directory or file are not looked at.
-const WANTED: [&str; 4] = ["kvstore", "kvstore-opt", "cluster-id", "max-connected-clusters"];
+/// Options that count; all others of a directory or file are not looked at.
+const WANTED: [&str; 9] = [
+    "kvstore",
+    "kvstore-opt",
+    "cluster-id",
+    "cluster-name",
+    "max-connected-clusters",
+    "identity-gc-interval",
+    "identity-gc-rate-interval",
+    "identity-gc-rate-limit",
+    "operator-prometheus-serve-addr",
+];
 
 /// The store, as the agent is told about it. Without any of these the agent of this node is asked.
 #[derive(Args, Clone, Debug, Default)]
@@ -36,18 +47,16 @@ pub struct Shared {
     pub store: Arc<dyn Store>,
     /// Its members, for the journal.
     pub endpoints: String,
-    /// The id of this node's cluster, where it is known.
-    pub cluster_id: Option<u32>,
-    /// How many clusters share the numbers of identities.
-    pub clusters: MaxConnectedClusters,
+    settings: Settings,
 }
+
+/// Options that somebody set, as text.
+type Settings = BTreeMap<String, String>;
 
 /// What the options say.
 struct Wanted {
-    kind: String,
     options: BTreeMap<String, String>,
-    cluster_id: Option<u32>,
-    clusters: MaxConnectedClusters,
+    settings: Settings,
 }
 
 // === impl StoreArgs ===
@@ -55,29 +64,29 @@ struct Wanted {
 impl StoreArgs {
     /// The store; nothing is asked yet.
     pub fn open(&self, host: &Host) -> Result<Shared, Failure> {
-        let wanted = self.wanted(host)?;
+        self.open_with(host, &[])
+    }
+
+    /// The store, with flags of the command's own.
+    pub fn open_with(&self, host: &Host, flags: &[(&str, &str)]) -> Result<Shared, Failure> {
+        let Wanted { options, settings } = self.wanted(host, flags)?;
         let missing = "name it with --kvstore-opt etcd.address=URL or etcd.config=FILE, or give the agent's --config-dir";
-        if wanted.options.is_empty() {
+        if options.is_empty() {
             return Err(Failure::new("no shared store is configured: this node keeps its own").fix(missing));
         }
-        if wanted.kind != "etcd" {
-            return Err(
-                Failure::usage(format!("kvstore={} is no shared store", wanted.kind)).fix("write etcd")
-            );
-        }
-        let options = EtcdOptions::read(&wanted.options).map_err(|error| Failure::new(error).fix(missing))?;
+        let options = EtcdOptions::read(&options).map_err(|error| Failure::new(error).fix(missing))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::new(format!("no runtime: {error}")))?;
         let endpoints = options.endpoints.join(",");
         let store = Etcd::new(options).map_err(|error| Failure::new(error).fix(missing))?;
-        let (cluster_id, clusters) = (wanted.cluster_id, wanted.clusters);
-        Ok(Shared { runtime, store: Arc::new(store), endpoints, cluster_id, clusters })
+        Ok(Shared { runtime, store: Arc::new(store), endpoints, settings })
     }
 
-    fn wanted(&self, host: &Host) -> Result<Wanted, Failure> {
-        let report = Config::check(self.sources());
+    fn wanted(&self, host: &Host, flags: &[(&str, &str)]) -> Result<Wanted, Failure> {
+        let sources = flags.iter().fold(self.sources(), |sources, (name, text)| sources.flag(name, text));
+        let report = Config::check(sources);
         let at_fault = |finding: &&villus_config::Finding| {
             finding.severity == Severity::Error
                 && (WANTED.contains(&finding.option.as_str()) || finding.option.starts_with("config"))
@@ -111,44 +120,62 @@ impl StoreArgs {
 
 impl Wanted {
     fn of(report: &Report) -> Self {
-        let value =
-            |name: &str| report.settings.iter().find(|setting| setting.name == name).map(|s| &s.value);
-        let text = |name: &str| value(name).map(ToString::to_string);
-        let options = match value("kvstore-opt") {
-            Some(Value::Map(options)) => options.clone(),
-            _ => BTreeMap::new(),
-        };
-        Self {
-            // Who names members of etcd means etcd.
-            kind: text("kvstore").filter(|kind| !kind.is_empty()).unwrap_or_else(|| "etcd".to_owned()),
-            options,
-            cluster_id: text("cluster-id").and_then(|text| text.parse().ok()),
-            clusters: clusters(text("max-connected-clusters").as_deref()),
-        }
+        let set = report.settings.iter().filter(|setting| WANTED.contains(&setting.name));
+        let settings: Settings =
+            set.clone().map(|setting| (setting.name.to_owned(), setting.value.to_string())).collect();
+        // Who names members of etcd means etcd, whatever `kvstore` leaves out.
+        let options =
+            set.filter(|setting| setting.name == "kvstore-opt").find_map(|setting| match &setting.value {
+                Value::Map(options) => Some(options.clone()),
+                _ => None,
+            });
+        Self { options: options.unwrap_or_default(), settings }
     }
 
     /// Takes what the agent of this node was told, if it answers.
     fn ask(&mut self, host: &Host) {
         let Some(config) = host.brief_client().and_then(|client| client.config().ok()) else { return };
-        let options = config.status.options;
-        if let Some(found) = options.get("kvstore-opt").and_then(|value| value.as_object()) {
-            let pair =
-                |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
-            self.options = found.iter().filter_map(pair).collect();
+        for (name, value) in
+            config.status.options.into_iter().filter(|(name, _)| WANTED.contains(&name.as_str()))
+        {
+            match value {
+                Json::Object(found) if name == "kvstore-opt" => {
+                    let pair = |(key, value): (String, Json)| Some((key, value.as_str()?.to_owned()));
+                    self.options = found.into_iter().filter_map(pair).collect();
+                }
+                Json::String(text) => drop(self.settings.entry(name).or_insert(text)),
+                other => drop(self.settings.entry(name).or_insert(other.to_string())),
+            }
         }
-        let id = options.get("cluster-id").and_then(serde_json::Value::as_u64);
-        self.cluster_id = id.and_then(|id| u32::try_from(id).ok());
-        self.clusters = clusters(options.get("max-connected-clusters").and_then(serde_json::Value::as_str));
     }
-}
-
-fn clusters(text: Option<&str>) -> MaxConnectedClusters {
-    if text == Some("511") { MaxConnectedClusters::C511 } else { MaxConnectedClusters::C255 }
 }
 
 // === impl Shared ===
 
 impl Shared {
+    /// The text of an option that somebody set.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.get(name).map(String::as_str)
+    }
+
+    /// The id of this node's cluster, where somebody said it.
+    pub fn cluster_id(&self) -> Option<u32> {
+        self.setting("cluster-id").and_then(|text| text.parse().ok())
+    }
+
+    /// How many clusters share the numbers of identities.
+    pub fn clusters(&self) -> MaxConnectedClusters {
+        match self.setting("max-connected-clusters") {
+            Some("511") => MaxConnectedClusters::C511,
+            _ => MaxConnectedClusters::C255,
+        }
+    }
+
+    /// The numbers that the cluster allocates.
+    pub fn range(&self) -> Result<RangeInclusive<u32>, Failure> {
+        self.clusters().range(self.cluster_id().unwrap_or_default()).map_err(Failure::usage)
+    }
+
     /// Waits for something of the store.
     pub fn wait<T>(&self, what: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failure> {
         self.runtime.block_on(what).map_err(|error| self.failed(&error))

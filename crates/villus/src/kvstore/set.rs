@@ -45,7 +45,7 @@ pub fn run(host: &Host, args: &SetArgs) -> Result<(), Failure> {
         return Err(Failure::new(format!("{key}: policies for all nodes have versions"))
             .fix("use villus policy apply --cluster, or --force"));
     }
-    match check_entry(&key, &value, shared.clusters) {
+    match check_entry(&key, &value, shared.clusters()) {
         Ok(meaning) => {
             notes.extend(elsewhere(&shared, &meaning));
             notes.extend(shared.wait(beside(&*shared.store, &meaning))?);
@@ -70,7 +70,7 @@ pub fn run(host: &Host, args: &SetArgs) -> Result<(), Failure> {
 /// A number of another cluster's range is known to all, and collected by that cluster's operator alone.
 fn elsewhere(shared: &Shared, meaning: &Meaning) -> Option<String> {
     let (Meaning::Identity(number, _) | Meaning::Use(number, _)) = meaning else { return None };
-    let (ours, theirs) = (shared.cluster_id?, number.cluster_id(shared.clusters)?);
+    let (ours, theirs) = (shared.cluster_id()?, number.cluster_id(shared.clusters())?);
     (ours != theirs)
         .then(|| format!("identity {number} lies in the range of cluster {theirs}, not of this one ({ours})"))
 }
