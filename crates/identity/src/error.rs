@@ -1,6 +1,6 @@
 //! What can go wrong, for each part of the crate.
 
-use std::{io, net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -57,18 +57,6 @@ pub enum LocalError {
         /// Numbers taken.
         used: usize,
     },
-}
-
-/// Why a file of state could not be read or written.
-#[derive(Debug, Error)]
-#[error("{path:?}: {what}: {source}")]
-pub struct FileError {
-    /// The file.
-    pub path: PathBuf,
-    /// What was tried.
-    pub what: &'static str,
-    /// What the system said.
-    pub source: io::Error,
 }
 
 /// Why an address was not handed out.

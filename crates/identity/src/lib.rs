@@ -11,7 +11,6 @@
 mod allocator;
 mod entry;
 mod error;
-mod file;
 mod gc;
 mod identities;
 mod ipcache;
@@ -22,8 +21,7 @@ mod reserved;
 
 pub use allocator::{Allocator, AllocatorConfig, Usage};
 pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
-pub use error::{AllocateError, FileError, LocalError, PoolError};
-pub use file::write_atomic;
+pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};
 pub use identities::{Identities, new_identities};
 pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_kernel};

@@ -10,13 +10,10 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use villus_durable::{FileError, set_aside, write_atomic};
 use villus_labels::{NumericIdentity, cidr_labels};
 
-use crate::{
-    error::{FileError, LocalError},
-    file::{set_aside, write_atomic},
-    identities::Identities,
-};
+use crate::{error::LocalError, identities::Identities};
 
 /// What [`Checkpoint::version`] says.
 const VERSION: u32 = 1;

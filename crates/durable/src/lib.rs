@@ -1,4 +1,8 @@
 //! Files of state that are whole or not there.
+//!
+//! The crate knows how a file is replaced so that a crash leaves the old content or the new, and how one that cannot
+//! be understood is kept for who wants to look at it. It refuses to know what files hold.
+#![forbid(unsafe_code)]
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,7 +12,19 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::error::FileError;
+use thiserror::Error;
+
+/// Why a file of state could not be read or written.
+#[derive(Debug, Error)]
+#[error("{path:?}: {what}: {source}")]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What was tried.
+    pub what: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
 
 /// Replaces a file (mode 0600) so that after a crash at any time, a power cut included, either the old or the
 /// new content is there.
@@ -16,9 +32,17 @@ use crate::error::FileError;
 /// # Errors
 /// When the file system refuses; the old content is then still there.
 pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    write_atomic_as(path, content, 0o600)
+}
+
+/// [`write_atomic`] with another mode than 0600.
+///
+/// # Errors
+/// When the file system refuses; the old content is then still there.
+pub fn write_atomic_as(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     let failed = |what| move |source| FileError { path: path.to_owned(), what, source };
     let temporary = sibling(path, &format!(".tmp-{}", std::process::id()));
-    let written = write_synced(&temporary, content).map_err(failed("can't be written"));
+    let written = write_synced(&temporary, content, mode).map_err(failed("can't be written"));
     let renamed = written
         .and_then(|()| fs::rename(&temporary, path).map_err(failed("can't be replaced")))
         .and_then(|()| sync_directory(path).map_err(failed("can't be made durable")));
@@ -30,7 +54,10 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FileError> {
 }
 
 /// Moves an unreadable file to `<file>.damaged-<unix seconds>` and says where it is.
-pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
+///
+/// # Errors
+/// When the file system refuses.
+pub fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
     let secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let aside = sibling(path, &format!(".damaged-{secs}"));
     fs::rename(path, &aside).map_err(|source| FileError {
@@ -41,8 +68,8 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
     Ok(aside)
 }
 
-fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
