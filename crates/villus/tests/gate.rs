@@ -1,0 +1,195 @@
+//! The start gate as a program: the hook, the entrypoint, the operator's commands, and the unit that is shipped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use common::{Said, command, said, villus};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A node of a cluster of ten: a window of 52 s.
+struct Node(TempDir);
+
+impl Node {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn lib(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = command(args);
+        command.env("VILLUS_LIB_DIR", self.0.path());
+        command
+    }
+
+    fn gate(&self, args: &[&str]) -> Said {
+        said(&self.command(&[&["gate"], args].concat()).output().unwrap())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.gate(&[args, &["-o", "json"]].concat()).ok()).unwrap()
+    }
+
+    /// A gate that waits for its turn; returns once it says so.
+    fn waiting(&self, args: &[&str]) -> Waiting {
+        let mut command = self.command(&[&["gate", "--cluster-size=10"], args].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        errors.read_line(&mut line).unwrap();
+        assert!(line.contains("waiting"), "{line}");
+        Waiting { child, _errors: errors }
+    }
+}
+
+struct Waiting {
+    child: Child,
+    /// Open, so that complaining goes on.
+    _errors: BufReader<std::process::ChildStderr>,
+}
+
+impl Waiting {
+    fn output(self) -> Said {
+        said(&self.child.wait_with_output().unwrap())
+    }
+}
+
+#[test]
+fn the_first_start_is_let_through_and_the_next_waits_for_its_turn() {
+    let node = Node::new();
+    let first = node.json(&["--cluster-size=5000", "--dry-run"]);
+    assert_eq!(
+        (&first["outcome"], &first["reason"], &first["window"]),
+        (&"start".into(), &"new".into(), &3600.0.into())
+    );
+    assert!(!Path::new(node.lib()).join("gate.json").exists(), "a dry run notes nothing");
+    assert_eq!(node.json(&["--cluster-size=5000"])["reason"], "new");
+    let next = node.json(&["--cluster-size=5000", "--dry-run"]);
+    assert_eq!(next["outcome"], "wait");
+    // It started just now: it rests for a window and waits for its turn in the next.
+    let wait = next["wait"].as_f64().unwrap();
+    assert!((3000.0..=7200.0).contains(&wait), "{wait}");
+    let status = node.json(&["status", "--cluster-size=5000"]);
+    assert!(status["state"]["started"]["unix_ms"].as_u64().unwrap() > 0, "{status}");
+    assert_eq!((&status["nodes"], &status["source"]), (&5000.into(), &"option".into()));
+}
+
+#[test]
+fn a_short_window_is_really_waited_for_and_the_command_then_runs() {
+    let node = Node::new();
+    node.gate(&["--window=200ms"]).ok();
+    let said = node.gate(&["--window=200ms", "--", "sh", "-c", "echo in its place: $VILLUS_LIB_DIR"]);
+    assert!(said.err.contains("waiting"), "{said:?}");
+    let out = said.ok();
+    assert!(
+        out.starts_with("villus gate: start: its turn has come")
+            && out.ends_with(&format!("in its place: {}\n", node.lib())),
+        "{out}"
+    );
+}
+
+#[test]
+fn who_waits_takes_a_grant() {
+    let node = Node::new();
+    node.gate(&[]).ok();
+    let waiting = node.waiting(&["-o", "json"]);
+    let turn = node.json(&["status", "--cluster-size=10"])["wait"].as_f64().unwrap();
+    assert!(turn > 1.0, "{turn}");
+    assert!(node.gate(&["grant", "--dry-run"]).ok().contains("would be"));
+    assert_eq!(node.json(&["status"])["state"]["grant"], Value::Null);
+    node.gate(&["grant", "--for=10m"]).ok();
+    let passed: Value = serde_json::from_str(&waiting.output().ok()).unwrap();
+    assert_eq!(passed["reason"], "granted");
+    assert_eq!(node.json(&["--cluster-size=10", "--dry-run"])["outcome"], "wait");
+}
+
+#[test]
+fn an_open_gate_lets_everybody_through_until_it_is_closed() {
+    let node = Node::new();
+    node.gate(&[]).ok();
+    let waiting = node.waiting(&[]);
+    node.gate(&["bypass"]).ok();
+    assert!(waiting.output().ok().contains("the gate stands open"));
+    assert!(node.gate(&["status"]).ok().contains("Bypass"));
+    assert_eq!(node.json(&[])["reason"], "bypassed");
+    node.gate(&["bypass", "--off"]).ok();
+    assert_eq!(node.json(&["--dry-run"])["outcome"], "wait");
+}
+
+#[test]
+fn a_waiter_that_is_stopped_keeps_its_turn() {
+    let node = Node::new();
+    node.gate(&[]).ok();
+    let waiting = node.waiting(&[]);
+    let drawn = node.json(&["status"])["state"]["ticket"].clone();
+    Command::new("kill").arg(waiting.child.id().to_string()).status().unwrap();
+    assert!(waiting.output().code == 1);
+    let again = node.waiting(&[]);
+    assert_eq!(node.json(&["status"])["state"]["ticket"], drawn);
+    node.gate(&["grant"]).ok();
+    again.output().ok();
+}
+
+#[test]
+fn the_size_is_that_on_disk_and_a_damaged_state_is_put_aside() {
+    let node = Node::new();
+    std::fs::write(node.0.path().join("cluster-size.json"), r#"{"nodes":5000}"#).unwrap();
+    assert_eq!(node.json(&["--dry-run"])["window"], 3600.0);
+    std::fs::write(node.0.path().join("cluster-size.json"), "{").unwrap();
+    let said = node.gate(&["--dry-run"]);
+    assert!(said.err.contains("cluster-size.json") && said.err.contains("1000 are assumed"), "{said:?}");
+    std::fs::write(node.0.path().join("gate.json"), "{\"format\":").unwrap();
+    assert!(node.gate(&["status"]).ok().contains("Damaged"));
+    let said = node.gate(&["--window=50ms"]);
+    assert!(said.err.contains("put aside") && said.err.contains("gate.json.damaged-"), "{said:?}");
+    assert_eq!(said.code, 0);
+}
+
+#[test]
+fn where_nothing_can_be_written_the_start_is_spread_all_the_same() {
+    let node = Node::new();
+    let file = node.0.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let said = node.gate(&["--window=50ms", "--lib-dir", file.to_str().unwrap()]);
+    assert!(said.err.contains("the next will not know of it"), "{said:?}");
+    assert!(said.ok().contains("its turn has come"));
+}
+
+#[test]
+fn wrong_lines_are_refused() {
+    for (args, part) in [
+        (&["gate", "--cluster-size=0"][..], "cluster-size"),
+        (&["gate", "--window=0s"], "longer than nothing"),
+        (&["gate", "grant", "--for=soon"], "not a duration"),
+        (&["gate", "bypass", "--off", "--for=1h"], "--for"),
+    ] {
+        assert!(villus(args).fails(2).contains(part), "{args:?}");
+    }
+    let node = Node::new();
+    assert!(node.gate(&["--", "/nonexistent/program"]).fails(1).contains("/nonexistent/program"));
+}
+
+#[test]
+fn systemd_takes_the_unit_that_is_shipped() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd/villus-agent.service");
+    let text = std::fs::read_to_string(&unit).unwrap();
+    assert!(
+        text.contains("TimeoutStartSec=infinity") && text.contains("ExecStartPre=/usr/bin/villus gate\n")
+    );
+    // Where the program is not installed, the one of this test stands for it.
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("villus-agent.service");
+    std::fs::write(&copy, text.replace("/usr/bin/villus", env!("CARGO_BIN_EXE_villus"))).unwrap();
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&copy).output();
+    let said = said(&verified.expect("systemd-analyze (package systemd)"));
+    assert!(said.code == 0 && !said.err.contains("villus-agent.service"), "{said:?}");
+}
