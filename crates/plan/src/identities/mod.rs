@@ -1,0 +1,9 @@
+//! How many identities the workloads of a cluster need under a label filter.
+
+mod count;
+mod dump;
+mod report;
+
+pub use count::{Advice, Cost, Count, count};
+pub use dump::{Dump, DumpError, Skipped, Workload};
+pub use report::text;
