@@ -3,10 +3,11 @@
 use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    bpf::BpfCommand, cleanup::CleanupArgs, config::ConfigArgs, emergency::EmergencyCommand,
-    endpoint::EndpointCommand, identity::IdentityCommand, ip::IpCommand, kvstore::KvstoreCommand,
-    map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs, policy::PolicyCommand,
-    shell::CompletionArgs, shell::ManArgs, status::StatusArgs, version::VersionArgs, why::WhyArgs,
+    bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs, config::ConfigArgs,
+    emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs, identity::IdentityCommand,
+    ip::IpCommand, kvstore::KvstoreCommand, map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs,
+    plan::PlanCommand, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs, status::StatusArgs,
+    version::VersionArgs, why::WhyArgs,
 };
 
 /// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.
@@ -62,6 +63,14 @@ pub enum Command {
     /// Open endpoints by hand and take that back; needs no agent.
     #[command(subcommand)]
     Emergency(EmergencyCommand),
+    /// Wait until this node's agent may start, so that a cluster's agents do not start together.
+    Gate(GateArgs),
+    /// Say what a cluster will need before it is built or changed; needs no agent.
+    #[command(subcommand)]
+    Plan(PlanCommand),
+    /// Make a certificate for every agent, and say what it may do.
+    #[command(subcommand)]
+    Certs(CertsCommand),
     /// Remove everything of Villus from this node, and nothing else.
     Cleanup(CleanupArgs),
     /// Show the versions of this program and of the agent.
@@ -77,10 +86,11 @@ pub enum Command {
 pub struct AgentArgs {}
 
 /// Headings of the help and the commands below them.
-pub const GROUPS: [(&str, &[&str]); 5] = [
-    ("Run", &["agent", "operator", "status", "config", "version"]),
+pub const GROUPS: [(&str, &[&str]); 6] = [
+    ("Run", &["agent", "operator", "gate", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "bpf", "map"]),
+    ("Many nodes", &["certs", "plan"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),
     ("Shell", &["completion", "man"]),
 ];

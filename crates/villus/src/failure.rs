@@ -86,7 +86,7 @@ impl From<villus_emergency::EmergencyError> for Failure {
 }
 
 /// Errors of the rooms say after a semicolon what to do.
-fn split(text: &str) -> Failure {
+pub fn split(text: &str) -> Failure {
     match text.split_once("; ") {
         Some((what, fix)) => Failure::new(what).fix(fix),
         None => Failure::new(text),

@@ -7,6 +7,7 @@
 
 mod agent;
 mod bpf;
+mod certs;
 mod cleanup;
 mod cli;
 mod config;
@@ -14,6 +15,7 @@ mod connect;
 mod emergency;
 mod endpoint;
 mod failure;
+mod gate;
 mod identity;
 mod identity_names;
 mod ip;
@@ -23,6 +25,7 @@ mod map;
 mod monitor;
 mod operator;
 mod out;
+mod plan;
 mod policy;
 mod ports;
 mod shell;
@@ -75,6 +78,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Monitor(args) => monitor::run(&host, &args),
         Command::Why(args) => why::run(&host, &args),
         Command::Emergency(command) => emergency::run(&host, command),
+        Command::Gate(args) => gate::run(&args),
+        Command::Plan(command) => plan::run(command),
+        Command::Certs(command) => certs::run(command),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Version(args) => version::run(&host, &args),
         Command::Completion(args) => shell::completion(&args),

@@ -2,7 +2,7 @@
 
 mod audit;
 mod confirm;
-mod files;
+pub mod files;
 mod hold;
 mod learn;
 mod maps;

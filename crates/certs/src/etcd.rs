@@ -1,0 +1,224 @@
+//! Users and roles of etcd: what an agent's certificate may write.
+//!
+//! etcd checks ranges of keys, nothing else. So a node's own key and the addresses of its own ranges are its own; identities, locks
+//! and what all write below one prefix are everybody's.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use serde::Serialize;
+use villus_kvstore::keys;
+
+use crate::{AGENTS, CertsError, Holder, Range, agent_user};
+
+/// Below it lie the policies that all agents apply.
+pub const POLICIES: &str = "villus/policies/";
+/// Below it lies what is Villus' own.
+const OWN: &str = "villus/";
+/// The role of those who may change the cluster's policies.
+pub const POLICY_WRITERS: &str = "villus:policy-writers";
+
+/// A cluster whose agents get users.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    name: String,
+    address_space: String,
+    nodes: BTreeMap<String, Vec<Range>>,
+    policy_writers: Vec<String>,
+}
+
+/// A right to keys.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Permission {
+    /// `read` or `readwrite`.
+    pub right: &'static str,
+    /// A key, or the beginning of keys.
+    pub key: String,
+    /// Which of both.
+    pub prefix: bool,
+}
+
+/// A role and what it may do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub permissions: Vec<Permission>,
+}
+
+/// A user, known by the common name of its certificate, and its roles.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct User {
+    /// Its name.
+    pub name: String,
+    /// Its roles.
+    pub roles: Vec<String>,
+}
+
+/// All users and roles of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Access {
+    /// The roles.
+    pub roles: Vec<Role>,
+    /// The users.
+    pub users: Vec<User>,
+}
+
+// === impl Permission ===
+
+impl Permission {
+    fn read(key: impl Into<String>) -> Self {
+        Self { right: "read", key: key.into(), prefix: true }
+    }
+
+    fn write_below(key: impl Into<String>) -> Self {
+        Self { right: "readwrite", key: key.into(), prefix: true }
+    }
+
+    fn write(key: impl Into<String>) -> Self {
+        Self { right: "readwrite", key: key.into(), prefix: false }
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// A cluster without nodes. `address_space` is the part of address keys that the agents write: `default`, or the
+    /// cluster's name.
+    ///
+    /// # Errors
+    /// A name that cannot be part of a key.
+    pub fn new(name: &str, address_space: &str) -> Result<Self, CertsError> {
+        for part in [name, address_space] {
+            if part.is_empty() || part.contains('/') {
+                let reason = "cannot be part of a key: it is empty or has a `/`";
+                return Err(CertsError::Name { name: part.to_owned(), reason });
+            }
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            address_space: address_space.to_owned(),
+            nodes: BTreeMap::new(),
+            policy_writers: Vec::new(),
+        })
+    }
+
+    /// Adds a node and the addresses that it alone writes. Twice the same node adds up.
+    ///
+    /// # Errors
+    /// The name is none, or addresses overlap with those of another node.
+    pub fn add(&mut self, node: &str, ranges: Vec<Range>) -> Result<(), CertsError> {
+        Holder::agent(node)?;
+        let overlaps = |range: &Range, other: &Range| {
+            range.net().contains(&other.net()) || other.net().contains(&range.net())
+        };
+        let others = || self.nodes.iter().filter(|(name, _)| *name != node).flat_map(|(_, ranges)| ranges);
+        if ranges.iter().any(|range| others().any(|other| overlaps(range, other))) {
+            let reason = "has addresses that another node has too; give each node its own";
+            return Err(CertsError::Name { name: node.to_owned(), reason });
+        }
+        self.nodes.entry(node.to_owned()).or_default().extend(ranges);
+        Ok(())
+    }
+
+    /// Adds a user who may change the cluster's policies.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn add_policy_writer(&mut self, user: &str) -> Result<(), CertsError> {
+        Holder::user(user, None)?;
+        self.policy_writers.push(user.to_owned());
+        Ok(())
+    }
+
+    /// The users and roles.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        let below = |parts: &[&str]| format!("{}/", keys::join_key(parts));
+        let common = Role {
+            name: AGENTS.to_owned(),
+            permissions: vec![
+                Permission::read(below(&[keys::BASE])),
+                Permission::read(OWN),
+                Permission::write_below(below(&[keys::IDENTITIES])),
+                Permission::write_below(below(&[keys::INIT_LOCK])),
+                Permission::write_below(below(&[keys::SYNCED, &self.name])),
+                Permission::write_below(below(&[keys::SERVICES, &self.name])),
+                Permission::write(keys::join_key([keys::CLUSTER_CONFIG, &self.name])),
+                Permission::write(keys::HEARTBEAT),
+            ],
+        };
+        let mut access = Access { roles: vec![common], users: Vec::new() };
+        for (node, ranges) in &self.nodes {
+            let user = agent_user(node);
+            let mut permissions = vec![Permission::write(keys::join_key([keys::NODES, &self.name, node]))];
+            permissions.extend(ranges.iter().map(|range| Permission {
+                right: "readwrite",
+                key: keys::join_key([keys::IPS, &self.address_space, range.key()]),
+                prefix: range.is_prefix(),
+            }));
+            access.roles.push(Role { name: user.clone(), permissions });
+            access.users.push(User { name: user.clone(), roles: vec![AGENTS.to_owned(), user] });
+        }
+        if !self.policy_writers.is_empty() {
+            let permissions = vec![
+                Permission::read(below(&[keys::BASE])),
+                Permission::read(OWN),
+                Permission::write_below(POLICIES),
+            ];
+            access.roles.push(Role { name: POLICY_WRITERS.to_owned(), permissions });
+            let writer = |name: &String| User { name: name.clone(), roles: vec![POLICY_WRITERS.to_owned()] };
+            access.users.extend(self.policy_writers.iter().map(writer));
+        }
+        access
+    }
+}
+
+// === impl Access ===
+
+impl Access {
+    /// The commands that make them, as a script of shell: `etcdctl` finds its endpoints and the certificate of the user
+    /// `root` in its environment. What is there already makes a command fail, and the script goes on.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let mut text = String::new();
+        let mut line = |words: std::fmt::Arguments<'_>| {
+            // Writing to memory does not fail.
+            let _ = writeln!(text, "etcdctl {words}");
+        };
+        for role in &self.roles {
+            line(format_args!("role add {}", quoted(&role.name)));
+            for Permission { right, key, prefix } in &role.permissions {
+                let flag = if *prefix { "--prefix=true " } else { "" };
+                line(format_args!(
+                    "role grant-permission {flag}{} {right} {}",
+                    quoted(&role.name),
+                    quoted(key)
+                ));
+            }
+        }
+        for user in &self.users {
+            line(format_args!("user add --no-password {}", quoted(&user.name)));
+            for role in &user.roles {
+                line(format_args!("user grant-role {} {}", quoted(&user.name), quoted(role)));
+            }
+        }
+        text
+    }
+
+    /// The commands that switch authentication on, once: from then on who has no user may do nothing.
+    #[must_use]
+    pub const fn enable_script() -> &'static str {
+        "etcdctl user add --no-password root\netcdctl user grant-role root root\netcdctl auth enable\n"
+    }
+}
+
+/// A word of shell. Names and keys are checked to hold no quotes; this holds whatever they hold.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/:._-".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
