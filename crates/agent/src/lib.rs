@@ -37,5 +37,6 @@ mod wake;
 
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::AgentError;
+pub use policy::settings as policy_settings;
 pub use run::run;
 pub use shutdown::signals;

@@ -18,7 +18,7 @@ mod pins;
 mod policy;
 mod resize;
 mod snapshot;
-#[allow(unsafe_code, reason = "bpf(2); every block says why it is sound")]
+#[allow(unsafe_code, reason = "bpf(2) and memory shared with maps; every block says why it is sound")]
 pub mod sys;
 pub mod tc;
 mod world;

@@ -135,6 +135,9 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// As [`Self::insert`]; elements before the one that failed are written.
     pub fn insert_all(&self, elements: &[(K, V)]) -> Result<()> {
+        if let [(key, value)] = elements {
+            return self.insert(key, value);
+        }
         for chunk in elements.chunks(BATCH) {
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for (key, value) in chunk {
@@ -157,6 +160,9 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn remove_all(&self, keys: &[K]) -> Result<usize> {
+        if let [key] = keys {
+            return self.remove(key).map(usize::from);
+        }
         let mut removed = 0;
         for chunk in keys.chunks(BATCH) {
             removed += self.remove_chunk(chunk)?;

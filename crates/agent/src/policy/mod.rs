@@ -54,8 +54,11 @@ pub(crate) struct FileState {
     pub warnings: Vec<String>,
 }
 
-/// The settings of the repository.
-pub(crate) fn settings(config: &Config, enforcement: Enforcement) -> Result<Settings, AgentError> {
+/// What options make of policies.
+///
+/// # Errors
+/// [`AgentError::Option`] for a cluster name that can't be a label's value.
+pub fn settings(config: &Config, enforcement: Enforcement) -> Result<Settings, AgentError> {
     let mut settings = Settings::new(&config.node.cluster_name)
         .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
     settings.mode = match enforcement {

@@ -237,7 +237,8 @@ impl PolicyMaps {
             self.keep_known(endpoint, map, known);
             results.push((endpoint, Ok(Some(edited))));
         }
-        self.written.remove_many(&gone)
+        self.written.remove_many(&gone);
+        Ok(())
     }
 
     /// Remembers what a map holds now.
@@ -263,9 +264,9 @@ impl Work<'_> {
                 self.added += 1;
             }
         } else if let Some(remove) = self.edits.remove.get(stage - ALLOW_NO_MORE) {
-            for key in remove.iter().filter(|key| !self.others.contains(key)) {
-                self.removed += usize::from(self.map.remove(key)?);
-            }
+            let own = |key: &&PolicyKey| !self.others.contains(*key);
+            let own: Vec<PolicyKey> = remove.iter().filter(own).copied().collect();
+            self.removed += self.map.remove_all(&own)?;
         }
         Ok(())
     }

@@ -84,12 +84,12 @@ pub struct Differences {
 }
 
 impl Differences {
-    /// Compares. `written` is what the agent has ever written and not removed.
+    /// Compares. `written` says whether the agent has ever written a key and not removed it.
     #[must_use]
-    pub fn between(wanted: &Entries, there: &Entries, written: &BTreeSet<PolicyKey>) -> Self {
+    pub fn between(wanted: &Entries, there: &Entries, written: impl Fn(&PolicyKey) -> bool) -> Self {
         let mut differences = Self::default();
         for (key, entry) in there {
-            if !written.contains(key) {
+            if !written(key) {
                 differences.hand_made.insert(*key);
                 continue;
             }
@@ -196,8 +196,8 @@ mod tests {
             let entries =
                 |list: &[(u32, PolicyEntry)]| list.iter().map(|(id, e)| (key(*id, 80), *e)).collect();
             let (wanted, there): (Entries, Entries) = (entries(wanted), entries(there));
-            let written = written.iter().map(|id| key(*id, 80)).collect();
-            let differences = Differences::between(&wanted, &there, &written);
+            let written = |of: &PolicyKey| written.iter().any(|id| key(*id, 80) == *of);
+            let differences = Differences::between(&wanted, &there, written);
             let plan = Plan::new(&wanted, &there, &differences);
             assert_eq!(
                 (plan.mixed, plan.add.len(), plan.remove.len(), plan.target.len()),
@@ -212,7 +212,7 @@ mod tests {
         let counted = PolicyEntry { packets: 5, bytes: 500, ..PolicyEntry::ALLOW };
         let there = Entries::from([(key(1, 80), counted)]);
         let wanted = Entries::from([(key(1, 80), PolicyEntry::DENY)]);
-        let differences = Differences::between(&wanted, &there, &BTreeSet::from([key(1, 80)]));
+        let differences = Differences::between(&wanted, &there, |of| *of == key(1, 80));
         let plan = Plan::new(&wanted, &there, &differences);
         let entry = plan.target[&key(1, 80)];
         assert!(plan.mixed && entry.is_deny());

@@ -234,7 +234,7 @@ impl PolicyMaps {
         self.known.remove(&endpoint);
         self.pins.remove(&pin(endpoint))?;
         self.pins.remove(&old_pin(endpoint))?;
-        self.written.keep(endpoint, |_| false)?;
+        self.written.keep(endpoint, |_| false);
         match self.slotted(endpoint)? {
             Some(map) if map.info().entries == POLICY_START => map.remove_if(|_, _| true).map(drop),
             Some(_) => self.maps.policies.remove(&u32::from(endpoint)).map(drop),
@@ -283,7 +283,8 @@ impl PolicyMaps {
     /// [`Error::Kernel`].
     pub fn compare(&self, endpoint: u16, wanted: &Entries) -> Result<Differences> {
         let there = view_entries(&self.pins, &self.maps, endpoint)?;
-        let mut differences = Differences::between(wanted, &there.entries, self.written.of(endpoint));
+        let written = self.written.of(endpoint);
+        let mut differences = Differences::between(wanted, &there.entries, |key| written.contains(key));
         differences.misplaced = there.is_misplaced();
         differences.cramped = there.free() < ROOM;
         Ok(differences)
@@ -378,7 +379,7 @@ impl PolicyMaps {
             } else {
                 BTreeSet::new()
             };
-            self.written.keep(endpoint, |key| there.contains(key))?;
+            self.written.keep(endpoint, |key| there.contains(key));
         }
         Ok(())
     }
@@ -393,7 +394,8 @@ impl PolicyMaps {
         let map = self.mend(endpoint)?;
         self.finish_swap(endpoint)?;
         let there: Entries = map.entries()?.into_iter().collect();
-        let differences = Differences::between(wanted, &there, self.written.of(endpoint));
+        let written = self.written.of(endpoint);
+        let differences = Differences::between(wanted, &there, |key| written.contains(key));
         let plan = Plan::new(wanted, &there, &differences);
         let capacity = self.capacity(&plan, there.len(), map.info().entries);
         Ok(Change { endpoint, map, there, differences, plan, capacity })
@@ -451,7 +453,7 @@ impl PolicyMaps {
         shapes.set_shapes(change.endpoint, exact)?;
         let hand_made = &change.differences.hand_made;
         self.written
-            .keep(change.endpoint, |key| change.plan.target.contains_key(key) && !hand_made.contains(key))?;
+            .keep(change.endpoint, |key| change.plan.target.contains_key(key) && !hand_made.contains(key));
         self.step(Step::Cleared)
     }
 }

@@ -65,8 +65,7 @@ pub fn view_policy(pins: &Pins, maps: &Maps, endpoint: u16) -> Result<PolicyView
     Ok(view)
 }
 
-/// As [`view_policy`] without asking whose the entries are, which takes as long as there are entries on the whole node:
-/// none is said to be made by hand.
+/// As [`view_policy`] without asking whose the entries are: none is said to be made by hand.
 ///
 /// # Errors
 /// As [`view_policy`].

@@ -3,10 +3,14 @@
 //! The bytes of an entry are the same whoever wrote it, so this is kept beside them: in a pinned map, which
 //! lives exactly as long as the policy maps do and needs no agent. A key is recorded before it is written and
 //! struck off after it is removed, so the record may name too much for a moment, never too little.
+//!
+//! The map is an array whose memory the agent shares, so that recording a key is one store and no call. An element is
+//! a page of one endpoint: a word that says whose it is, then keys.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
+    sync::atomic::Ordering,
 };
 
 use villus_abi::{PolicyKey, bytes_of, from_bytes};
@@ -15,65 +19,136 @@ use crate::{
     error::{Context, Result},
     map::Map,
     pins::Pins,
-    sys::{Kind, MapSpec, NO_PREALLOC, RawMap},
+    sys::{Kind, MMAPABLE, MapSpec, NO_PREALLOC, RawMap, SharedWords},
 };
 
 /// Pin of the record.
-pub(crate) const PIN: &str = "villus_written_v1";
-/// Entries to begin with; it grows.
-const START: u32 = 1 << 14;
+pub(crate) const PIN: &str = "villus_written_v2";
+/// Pin of the record of earlier versions, a hash of keys.
+const BEFORE: &str = "villus_written_v1";
+/// Words of a page.
+const PAGE: u32 = 512;
+/// Pages to begin with; there will be more.
+const START: u32 = 64;
+/// Set in a page's first word while it is an endpoint's; the low bits are the endpoint's id.
+const TAKEN: u64 = 1 << 32;
+/// Set in the direction of a recorded key, so that no key is the word of a free place.
+const RECORDED: u8 = 0x80;
 
-/// Endpoint id, zeros, policy key, zeros.
-type Key = [u8; 16];
-
-pub(crate) const fn spec(entries: u32) -> MapSpec<'static> {
-    MapSpec { name: PIN, kind: Kind::Hash, key: 16, value: 4, entries, flags: NO_PREALLOC }
+pub(crate) const fn spec(pages: u32) -> MapSpec<'static> {
+    MapSpec { name: PIN, kind: Kind::Array, key: 4, value: PAGE * 8, entries: pages, flags: MMAPABLE }
 }
 
-fn pack(endpoint: u16, key: &PolicyKey) -> Key {
-    let mut packed = [0; 16];
-    packed[..2].copy_from_slice(&endpoint.to_le_bytes());
-    packed[4..12].copy_from_slice(bytes_of(key));
-    packed
+const fn spec_before() -> MapSpec<'static> {
+    MapSpec { name: BEFORE, kind: Kind::Hash, key: 16, value: 4, entries: 1, flags: NO_PREALLOC }
 }
 
-fn unpack(packed: &Key) -> Option<(u16, PolicyKey)> {
-    Some((u16::from_le_bytes([packed[0], packed[1]]), from_bytes(packed.get(4..12)?)?))
+fn pack(key: &PolicyKey) -> u64 {
+    let marked = PolicyKey { direction: key.direction | RECORDED, ..*key };
+    bytes_of(&marked).try_into().map_or(0, u64::from_ne_bytes)
 }
 
-/// The record, with its contents in memory.
+fn unpack(word: u64) -> Option<PolicyKey> {
+    let key: PolicyKey = from_bytes(&word.to_ne_bytes())?;
+    (key.direction & RECORDED != 0).then_some(PolicyKey { direction: key.direction & !RECORDED, ..key })
+}
+
+/// The record, with an index of it in memory.
 #[derive(Debug)]
 pub(crate) struct Written {
-    map: Map<Key, u32>,
-    by_endpoint: BTreeMap<u16, BTreeSet<PolicyKey>>,
-    count: usize,
+    words: SharedWords,
+    by_endpoint: BTreeMap<u16, Keys>,
+    /// Pages that are nobody's.
+    free: Vec<u32>,
+}
+
+/// What is recorded of one endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    /// Keys and their places, counted in words.
+    places: BTreeMap<PolicyKey, u32>,
+    /// Places of its pages that are free.
+    free: Vec<u32>,
+    pages: Vec<u32>,
+}
+
+impl Keys {
+    pub(crate) fn contains(&self, key: &PolicyKey) -> bool {
+        self.places.contains_key(key)
+    }
 }
 
 impl Written {
     /// Opens it, making it if there is none.
     pub(crate) fn open(pins: &Pins) -> Result<Self> {
-        let (raw, _) = pins.open_or_create(PIN, &spec(START), None)?;
-        Self::load(raw)
+        if let Some(raw) = pins.map_like(PIN, &spec(START))? {
+            return Self::load(&raw);
+        }
+        let before = before(pins)?;
+        let raw = RawMap::create(&spec(START), None).on("create map", PIN)?;
+        let mut this = Self::load(&raw)?;
+        pins.put(PIN, raw.as_fd())?;
+        this.add_many(pins, &before)?;
+        pins.remove(BEFORE)?;
+        Ok(this)
     }
 
     /// What is recorded about one endpoint, for readers beside the agent.
     pub(crate) fn of_endpoint(pins: &Pins, endpoint: u16) -> Result<BTreeSet<PolicyKey>> {
-        let Some(raw) = pins.map_like(PIN, &spec(START))? else { return Ok(BTreeSet::new()) };
-        Ok(Self::load(raw)?.by_endpoint.remove(&endpoint).unwrap_or_default())
+        let Some(raw) = pins.map_like(PIN, &spec(START))? else {
+            let all = before(pins)?.into_iter();
+            return Ok(all.filter(|(of, _)| *of == endpoint).map(|(_, key)| key).collect());
+        };
+        let words = SharedWords::new(&raw).on("map into memory", PIN)?;
+        let pages = words.words().chunks(PAGE as usize);
+        let own = pages.filter_map(|page| {
+            let (owner, keys) = page.split_first()?;
+            (owner.load(Ordering::Acquire) == TAKEN | u64::from(endpoint)).then_some(keys)
+        });
+        Ok(own.flatten().filter_map(|word| unpack(word.load(Ordering::Acquire))).collect())
     }
 
-    fn load(raw: RawMap) -> Result<Self> {
-        let map: Map<Key, u32> = Map::new(raw, PIN)?;
-        let mut by_endpoint: BTreeMap<u16, BTreeSet<PolicyKey>> = BTreeMap::new();
-        let all = map.entries()?;
-        for (endpoint, key) in all.iter().filter_map(|(packed, _)| unpack(packed)) {
-            by_endpoint.entry(endpoint).or_default().insert(key);
+    fn load(raw: &RawMap) -> Result<Self> {
+        let words = SharedWords::new(raw).on("map into memory", PIN)?;
+        let mut this = Self { words, by_endpoint: BTreeMap::new(), free: Vec::new() };
+        // The last are taken first.
+        for page in (0..raw.info().entries).rev() {
+            this.load_page(page);
         }
-        Ok(Self { map, by_endpoint, count: all.len() })
+        Ok(this)
     }
 
-    pub(crate) fn of(&self, endpoint: u16) -> &BTreeSet<PolicyKey> {
-        const NONE: &BTreeSet<PolicyKey> = &BTreeSet::new();
+    fn load_page(&mut self, page: u32) {
+        let first = page * PAGE;
+        let owner = self.get(first);
+        if owner & TAKEN == 0 {
+            self.free.push(page);
+            return;
+        }
+        let words = self.words.words();
+        let keys = self.by_endpoint.entry(owner as u16).or_default();
+        keys.pages.push(page);
+        for at in (first + 1..first + PAGE).rev() {
+            let word = words.get(at as usize).map_or(0, |word| word.load(Ordering::Acquire));
+            match unpack(word) {
+                Some(key) => drop(keys.places.insert(key, at)),
+                None => keys.free.push(at),
+            }
+        }
+    }
+
+    fn get(&self, at: u32) -> u64 {
+        self.words.words().get(at as usize).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn set(&self, at: u32, word: u64) {
+        if let Some(place) = self.words.words().get(at as usize) {
+            place.store(word, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn of(&self, endpoint: u16) -> &Keys {
+        const NONE: &Keys = &Keys { places: BTreeMap::new(), free: Vec::new(), pages: Vec::new() };
         self.by_endpoint.get(&endpoint).unwrap_or(NONE)
     }
 
@@ -82,7 +157,7 @@ impl Written {
     }
 
     pub(crate) fn contains(&self, endpoint: u16, key: &PolicyKey) -> bool {
-        self.by_endpoint.get(&endpoint).is_some_and(|keys| keys.contains(key))
+        self.of(endpoint).contains(key)
     }
 
     /// Records keys that are about to be written.
@@ -92,64 +167,104 @@ impl Written {
         endpoint: u16,
         keys: impl Iterator<Item = PolicyKey>,
     ) -> Result<()> {
-        self.add_many(pins, &keys.map(|key| (endpoint, key)).collect::<Vec<_>>())
+        for key in keys {
+            self.add_one(pins, endpoint, key)?;
+        }
+        Ok(())
     }
 
     /// Records keys of many endpoints that are about to be written.
     pub(crate) fn add_many(&mut self, pins: &Pins, keys: &[(u16, PolicyKey)]) -> Result<()> {
-        let new: Vec<(u16, PolicyKey)> =
-            keys.iter().filter(|(endpoint, key)| !self.contains(*endpoint, key)).copied().collect();
-        if self.count + new.len() > self.map.info().entries as usize {
-            self.grow(pins, self.count + new.len())?;
+        keys.iter().try_for_each(|(endpoint, key)| self.add_one(pins, *endpoint, *key))
+    }
+
+    fn add_one(&mut self, pins: &Pins, endpoint: u16, key: PolicyKey) -> Result<()> {
+        let known = self.by_endpoint.entry(endpoint).or_default();
+        if known.contains(&key) {
+            return Ok(());
         }
-        let packed: Vec<(Key, u32)> = new.iter().map(|(endpoint, key)| (pack(*endpoint, key), 0)).collect();
-        self.map.insert_all(&packed)?;
-        self.count += new.len();
-        for (endpoint, key) in new {
-            self.by_endpoint.entry(endpoint).or_default().insert(key);
+        if known.free.is_empty() {
+            self.take_page(pins, endpoint)?;
         }
+        let Some(known) = self.by_endpoint.get_mut(&endpoint) else { return Ok(()) };
+        if let Some(at) = known.free.pop() {
+            known.places.insert(key, at);
+            self.set(at, pack(&key));
+        }
+        Ok(())
+    }
+
+    /// One more page for an endpoint.
+    fn take_page(&mut self, pins: &Pins, endpoint: u16) -> Result<()> {
+        if self.free.is_empty() {
+            self.grow(pins)?;
+        }
+        let Some(page) = self.free.pop() else { return Ok(()) };
+        let first = page * PAGE;
+        self.set(first, TAKEN | u64::from(endpoint));
+        let keys = self.by_endpoint.entry(endpoint).or_default();
+        keys.pages.push(page);
+        keys.free.extend((first + 1..first + PAGE).rev());
         Ok(())
     }
 
     /// Strikes keys off; those that are not recorded are no error.
-    pub(crate) fn remove_many(&mut self, keys: &[(u16, PolicyKey)]) -> Result<()> {
-        let gone = keys.iter().filter(|(endpoint, key)| self.contains(*endpoint, key));
-        let gone: Vec<Key> = gone.map(|(endpoint, key)| pack(*endpoint, key)).collect();
-        self.map.remove_all(&gone)?;
-        self.count -= gone.len().min(self.count);
+    pub(crate) fn remove_many(&mut self, keys: &[(u16, PolicyKey)]) {
         for (endpoint, key) in keys {
-            if let Some(known) = self.by_endpoint.get_mut(endpoint) {
-                known.remove(key);
-                if known.is_empty() {
-                    self.by_endpoint.remove(endpoint);
-                }
-            }
+            let Some(known) = self.by_endpoint.get_mut(endpoint) else { continue };
+            let Some(at) = known.places.remove(key) else { continue };
+            known.free.push(at);
+            self.set(at, 0);
+            self.release_if_empty(*endpoint);
         }
-        Ok(())
     }
 
     /// Strikes off what is not to be kept.
-    pub(crate) fn keep(&mut self, endpoint: u16, keep: impl Fn(&PolicyKey) -> bool) -> Result<()> {
-        let Some(known) = self.by_endpoint.get_mut(&endpoint) else { return Ok(()) };
-        let gone: Vec<Key> = known.iter().filter(|key| !keep(key)).map(|key| pack(endpoint, key)).collect();
-        self.map.remove_all(&gone)?;
-        self.count -= gone.len().min(self.count);
-        known.retain(|key| keep(key));
-        if known.is_empty() {
-            self.by_endpoint.remove(&endpoint);
-        }
-        Ok(())
+    pub(crate) fn keep(&mut self, endpoint: u16, keep: impl Fn(&PolicyKey) -> bool) {
+        let Some(known) = self.by_endpoint.get(&endpoint) else { return };
+        let gone: Vec<(u16, PolicyKey)> =
+            known.places.keys().filter(|key| !keep(key)).map(|key| (endpoint, *key)).collect();
+        self.remove_many(&gone);
+        self.release_if_empty(endpoint);
     }
 
-    fn grow(&mut self, pins: &Pins, needed: usize) -> Result<()> {
-        let entries = u32::try_from((needed * 2).next_power_of_two()).unwrap_or(u32::MAX);
-        let raw = RawMap::create(&spec(entries), None).on("create map", PIN)?;
-        let larger: Map<Key, u32> = Map::new(raw, PIN)?;
-        larger.insert_all(&self.map.entries()?)?;
-        pins.replace(PIN, larger.as_fd())?;
-        self.map = larger;
+    /// Pages of an endpoint of which nothing is recorded are anybody's.
+    fn release_if_empty(&mut self, endpoint: u16) {
+        if !self.of(endpoint).places.is_empty() {
+            return;
+        }
+        let Some(keys) = self.by_endpoint.remove(&endpoint) else { return };
+        for page in &keys.pages {
+            self.set(page * PAGE, 0);
+        }
+        self.free.extend(keys.pages);
+    }
+
+    /// Twice as many pages. Who reads meanwhile sees the old ones, which hold the same.
+    fn grow(&mut self, pins: &Pins) -> Result<()> {
+        let before = self.words.len() as u32 / PAGE;
+        let after = before.saturating_mul(2);
+        let raw = RawMap::create(&spec(after), None).on("create map", PIN)?;
+        let larger = SharedWords::new(&raw).on("map into memory", PIN)?;
+        for (to, from) in larger.words().iter().zip(self.words.words()) {
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+        pins.replace(PIN, raw.as_fd())?;
+        self.words = larger;
+        self.free.extend((before..after).rev());
         Ok(())
     }
+}
+
+/// What an agent of an earlier version has recorded, if one has.
+fn before(pins: &Pins) -> Result<Vec<(u16, PolicyKey)>> {
+    let Some(raw) = pins.map_like(BEFORE, &spec_before())? else { return Ok(Vec::new()) };
+    // Endpoint id, zeros, policy key, zeros.
+    let map: Map<[u8; 16], u32> = Map::new(raw, BEFORE)?;
+    let unpack = |packed: [u8; 16]| {
+        Some((u16::from_le_bytes([packed[0], packed[1]]), from_bytes(packed.get(4..12)?)?))
+    };
+    Ok(map.entries()?.into_iter().filter_map(|(packed, _)| unpack(packed)).collect())
 }
 
 #[cfg(test)]
@@ -159,22 +274,61 @@ mod tests {
 
     use super::*;
 
+    fn keys(n: u32) -> impl Iterator<Item = PolicyKey> {
+        (0..n).map(|id| PolicyKey::new(id, 80, 6, Direction::Egress))
+    }
+
     #[test]
     fn the_record_outlives_its_keeper_and_grows() {
         let pins = Pins::detached().unwrap();
-        let keys = |n: u32| (0..n).map(|id| PolicyKey::new(id, 80, 6, Direction::Egress));
+        let many = START * PAGE;
         let mut written = Written::open(&pins).unwrap();
         written.add(&pins, 7, keys(3)).unwrap();
-        written.add(&pins, 9, keys(START)).unwrap();
-        assert!(written.map.info().entries > START);
+        written.add(&pins, 9, keys(many)).unwrap();
+        written.add(&pins, 9, keys(many)).unwrap();
+        // The key of everything is all zeros.
+        written.add(&pins, 7, [PolicyKey::default()].into_iter()).unwrap();
         drop(written);
         let mut written = Written::open(&pins).unwrap();
-        assert_eq!((written.of(7).len(), written.of(9).len()), (3, START as usize));
-        written.keep(9, |_| false).unwrap();
-        written.keep(7, |key| key.identity == 1).unwrap();
+        assert_eq!((written.of(7).places.len(), written.of(9).places.len()), (4, many as usize));
+        assert!(written.words.len() > many as usize);
+        written.keep(9, |_| false);
+        written.keep(7, |key| key.identity == 1);
         assert_eq!(written.endpoints(), [7]);
-        assert_eq!(Written::of_endpoint(&pins, 7).unwrap().len(), 1);
+        assert_eq!(Written::of_endpoint(&pins, 7).unwrap(), keys(2).skip(1).collect());
         assert!(Written::of_endpoint(&pins, 9).unwrap().is_empty());
-        assert_eq!(written.count, 1);
+        assert_eq!(written.free.len() + 1, written.words.len() / PAGE as usize);
+    }
+
+    #[test]
+    fn places_are_used_again() {
+        let pins = Pins::detached().unwrap();
+        let mut written = Written::open(&pins).unwrap();
+        let size = written.words.len();
+        for round in 0..200_u16 {
+            written.add(&pins, round % 3, keys(2000)).unwrap();
+            let gone: Vec<(u16, PolicyKey)> = keys(1500).map(|key| (round % 3, key)).collect();
+            written.remove_many(&gone);
+        }
+        assert_eq!(written.words.len(), size);
+        for endpoint in 0..3 {
+            assert_eq!(Written::of_endpoint(&pins, endpoint).unwrap(), keys(2000).skip(1500).collect());
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_has_recorded_is_taken_over() {
+        let pins = Pins::detached().unwrap();
+        let (raw, _) = pins.open_or_create(BEFORE, &MapSpec { entries: 16, ..spec_before() }, None).unwrap();
+        let map: Map<[u8; 16], u32> = Map::new(raw, BEFORE).unwrap();
+        let key = PolicyKey::new(298_951, 80, 6, Direction::Ingress);
+        let mut packed = [0; 16];
+        packed[..2].copy_from_slice(&7_u16.to_le_bytes());
+        packed[4..12].copy_from_slice(bytes_of(&key));
+        map.insert(&packed, &0).unwrap();
+        assert_eq!(Written::of_endpoint(&pins, 7).unwrap(), [key].into());
+        assert!(Written::open(&pins).unwrap().contains(7, &key));
+        assert_eq!(pins.list().unwrap(), [PIN]);
+        assert!(Written::open(&pins).unwrap().contains(7, &key));
     }
 }

@@ -1,4 +1,4 @@
-//! bpf(2) with checked lengths: the only unsafe code of this crate.
+//! bpf(2) with checked lengths, and memory shared with maps: the only unsafe code of this crate.
 //!
 //! Every function here is safe to call: buffers are slices whose lengths are compared with what the kernel
 //! object says about itself before the kernel sees a pointer.
@@ -6,6 +6,7 @@
 mod link;
 mod map;
 mod prog;
+mod shared;
 
 pub use link::{
     LinkInfo, TcxHook, link_detach, link_fd_by_id, link_info, next_link_id, tcx_create, tcx_programs,
@@ -15,6 +16,7 @@ pub use map::{Kind, MapInfo, MapSpec, NO_PREALLOC, RawMap, Update, map_by_id, ne
 pub use prog::{
     ProgInfo, SkbContext, TestRun, next_prog_id, prog_fd_by_id, prog_info, prog_load_tc, test_run,
 };
+pub use shared::{MMAPABLE, SharedWords};
 
 use std::{
     ffi::CString,
