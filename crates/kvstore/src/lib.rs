@@ -4,7 +4,7 @@
 //! says at which revision it was true, and a watch goes on from any revision that is not compacted yet.
 //! [`Memory`] is for tests and injects faults, [`Embedded`] is for one node and lives on disk, [`Etcd`] is a cluster
 //! that many nodes share. What every
-//! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption,
+//! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption ([`Pull`] in pieces),
 //! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive.
 //!
 //! [`keys`], [`IpIdentityPair`] and [`NodeEntry`] are the layout that agents of Cilium and of Villus share. The crate refuses
@@ -24,6 +24,7 @@ mod memory;
 mod model;
 mod node;
 mod pair;
+mod pull;
 mod session;
 mod store;
 
@@ -39,5 +40,6 @@ pub use model::{
 };
 pub use node::{AddressKind, NodeAddress, NodeEntry, NodeError, split_key as split_node_key};
 pub use pair::{IpIdentityPair, NamedPort, PairError};
+pub use pull::{Pull, Pulled};
 pub use session::Session;
 pub use store::{PAGE, Store, Watch};

@@ -79,6 +79,15 @@ impl Locks {
             }
         }
     }
+
+    /// Keeps what is held alive where a lock is held for long: to be called every few seconds. Whether a lock is still
+    /// held is said by [`Lock::is_held`].
+    ///
+    /// # Errors
+    /// When the store is not there.
+    pub async fn keep_alive(&self) -> Result<(), StoreError> {
+        self.inner.lease().await.map(|_| ())
+    }
 }
 
 // === impl Inner ===
@@ -195,6 +204,15 @@ impl Lock {
     /// The condition that this lock is still held. Every transaction made under it carries it.
     pub fn held(&self) -> Compare {
         Compare::CreateRevision(self.key.clone(), self.created)
+    }
+
+    /// Whether the store says that this lock is held.
+    ///
+    /// # Errors
+    /// When the store is not there.
+    pub async fn is_held(&self) -> Result<bool, StoreError> {
+        let entry = self.inner.store.get(&self.key).await?;
+        Ok(entry.is_some_and(|entry| entry.create_revision == self.created))
     }
 
     /// The lock's name.

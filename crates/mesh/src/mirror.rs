@@ -1,0 +1,649 @@
+//! One kind of entries of one remote, copied to one prefix of the local store.
+//!
+//! Begins with what lies in the local store, so that nothing that is right there is ever deleted or written again;
+//! whatever interrupts it, what is there stays until a complete list of the remote lacks it.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use villus_kvstore::{Entry, Event, Header, Op, Pull, Pulled, Relisted, Store, StoreError};
+use villus_table::{Backoff, Stop};
+
+use crate::{
+    filter::{Dropped, Judge, Nudge, Reason, Verdict},
+    guard::Guard,
+    layout::{Kind, Layout, Odd},
+    leases::Leases,
+    push::{Push, Pushed},
+    status::{Board, PrefixStatus, State},
+    table::{Act, SOURCES, Table},
+};
+
+/// Entries of a list that come together from the local store.
+const PIECE: usize = 1000;
+/// Nudges of single identities beyond which all are judged again.
+const SINGLY: usize = 64;
+/// How often what nobody waits for is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Between two lists that were not made because contact was lost.
+const BETWEEN_LISTS: Duration = Duration::from_secs(2);
+
+/// Why a mirror ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// It was told to.
+    Stopped,
+    /// Somebody else leads.
+    LostLead,
+}
+
+/// Everything that a mirror works with.
+pub(crate) struct Plan {
+    pub cluster: String,
+    pub kind: Kind,
+    pub layout: Layout,
+    pub sources: Vec<String>,
+    pub target: String,
+    /// The remote's canary, where it has some: before it is there nothing is read.
+    pub wait_for: Option<String>,
+    pub remote: Arc<dyn Store>,
+    pub local: Arc<dyn Store>,
+    pub guard: Guard,
+    pub leases: Arc<Leases>,
+    pub judge: Arc<Judge>,
+    pub board: Board,
+    pub backoff: Backoff,
+    /// What the remote was like when it was last copied from.
+    pub last: Option<Header>,
+    /// How long copies stay that a restored or wiped remote lacks.
+    pub rewind_grace: Duration,
+    /// How long copies stay that the first list lacks: nobody has seen them go.
+    pub hold: Duration,
+    /// Copies go when the remote has been away for so long; zero: never.
+    pub cache_ttl: Duration,
+    /// Must be true before the remote is read.
+    pub ready: Option<watch::Receiver<bool>>,
+    /// Said when all was read once.
+    pub done: watch::Sender<bool>,
+    pub nudges: Nudges,
+}
+
+/// Channels between the mirrors of one remote.
+#[derive(Clone)]
+pub(crate) struct Nudges {
+    pub addresses: mpsc::UnboundedSender<Nudge>,
+    pub identities: mpsc::UnboundedSender<Nudge>,
+}
+
+struct Source {
+    prefix: String,
+    pull: Pull,
+    /// What was heard of the store last.
+    header: Option<Header>,
+    /// A complete list was read since the mirror began.
+    listed: bool,
+    /// The watch stands.
+    current: bool,
+    /// Why the list under way is made.
+    why: Relisted,
+    listed_at: Instant,
+    /// What was not copied of it since its last list.
+    dropped: Dropped,
+}
+
+/// A mirror at work.
+pub(crate) struct Mirror {
+    plan: Plan,
+    table: Table,
+    push: Push,
+    sources: Vec<Source>,
+    nudged: mpsc::UnboundedReceiver<Nudge>,
+    single: VecDeque<u32>,
+    /// Sources to be listed again.
+    relist: u8,
+    /// Copies that are there and the rules leave out.
+    unwanted: Vec<Arc<str>>,
+    /// Copies that nobody has go at this time, if the remote has said by then that it is complete.
+    sweep_at: Option<tokio::time::Instant>,
+    away_since: Option<Instant>,
+    revoked: bool,
+    canary: bool,
+    status: PrefixStatus,
+    said: Instant,
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    pub fn new(plan: Plan, nudged: mpsc::UnboundedReceiver<Nudge>) -> Self {
+        let (local, leases) = (Arc::clone(&plan.local), Arc::clone(&plan.leases));
+        let push = Push::new(local, &plan.target, plan.guard.clone(), leases, plan.backoff);
+        let status = plan.board.remote(&plan.cluster, |remote| remote.prefix(plan.kind, plan.layout).clone());
+        Self {
+            plan,
+            table: Table::default(),
+            push,
+            sources: Vec::new(),
+            nudged,
+            single: VecDeque::new(),
+            relist: 0,
+            unwanted: Vec::new(),
+            sweep_at: None,
+            away_since: None,
+            revoked: false,
+            canary: false,
+            status,
+            said: Instant::now(),
+        }
+    }
+
+    /// Copies until `stop` is said. What is there stays there.
+    pub async fn run(mut self, stop: &Stop) -> End {
+        let begun = tokio::select! {
+            () = stop.stopped() => return End::Stopped,
+            begun = self.begin() => begun,
+        };
+        if let Err(end) = begun {
+            return end;
+        }
+        let end = tokio::select! {
+            () = stop.stopped() => End::Stopped,
+            end = self.work() => end,
+        };
+        self.say(true);
+        end
+    }
+
+    // --- the beginning ---
+
+    async fn begin(&mut self) -> Result<(), End> {
+        let mut failures = 0;
+        while let Err(error) = self.read_local().await {
+            failures += 1;
+            self.trouble(format!("the local store: {error}"));
+            tokio::time::sleep(self.plan.backoff.delay(failures, &mut fastrand::Rng::new())).await;
+        }
+        self.plan.leases.copies(&self.plan.target, self.table.len());
+        if let Some(ready) = &mut self.plan.ready {
+            // An error means that whoever would say it has ended; so will this.
+            let _ = ready.wait_for(|ready| *ready).await;
+        }
+        self.await_canary().await;
+        self.status.problem = None;
+        self.sweep_at = Some(tokio::time::Instant::now() + self.plan.hold);
+        let prefixes = self.plan.sources.clone();
+        for prefix in prefixes.into_iter().take(SOURCES) {
+            let pull = self.pull(&prefix, self.plan.last);
+            self.sources.push(Source {
+                prefix,
+                pull,
+                header: self.plan.last,
+                listed: false,
+                current: false,
+                why: Relisted::First,
+                listed_at: Instant::now(),
+                dropped: Dropped::new(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes down what lies in the local store.
+    async fn read_local(&mut self) -> Result<(), StoreError> {
+        self.table = Table::default();
+        let target = self.plan.target.clone();
+        let mut page = self.plan.local.list_page(&target, None, PIECE, 0).await?;
+        let revision = page.header.revision;
+        loop {
+            for entry in &page.entries {
+                self.take_down(entry);
+            }
+            let (true, Some(last)) = (page.more, page.entries.last()) else { return Ok(()) };
+            let after = Arc::clone(&last.key);
+            page = self.plan.local.list_page(&target, Some(&after), PIECE, revision).await?;
+        }
+    }
+
+    fn take_down(&mut self, entry: &Entry) {
+        let Some(rest) = entry.key.strip_prefix(&self.plan.target) else { return };
+        let space = self.plan.judge.space();
+        let ours = match self.plan.kind {
+            _ if !self.plan.kind.is_shared(self.plan.layout) => true,
+            Kind::References => space.reference(&entry.value).is_some(),
+            kind => kind.check(rest, space).is_ok(),
+        };
+        if ours {
+            let fits = self.plan.leases.fits(entry.lease);
+            self.table.found(rest, fits.then_some(&entry.value));
+        }
+    }
+
+    /// Waits until the remote has written all of this kind once.
+    async fn await_canary(&mut self) {
+        let Some(canary) = self.plan.wait_for.clone() else { return };
+        let mut failures = 0;
+        loop {
+            let problem = match self.plan.remote.get(&canary).await {
+                Ok(Some(_)) => return,
+                Ok(None) => {
+                    format!("waiting until the remote has written `{canary}`: it is not complete yet")
+                }
+                Err(error) => error.to_string(),
+            };
+            self.trouble(problem);
+            failures += 1;
+            let wait = self.plan.backoff.delay(failures, &mut fastrand::Rng::new());
+            tokio::time::sleep(wait.max(TICK)).await;
+        }
+    }
+
+    fn pull(&self, prefix: &str, last: Option<Header>) -> Pull {
+        Pull::start(Arc::clone(&self.plan.remote), prefix, self.plan.backoff, last)
+    }
+
+    // --- the work ---
+
+    async fn work(&mut self) -> End {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                pushed = self.push.next() => {
+                    if let Some(end) = self.pushed(pushed) {
+                        return end;
+                    }
+                }
+                (source, piece) = any(&mut self.sources), if self.push.has_room() => self.pulled(source, piece),
+                Some(nudge) = self.nudged.recv() => self.nudge(nudge),
+                _ = tick.tick() => {
+                    if let Err(end) = self.tick().await {
+                        return end;
+                    }
+                }
+            }
+            self.settle();
+            self.say(false);
+        }
+    }
+
+    fn pulled(&mut self, source: u8, piece: Pulled) {
+        let at = usize::from(source);
+        match piece {
+            Pulled::Listing { why, header } => {
+                self.table.begin(source);
+                let from = &mut self.sources[at];
+                // A list that another interrupted keeps the graver reason.
+                if why != Relisted::First || from.listed {
+                    tracing::info!(prefix = from.prefix, ?why, "the remote is listed again");
+                }
+                (from.why, from.header) = (why, Some(header));
+                from.dropped.clear();
+                if !self.status.synced_once {
+                    self.status.enter(State::Syncing);
+                }
+            }
+            Pulled::Page(entries) => {
+                self.status.received += entries.len() as u64;
+                for entry in entries {
+                    self.put(source, &entry.key, &entry.value);
+                }
+            }
+            Pulled::Listed(header) => self.listed(source, header),
+            Pulled::Watching => {
+                self.sources[at].current = true;
+                self.status.problem = None;
+            }
+            Pulled::Changes(batch) => {
+                self.status.received += batch.events.len() as u64;
+                if let Some(header) = &mut self.sources[at].header {
+                    header.revision = header.revision.max(batch.revision);
+                }
+                for event in batch.events {
+                    match event {
+                        Event::Put(entry) => self.put(source, &entry.key, &entry.value),
+                        Event::Delete { key, .. } => self.delete(source, &key),
+                    }
+                }
+            }
+            Pulled::Lost(error) => {
+                self.sources[at].current = false;
+                self.trouble(error.to_string());
+                self.away_since.get_or_insert_with(Instant::now);
+                if self.status.synced_once {
+                    self.status.enter(State::Stale);
+                }
+                self.plan.board.remote(&self.plan.cluster, |remote| {
+                    remote.num_failures += 1;
+                    remote.last_failure = Some(jiff::Timestamp::now());
+                });
+            }
+        }
+        self.pass_nudges();
+    }
+
+    /// A list is complete.
+    fn listed(&mut self, source: u8, header: Header) {
+        let at = usize::from(source);
+        let why = self.sources[at].why;
+        let from = &mut self.sources[at];
+        (from.header, from.listed, from.listed_at) = (Some(header), true, Instant::now());
+        let (gone, reread) = self.table.end(source);
+        self.relist |= reread.map_or(0, |source| 1 << source);
+        if matches!(why, Relisted::Rewound | Relisted::OtherStore) {
+            tracing::warn!(
+                cluster = self.plan.cluster, kind = %self.plan.kind, missing = gone.len(), grace = ?self.plan.rewind_grace,
+                "the remote's store was restored or replaced; copies that it lacks wait for it to be filled again"
+            );
+            self.sweep_at = Some(tokio::time::Instant::now() + self.plan.rewind_grace);
+        }
+        if !self.sources.iter().all(|source| source.listed) {
+            return;
+        }
+        if self.sweep_at.is_none() {
+            self.sweep();
+        }
+        for rest in std::mem::take(&mut self.unwanted) {
+            self.drop_unclaimed(rest);
+        }
+        if self.plan.kind == Kind::Addresses {
+            self.plan.judge.all_addresses_seen();
+        }
+        self.plan.leases.copies(&self.plan.target, self.table.len());
+        self.plan.done.send_replace(true);
+    }
+
+    /// Copies that no source has go.
+    fn sweep(&mut self) {
+        for (rest, id) in self.table.unclaimed() {
+            self.plan.judge.gone(self.plan.kind, &rest, id);
+            self.drop_unclaimed(rest);
+        }
+    }
+
+    fn drop_unclaimed(&mut self, rest: Arc<str>) {
+        if self.table.drop_unclaimed(&rest) {
+            self.push.set(rest, None);
+        }
+    }
+
+    fn put(&mut self, source: u8, key: &Arc<str>, value: &Bytes) {
+        let Some(rest) = key.strip_prefix(self.sources[usize::from(source)].prefix.as_str()) else { return };
+        if let Err(odd) = self.plan.kind.check(rest, self.plan.judge.space()) {
+            self.count_dropped(
+                source,
+                match odd {
+                    Odd::Foreign => Reason::ForeignKey,
+                    Odd::Shape => Reason::BadKey,
+                },
+            );
+            return;
+        }
+        if self.table.is_shadowed(rest, source) {
+            return;
+        }
+        let before = self.table.get(rest);
+        let judge = &self.plan.judge;
+        let verdict = judge.judge(self.plan.kind, rest, source, value, before.unwrap_or(0), before.is_some());
+        match verdict {
+            Verdict::Pass(id) => {
+                let act = self.table.put(rest, source, value, id);
+                self.act(rest, act, Some(value));
+            }
+            Verdict::Drop(reason) => {
+                self.count_dropped(source, reason);
+                let act = self.table.remove(rest, source);
+                self.table.forget_id(rest);
+                self.act(rest, act, None);
+                // Somebody copied it who had other rules. Whether another source has it too is not known before all were read.
+                if act == Act::Keep && before.is_some() && reason != Reason::IdentityUnknown {
+                    if self.sources.iter().all(|source| source.listed) {
+                        self.drop_unclaimed(rest.into());
+                    } else {
+                        self.unwanted.push(rest.into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn count_dropped(&mut self, source: u8, reason: Reason) {
+        *self.sources[usize::from(source)].dropped.entry(reason).or_default() += 1;
+    }
+
+    fn delete(&mut self, source: u8, key: &Arc<str>) {
+        let Some(rest) = key.strip_prefix(self.sources[usize::from(source)].prefix.as_str()) else { return };
+        let before = self.table.get(rest).unwrap_or(0);
+        let act = self.table.remove(rest, source);
+        if matches!(act, Act::Delete | Act::Keep) {
+            self.plan.judge.gone(self.plan.kind, rest, if act == Act::Delete { before } else { 0 });
+        }
+        self.act(rest, act, None);
+    }
+
+    fn act(&mut self, rest: &str, act: Act, value: Option<&Bytes>) {
+        match act {
+            Act::Keep => {}
+            Act::Put => self.push.set(rest.into(), value.cloned()),
+            Act::Delete => self.push.set(rest.into(), None),
+            Act::Reread(source) => self.relist |= 1 << source,
+        }
+    }
+
+    fn pushed(&mut self, pushed: Pushed) -> Option<End> {
+        match pushed {
+            Pushed::Done { written, deleted, since } => {
+                self.status.written += written;
+                self.status.deleted += deleted;
+                self.status.delay_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                if self.sources.iter().all(|source| source.current) {
+                    self.status.problem = None;
+                }
+            }
+            Pushed::Failed(error) => {
+                self.trouble(format!("the local store: {error}; {} changes wait", self.push.pending()));
+            }
+            Pushed::Refused(rest, error) => {
+                tracing::error!(prefix = self.plan.target, key = &*rest, %error, "the local store does not take this value");
+                self.count_dropped(0, Reason::TooLarge);
+                self.table.forget_value(&rest);
+            }
+            Pushed::LostLead => return Some(End::LostLead),
+            Pushed::LostLease(lease) => self.plan.leases.lost(lease),
+        }
+        None
+    }
+
+    // --- what other mirrors say ---
+
+    fn pass_nudges(&mut self) {
+        for nudge in self.plan.judge.nudges() {
+            let to = match nudge {
+                Nudge::Address(_) | Nudge::Addresses => &self.plan.nudges.addresses,
+                Nudge::Identity(_) | Nudge::Identities => &self.plan.nudges.identities,
+            };
+            // Nobody hears it when the mirrors are ending.
+            let _ = to.send(nudge);
+        }
+    }
+
+    fn nudge(&mut self, nudge: Nudge) {
+        match nudge {
+            Nudge::Address(rest) => {
+                if let Some((source, value)) = self.plan.judge.waiting(&rest)
+                    && let Some(from) = self.sources.get(usize::from(source))
+                {
+                    let key: Arc<str> = format!("{}{rest}", from.prefix).into();
+                    self.put(source, &key, &value);
+                }
+            }
+            Nudge::Identity(id) => self.single.push_back(id),
+            Nudge::Addresses | Nudge::Identities => self.relist = u8::MAX,
+        }
+        if self.single.len() > SINGLY {
+            self.single.clear();
+            self.relist = u8::MAX;
+        }
+        self.pass_nudges();
+    }
+
+    /// An identity came into use or went out of it: its value is asked for.
+    async fn ask_singly(&mut self) {
+        while let Some(id) = self.single.front().copied() {
+            let Some(prefix) = self.sources.first().map(|source| source.prefix.clone()) else { return };
+            let key: Arc<str> = format!("{prefix}{id}").into();
+            match self.plan.remote.get(&key).await {
+                Ok(Some(entry)) => self.put(0, &key, &entry.value),
+                Ok(None) => self.delete(0, &key),
+                Err(_) => return,
+            }
+            self.single.pop_front();
+        }
+    }
+
+    // --- time ---
+
+    async fn tick(&mut self) -> Result<(), End> {
+        self.ask_singly().await;
+        self.relist &= (1u8 << self.sources.len()) - 1;
+        for at in 0..self.sources.len() {
+            let bit = 1u8 << at;
+            let source = &self.sources[at];
+            // One at a time, and not one after the other without pause.
+            if self.relist & bit != 0 && source.current && source.listed_at.elapsed() >= BETWEEN_LISTS {
+                self.relist &= !bit;
+                let (prefix, header) = (source.prefix.clone(), source.header);
+                let pull = self.pull(&prefix, header);
+                let source = &mut self.sources[at];
+                (source.pull, source.current) = (pull, false);
+            }
+        }
+        if self.sweep_at.is_some_and(|at| at <= tokio::time::Instant::now())
+            && self.sources.iter().all(|source| source.listed && source.current)
+            && self.remote_is_complete().await
+        {
+            self.sweep_at = None;
+            self.sweep();
+        }
+        self.revoke_when_away();
+        if !self.canary && self.status.state == State::Synced {
+            return self.write_canary().await;
+        }
+        Ok(())
+    }
+
+    async fn remote_is_complete(&self) -> bool {
+        match &self.plan.wait_for {
+            None => true,
+            Some(canary) => matches!(self.plan.remote.get(canary).await, Ok(Some(_))),
+        }
+    }
+
+    /// `cache-ttl`: what agents would send traffic to goes when its cluster has been away for long.
+    fn revoke_when_away(&mut self) {
+        let long = self.away_since.is_some_and(|since| since.elapsed() >= self.plan.cache_ttl);
+        if !long || self.plan.cache_ttl.is_zero() || !self.plan.kind.is_service() || self.revoked {
+            return;
+        }
+        self.revoked = true;
+        tracing::warn!(
+            cluster = self.plan.cluster, kind = %self.plan.kind, copies = self.table.len(), ttl = ?self.plan.cache_ttl,
+            "the remote has been away for longer than cache-ttl; its services are taken away"
+        );
+        for source in 0..self.sources.len() {
+            self.table.begin(source as u8);
+            let _ = self.table.end(source as u8);
+        }
+        self.sweep();
+        // What was forgotten comes back with a list.
+        self.relist = u8::MAX;
+    }
+
+    async fn write_canary(&mut self) -> Result<(), End> {
+        let key = self.plan.kind.canary(self.plan.layout, &self.plan.cluster);
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let written = async {
+            let lease = self.plan.leases.lease(1).await?;
+            self.plan.local.txn(self.plan.guard.txn().then(Op::put(key, now, lease))).await
+        };
+        match written.await {
+            Ok(outcome) if !outcome.held => Err(End::LostLead),
+            Ok(_) => {
+                self.canary = true;
+                Ok(())
+            }
+            Err(StoreError::LeaseNotFound(lease)) => {
+                self.plan.leases.lost(lease);
+                Ok(())
+            }
+            // With the next tick.
+            Err(_) => Ok(()),
+        }
+    }
+
+    // --- how it is ---
+
+    fn settle(&mut self) {
+        let current = self.sources.iter().all(|source| source.listed && source.current);
+        if !current || (self.relist != 0 && !self.status.synced_once) {
+            return;
+        }
+        if self.away_since.take().is_some() {
+            self.revoked = false;
+        }
+        if self.push.pending() == 0 {
+            self.status.enter(State::Synced);
+        } else if self.status.state == State::Stale {
+            self.status.enter(State::Syncing);
+        }
+    }
+
+    fn trouble(&mut self, problem: String) {
+        self.status.problem = Some(problem);
+        self.say(true);
+    }
+
+    /// Puts the status where others see it; not for every change.
+    fn say(&mut self, at_once: bool) {
+        if !at_once && self.said.elapsed() < TICK / 2 {
+            return;
+        }
+        self.said = Instant::now();
+        self.status.entries = self.table.len() as u64;
+        self.status.pending = self.push.pending() as u64;
+        let left = self.sweep_at.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
+        self.status.held = if left.is_some() { self.table.unclaimed().len() as u64 } else { 0 };
+        self.status.held_until = left.and_then(|left| jiff::Timestamp::now().checked_add(left).ok());
+        self.status.dropped.clear();
+        for (reason, count) in self.sources.iter().flat_map(|source| &source.dropped) {
+            *self.status.dropped.entry(*reason).or_default() += count;
+        }
+        let headers = || self.sources.iter().filter_map(|source| source.header);
+        let revision = headers().map(|header| header.revision).max().unwrap_or(0);
+        let store = headers().map(|header| header.cluster).next();
+        let status = self.status.clone();
+        self.plan.board.remote(&self.plan.cluster, |remote| {
+            remote.revision = revision.max(remote.revision);
+            remote.store = store.unwrap_or(remote.store);
+            let (kind, layout) = (status.kind, status.layout);
+            *remote.prefix(kind, layout) = status;
+        });
+    }
+}
+
+/// The next piece of any source.
+async fn any(sources: &mut [Source]) -> (u8, Pulled) {
+    std::future::poll_fn(|context| {
+        for (at, source) in sources.iter_mut().enumerate() {
+            if let std::task::Poll::Ready(Some(piece)) = source.pull.poll_next(context) {
+                return std::task::Poll::Ready((at as u8, piece));
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,10 @@
+//! What a mesh does, over stores in memory that fail on request, and over real etcds.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod copying;
+mod election;
+mod failures;
+mod filters;
+mod layouts;
+mod random;
+mod world;
