@@ -11,7 +11,7 @@ use thiserror::Error;
 use villus_kvstore::keys::{self, join_key};
 use villus_labels::MaxConnectedClusters;
 
-use crate::layout::{Kind, Layout, Space};
+use crate::layout::{Kind, Layout, NOBODYS, Space};
 
 const LONGEST_NAME: usize = 32;
 
@@ -231,7 +231,7 @@ impl ClusterConfig {
     /// The cluster as keys know it.
     pub fn space(&self, cluster: &str, own: &Own) -> Space {
         // `fit` has checked the id, so there is a range.
-        let range = own.clusters.range(self.id).unwrap_or(1..=0);
+        let range = own.clusters.range(self.id).unwrap_or(NOBODYS);
         Space { cluster: cluster.to_owned(), range }
     }
 

@@ -222,6 +222,9 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A range in which nobody's identities lie.
+pub(crate) const NOBODYS: RangeInclusive<u32> = 0..=0;
+
 /// A number as identities are written: decimal, without signs or zeros in front.
 pub(crate) fn number(text: &str) -> Option<u32> {
     let number: u32 = text.parse().ok()?;

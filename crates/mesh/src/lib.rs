@@ -15,10 +15,12 @@ mod layout;
 mod leases;
 mod mesh;
 mod mirror;
+mod preview;
 mod push;
 mod record;
 mod remote;
 pub mod remotes;
+mod serve;
 mod status;
 mod table;
 
@@ -26,8 +28,10 @@ pub use cluster::{ClusterConfig, Own, Refused, config_key, is_name};
 pub use filter::{Dropped, Filter, Judge, Nudge, Reason, Verdict};
 pub use layout::{Kind, Layout, Odd, Space, UnknownLayout};
 pub use mesh::{Mesh, Settings};
+pub use preview::{Preview, PreviewKind};
 pub use record::{RECORDS, Record};
 pub use remote::Connect;
+pub use serve::{file, http};
 pub use status::{Board, ConfigStatus, MeshStatus, PrefixStatus, RemoteStatus, State, StoreStatus, metrics};
 
 /// The lock of the replica that copies.

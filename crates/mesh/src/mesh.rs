@@ -17,7 +17,7 @@ use crate::{
     cluster::{Claims, Own},
     drain,
     guard::Guard,
-    layout::{Layout, Space},
+    layout::{Layout, NOBODYS, Space},
     leases::Leases,
     mirror::End,
     record::Record,
@@ -88,6 +88,18 @@ impl Mesh {
     pub fn new(settings: Settings, local: Arc<dyn Store>, connect: Arc<Connect>) -> Self {
         let board = Board::new(&settings.own.name, settings.own.id, &settings.layouts);
         Self { settings: Arc::new(settings), local, connect, board }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    pub(crate) fn local(&self) -> &Arc<dyn Store> {
+        &self.local
+    }
+
+    pub(crate) fn connect(&self) -> &Arc<Connect> {
+        &self.connect
     }
 
     /// Where it says how it is.
@@ -375,7 +387,7 @@ async fn try_leave(shared: &Shared, name: &str) -> Result<(), StoreError> {
         .filter_map(|id| {
             let range = own.clusters.range(id).ok()?;
             let free = id != own.id && shared.claims.take(name, id).is_ok();
-            Some(Space { cluster: name.to_owned(), range: if free { range } else { 1..=0 } })
+            Some(Space { cluster: name.to_owned(), range: if free { range } else { NOBODYS } })
         })
         .collect();
     let keys = drain::everything(local, guard, &spaces, &record.layouts).await?;

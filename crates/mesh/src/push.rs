@@ -131,27 +131,22 @@ impl Push {
 
     /// Writes until a transaction has ended; for ever if there is nothing to write. Cancelling loses nothing.
     pub async fn next(&mut self) -> Pushed {
-        loop {
-            if let Some(at) = self.not_before {
-                if self.under_way.is_empty() {
-                    tokio::time::sleep_until(at).await;
-                    self.not_before = None;
-                } else if tokio::time::Instant::now() >= at {
-                    self.not_before = None;
-                }
+        if let Some(at) = self.not_before {
+            if self.under_way.is_empty() {
+                tokio::time::sleep_until(at).await;
+                self.not_before = None;
+            } else if tokio::time::Instant::now() >= at {
+                self.not_before = None;
             }
-            while self.not_before.is_none() && self.under_way.len() < PARALLEL {
-                let Some(changes) = self.take() else { break };
-                self.send(changes);
-            }
-            let Some(batch) = self.under_way.join_next().await else {
-                return std::future::pending().await;
-            };
-            match batch {
-                Ok(batch) => return self.ended(batch),
-                // The runtime ends.
-                Err(_) => return std::future::pending().await,
-            }
+        }
+        while self.not_before.is_none() && self.under_way.len() < PARALLEL {
+            let Some(changes) = self.take() else { break };
+            self.send(changes);
+        }
+        match self.under_way.join_next().await {
+            Some(Ok(batch)) => self.ended(batch),
+            // There is nothing to write, or the runtime ends.
+            None | Some(Err(_)) => std::future::pending().await,
         }
     }
 

@@ -66,9 +66,9 @@ enum Left {
 }
 
 /// A remote that can be copied.
-struct Known {
-    config: ClusterConfig,
-    space: Space,
+pub(crate) struct Known {
+    pub config: ClusterConfig,
+    pub space: Space,
     /// The value that `config` was read from; `None` if it was assumed.
     value: Option<bytes::Bytes>,
     _claim: Claim,
@@ -155,7 +155,7 @@ impl Remote {
     }
 
     /// `Err`: it could not be found out.
-    async fn ask(&self, store: &Arc<dyn Store>) -> Result<Result<Known, Refused>, String> {
+    pub async fn ask(&self, store: &Arc<dyn Store>) -> Result<Result<Known, Refused>, String> {
         let failed = |error: StoreError| {
             self.say(|remote| remote.connected = false);
             error.to_string()
@@ -405,7 +405,7 @@ impl Remote {
         let status = store.status().await;
         self.say(|remote| {
             (remote.connected, remote.status) = (status.healthy, status.text.clone());
-            remote.revision = remote.revision.max(status.header.revision);
+            remote.revision = status.header.revision;
         });
         match store.get(&config_key(&self.name)).await {
             Ok(Some(entry)) if Some(&entry.value) != known.value.as_ref() => {

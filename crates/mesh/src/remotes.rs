@@ -82,9 +82,8 @@ impl Extra {
             return Err("cluster-id: 0 is no id of a cluster; they begin with 1".to_owned());
         }
         if let Some(text) = &file.cache_ttl {
-            extra.cache_ttl = Some(seconds(text).ok_or_else(|| {
-                format!("cache-ttl: {text:?} is no time; write for example 12h, 30m or 90s, or 0 for never")
-            })?);
+            let ttl = villus_config::duration::parse(text);
+            extra.cache_ttl = Some(ttl.map_err(|reason| format!("cache-ttl: {text:?}: {reason}"))?);
         }
         for text in &file.labels {
             let selector = Selector::parse(text).map_err(|error| format!("labels: {text:?}: {error}"))?;
@@ -107,21 +106,6 @@ impl Extra {
         extra.filter.in_use = file.identities_in_use;
         Ok(extra)
     }
-}
-
-/// A number of hours, minutes or seconds with its unit, or `0`.
-fn seconds(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let (digits, unit) = text.split_at(text.len().checked_sub(1)?);
-    let scale = match unit {
-        "h" => 3600,
-        "m" => 60,
-        "s" => 1,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(scale).map(Duration::from_secs)
 }
 
 /// Reads the directory; our own cluster's file is not one of a remote.
@@ -242,7 +226,7 @@ mod tests {
         for (text, says) in [
             ("cluster-id: 0", "begin with 1"),
             ("cluster-id: x", "cluster-id"),
-            ("cache-ttl: soon", "12h"),
+            ("cache-ttl: soon", "not a duration"),
             ("labels: ['']", "everything"),
             ("cidrs: [ten]", "ten"),
             ("namespaces: [a/b]", "a/b"),

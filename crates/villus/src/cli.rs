@@ -5,7 +5,7 @@ use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 use crate::{
     bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs, config::ConfigArgs,
     emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs, identity::IdentityCommand,
-    ip::IpCommand, kvstore::KvstoreCommand, map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs,
+    ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs, map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs,
     plan::PlanCommand, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs, status::StatusArgs,
     version::VersionArgs, why::WhyArgs,
 };
@@ -31,6 +31,8 @@ pub enum Command {
     Agent(AgentArgs),
     /// Run what one process does for a whole cluster, or show how it is.
     Operator(OperatorArgs),
+    /// Copy nodes, addresses, identities and services of other clusters into this cluster's store.
+    Kvstoremesh(KvstoremeshArgs),
     /// Show how the agent is.
     Status(StatusArgs),
     /// Show and change the agent's configuration, check a directory of options.
@@ -87,7 +89,7 @@ pub struct AgentArgs {}
 
 /// Headings of the help and the commands below them.
 pub const GROUPS: [(&str, &[&str]); 6] = [
-    ("Run", &["agent", "operator", "gate", "status", "config", "version"]),
+    ("Run", &["agent", "operator", "kvstoremesh", "gate", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "bpf", "map"]),
     ("Many nodes", &["certs", "plan"]),

@@ -21,6 +21,7 @@ mod identity_names;
 mod ip;
 mod kernel;
 mod kvstore;
+mod kvstoremesh;
 mod map;
 mod monitor;
 mod operator;
@@ -66,6 +67,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
     match cli.command {
         Command::Agent(_) => agent::run(matches.subcommand_matches("agent")),
         Command::Operator(args) => operator::run(&host, args),
+        Command::Kvstoremesh(args) => kvstoremesh::run(args),
         Command::Status(args) => status::run(&host, &args),
         Command::Config(args) => config::run(&host, args),
         Command::Endpoint(command) => endpoint::run(&host, command),

@@ -6,5 +6,6 @@ mod election;
 mod failures;
 mod filters;
 mod layouts;
+mod previews;
 mod random;
 mod world;

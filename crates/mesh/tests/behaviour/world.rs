@@ -188,10 +188,10 @@ pub struct Witness {
 impl Witness {
     /// Must see every change: the store may not be compacted.
     pub fn of(store: &Arc<dyn Store>, prefix: &str) -> Self {
-        let (deleted, written) = (Arc::new(Mutex::default()), Arc::new(Mutex::default()));
+        let deleted: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let written: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
         let mut follow = Follow::start(Arc::clone(store), prefix, quick());
-        let (gone, put): (Arc<Mutex<BTreeSet<String>>>, Arc<Mutex<BTreeMap<String, u64>>>) =
-            (Arc::clone(&deleted), Arc::clone(&written));
+        let (gone, put) = (Arc::clone(&deleted), Arc::clone(&written));
         let task = tokio::spawn(async move {
             while let Some(batch) = follow.next().await {
                 for item in batch.items {
