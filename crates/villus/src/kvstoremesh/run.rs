@@ -10,10 +10,7 @@ use villus_print::Table;
 use villus_table::{Backoff, Stop};
 
 use super::DEFAULT_FILE;
-use crate::{
-    failure::Failure,
-    out::{self, OutputArgs},
-};
+use crate::{failure::Failure, out::OutputArgs};
 
 /// Requests a second to stores, where nobody says otherwise: what limits a mesh is how much it has under way.
 const QPS: u32 = 10_000;
