@@ -5,9 +5,9 @@ use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 use crate::{
     bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs, config::ConfigArgs,
     emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs, identity::IdentityCommand,
-    ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs, map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs,
-    plan::PlanCommand, policy::PolicyCommand, shell::CompletionArgs, shell::ManArgs, status::StatusArgs,
-    version::VersionArgs, why::WhyArgs,
+    ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs, map::MapCommand,
+    monitor::MonitorArgs, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
+    shell::CompletionArgs, shell::ManArgs, status::StatusArgs, version::VersionArgs, why::WhyArgs,
 };
 
 /// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.
