@@ -131,7 +131,9 @@ fn allocator_config(config: &Config, node: &str, reserved: Reserved) -> Result<A
         lock_patience: Duration::from_secs(10),
         timeout: Duration::from_secs(120),
         attempts: 8,
-        backoff,
+        pace: backoff.into(),
+        patience: None,
+        stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved,
     })

@@ -19,7 +19,7 @@ mod nodes;
 mod pool;
 mod reserved;
 
-pub use allocator::{Allocator, AllocatorConfig, Usage};
+pub use allocator::{Allocator, AllocatorConfig, KnownIdentities, OpenIdentity, Usage};
 pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};
