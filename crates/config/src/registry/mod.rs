@@ -6,6 +6,7 @@
 
 mod features;
 mod served;
+mod store;
 mod translate;
 mod tuning;
 mod unneeded;
@@ -16,7 +17,8 @@ use std::{collections::BTreeMap, sync::LazyLock};
 pub use translate::Translation;
 
 static TABLE: LazyLock<Vec<OptionSpec>> = LazyLock::new(|| {
-    let mut all: Vec<OptionSpec> = served::OPTIONS.iter().chain(features::OPTIONS).copied().collect();
+    let mut all: Vec<OptionSpec> =
+        served::OPTIONS.iter().chain(store::OPTIONS).chain(features::OPTIONS).copied().collect();
     all.extend(features::without_effect());
     all.extend(tuning::options());
     all.extend(unneeded::options());
