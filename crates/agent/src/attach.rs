@@ -89,8 +89,8 @@ impl Node {
         done
     }
 
-    /// Attaches programs again that somebody took off an endpoint's device: without them no policy holds there. Says of
-    /// how many endpoints.
+    /// Attaches programs again that somebody took off an endpoint's device or the tunnel's: without them no policy holds
+    /// there. Says of how many devices.
     pub fn mend_programs(&mut self) -> usize {
         if !self.attached {
             return 0;
@@ -98,7 +98,7 @@ impl Node {
         let live = self.endpoints.values().filter(|e| e.is_live() && self.settling != Some(e.id()));
         let live: Vec<(u16, u32)> =
             live.filter_map(|e| Some((e.id(), e.file.device.as_ref()?.index()))).collect();
-        let indices: Vec<u32> = live.iter().map(|(_, index)| *index).collect();
+        let indices: Vec<u32> = live.iter().map(|(_, index)| *index).chain(self.network.tunnel).collect();
         let attached = match self.kernel.links().list(&indices) {
             Ok(attached) => attached,
             Err(error) => {
@@ -109,6 +109,9 @@ impl Node {
         self.conditions.note("programs on devices", None);
         let has =
             |index: u32, hook: Hook| attached.iter().any(|a| a.alive && a.ifindex == index && a.hook == hook);
+        let tunnel = self.network.tunnel;
+        let bare_tunnel =
+            tunnel.is_some_and(|index| !has(index, Hook::FromOverlay) || !has(index, Hook::ToOverlay));
         let bare: Vec<(u16, u32)> = live
             .into_iter()
             .filter(|(_, index)| !has(*index, Hook::FromEndpoint) || !has(*index, Hook::ToEndpoint))
@@ -124,7 +127,11 @@ impl Node {
             }
             self.note_programs(*id, result.err());
         }
-        bare.len()
+        if bare_tunnel {
+            tracing::warn!("somebody took our programs off the tunnel's device; they are attached again");
+            self.attach_tunnel();
+        }
+        bare.len() + usize::from(bare_tunnel)
     }
 
     /// Waits until nobody attaches programs to an endpoint that is about to go.
@@ -152,11 +159,16 @@ impl Node {
             let result = attacher.attach_uplink(*index, host);
             self.conditions.note(&format!("program of uplink {name}"), result.err().map(|e| e.to_string()));
         }
+        self.attach_tunnel();
         let interfaces = self.all_interfaces();
         let attached = self.kernel.links().list(&interfaces).unwrap_or_default();
         for attachment in attached.iter().filter(|a| !a.hook.is_of_endpoints()) {
-            let wanted = uplinks.iter().any(|(index, _)| *index == attachment.ifindex)
-                && (host || attachment.hook != Hook::ToNetwork);
+            let wanted = if attachment.hook.is_of_tunnel() {
+                self.network.tunnel == Some(attachment.ifindex)
+            } else {
+                uplinks.iter().any(|(index, _)| *index == attachment.ifindex)
+                    && (host || attachment.hook != Hook::ToNetwork)
+            };
             if !wanted && let Err(error) = self.kernel.links().detach(attachment.hook, attachment.ifindex) {
                 tracing::warn!(%error, "a device that needs it no more keeps its program");
             }
@@ -164,6 +176,13 @@ impl Node {
         if let Err(error) = self.kernel.links().sweep() {
             tracing::warn!(%error, "pins of gone links stay");
         }
+    }
+
+    /// The programs of the tunnel's device, if there is one.
+    fn attach_tunnel(&mut self) {
+        let Some(index) = self.network.tunnel else { return };
+        let result = self.kernel.attacher().attach_tunnel(index);
+        self.conditions.note("programs of the tunnel", result.err().map(|error| error.to_string()));
     }
 
     /// Flow maps that attached programs use though others have their pins: after a resize, also one that was cut short.

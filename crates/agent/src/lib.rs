@@ -10,6 +10,7 @@
 mod agent;
 mod api;
 mod attach;
+mod between;
 mod cleanup;
 mod cluster;
 mod conditions;

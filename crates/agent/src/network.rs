@@ -10,7 +10,8 @@ use villus_config::Config;
 use villus_identity::{AddressPool, Family, PoolError};
 use villus_net::{
     DeviceChoice, Journal, Masquerade, NetError, NodeAddress, NodeNetwork, NodeState, ROUTER_DEVICE,
-    ROUTER_PEER, Recorder, RouterDevice, SystemPaths, Uplink, Uplinks,
+    ROUTER_PEER, Recorder, RouterDevice, SystemPaths, TUNNEL_DEVICE, TUNNEL_OVERHEAD, Tunnel, Uplink,
+    Uplinks,
 };
 
 use crate::AgentError;
@@ -21,6 +22,8 @@ use crate::state::StateDir;
 pub(crate) const JOURNAL: &str = "node-journal.json";
 const POOLS: &str = "pools.json";
 const DEFAULT_MTU: u32 = 1500;
+/// What IPv6 asks of every network.
+const LEAST_MTU: u32 = 1280;
 
 /// The prefixes that endpoints get addresses of. Once chosen they are kept on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +44,10 @@ pub(crate) struct Network {
     pub choice: DeviceChoice,
     pub uplinks: Uplinks,
     pub addresses: Vec<NodeAddress>,
-    /// MTU of endpoints' devices.
+    /// MTU of endpoints' devices, which is the tunnel's if there is one.
     pub mtu: u32,
+    /// Index of the tunnel's device, if packets to other nodes take one.
+    pub tunnel: Option<u32>,
     /// The node's own address, IPv4 if it has one, as it was at the start.
     pub primary: Option<IpAddr>,
     /// The addresses by which other nodes reach this one, at most one of each family, IPv4 first.
@@ -64,7 +69,14 @@ impl Network {
         let prefixes = choose_prefixes(config, state, &now, node_v4)?;
         let routers = AddressPool::new(prefixes.ipv4, prefixes.ipv6, Duration::ZERO).map_err(no_pool)?;
         let (router_v4, router_v6) = (as_v4(routers.router(Family::V4)), as_v6(routers.router(Family::V6)));
-        let mtu = config.node.mtu.unwrap_or_else(|| least_mtu(&uplinks));
+        if config.routing.tunnel && node_v4.is_none() {
+            let reason =
+                "tunnels run over IPv4, and this node has no IPv4 address; set ipv4-node, or `native`";
+            return Err(AgentError::Option { option: "routing-mode", reason: reason.into() });
+        }
+        let overhead = if config.routing.tunnel { TUNNEL_OVERHEAD } else { 0 };
+        let outer = config.node.mtu.unwrap_or_else(|| least_mtu(&uplinks));
+        let mtu = (outer - overhead).max(LEAST_MTU);
         let network = NodeNetwork {
             router_v4,
             router_v6,
@@ -74,6 +86,13 @@ impl Network {
             system: SystemPaths::default(),
         };
         let router = with_journal(state, |recorder| network.apply(recorder))?;
+        let tunnel = match config.routing.tunnel {
+            true => Some(make_tunnel(config, mtu, state)?),
+            false => {
+                villus_net::remove_tunnel()?;
+                None
+            }
+        };
         let mut problems = Vec::new();
         let (masquerading, made) = match masquerade(config, &prefixes, router_v4, router_v6) {
             Some(wanted) => {
@@ -102,6 +121,7 @@ impl Network {
             uplinks,
             addresses,
             mtu,
+            tunnel,
             primary,
             internal,
             masquerading,
@@ -143,6 +163,14 @@ impl Network {
         with_journal(state, |recorder| villus_net::heed_advertisements(&names, recorder))
     }
 
+    /// Makes the tunnel's device again where somebody removed or changed it; says whether it is another one now.
+    pub fn restore_tunnel(&mut self, config: &Config, state: &StateDir) -> Result<bool, AgentError> {
+        let Some(index) = self.tunnel else { return Ok(false) };
+        let now = make_tunnel(config, self.mtu, state)?;
+        self.tunnel = Some(now);
+        Ok(now != index)
+    }
+
     /// The router's addresses.
     pub fn router_ips(&self) -> impl Iterator<Item = IpAddr> {
         self.router_v4.map(IpAddr::from).into_iter().chain(self.router_v6.map(IpAddr::from))
@@ -173,6 +201,11 @@ fn with_journal<T>(
     Ok(change(&mut recorder)?)
 }
 
+fn make_tunnel(config: &Config, mtu: u32, state: &StateDir) -> Result<u32, AgentError> {
+    let device = Tunnel { port: config.routing.tunnel_port, mtu };
+    with_journal(state, |recorder| device.apply(recorder))
+}
+
 /// What is masqueraded, if anything is.
 fn masquerade(
     config: &Config,
@@ -181,7 +214,7 @@ fn masquerade(
     router_v6: Option<Ipv6Addr>,
 ) -> Option<Masquerade> {
     let mut wanted = Masquerade {
-        inner_devices: vec!["lxc*".into(), ROUTER_DEVICE.into(), ROUTER_PEER.into()],
+        inner_devices: vec!["lxc*".into(), ROUTER_DEVICE.into(), ROUTER_PEER.into(), TUNNEL_DEVICE.into()],
         ..Masquerade::default()
     };
     if let Some(pool) = prefixes.ipv4.filter(|_| config.ipv4.masquerade && router_v4.is_some()) {
@@ -280,5 +313,5 @@ fn as_v6(address: Option<IpAddr>) -> Option<Ipv6Addr> {
 
 /// What fits through every uplink.
 fn least_mtu(uplinks: &Uplinks) -> u32 {
-    uplinks.used.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU).max(1280)
+    uplinks.used.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU).max(LEAST_MTU)
 }

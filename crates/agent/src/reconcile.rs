@@ -77,7 +77,9 @@ impl Node {
         let maps = self.kernel.maps.clone();
         let mut mended = make_equal(&maps.addrs4, &self.wanted_addrs4())?.total()
             + make_equal(&maps.addrs6, &self.wanted_addrs6())?.total()
-            + make_equal(&maps.devices, &self.wanted_devices())?.total();
+            + make_equal(&maps.devices, &self.wanted_devices())?.total()
+            + self.write_nodes()?
+            + self.follow_routes();
         let wanted = self.wanted_records();
         for (slot, found) in maps.endpoints.entries()? {
             let want = wanted.get(&slot).copied().unwrap_or_default();
@@ -91,7 +93,7 @@ impl Node {
             mended += 1;
         }
         if mended > 0 {
-            tracing::warn!(entries = mended, "maps of the kernel were not as they should be and were mended");
+            tracing::warn!(entries = mended, "the kernel was not as it should be and was mended");
             self.counts.repaired += mended as u64;
         }
         Ok(())
@@ -168,8 +170,22 @@ impl Node {
         gone.into_iter().filter_map(|id| self.mark_gone(id, "its device is gone")).collect()
     }
 
+    fn restore_tunnel(&mut self) {
+        let result = self.network.restore_tunnel(&self.config, &self.state);
+        let is_new = matches!(result, Ok(true));
+        self.conditions.note("tunnel", result.err().map(|error| error.to_string()));
+        if is_new && self.sources.complete {
+            tracing::warn!("the tunnel's device was gone and is made again");
+            self.attach_uplinks();
+            let result = self.write_config();
+            self.conditions.note("comparison with the kernel", result.err().map(|error| error.to_string()));
+            self.follow_nodes();
+        }
+    }
+
     /// Looks at the node's links and addresses again.
     pub fn refresh_network(&mut self) {
+        self.restore_tunnel();
         match self.network.refresh(&self.config) {
             Ok(false) => self.conditions.note("node network", None),
             Ok(true) => {
@@ -182,7 +198,7 @@ impl Node {
                     self.conditions.note("node addresses", result.err().map(|error| error.to_string()));
                     self.attach_uplinks();
                     self.claim_node();
-                    self.step_ipcache();
+                    self.follow_nodes();
                 }
             }
             Err(error) => self.conditions.note("node network", Some(error.to_string())),

@@ -54,7 +54,7 @@ fn cleanup_leaves_the_node_as_it_was_found() {
     run("ip", &["link", "set", "tap0", "up"]);
     let before = node_state();
 
-    let mut node = TestNode::started(&[("attach-mode", "tc")]);
+    let mut node = TestNode::started(&[("attach-mode", "tc"), ("routing-mode", "tunnel")]);
     node.workload("server", &["k8s:app=server"]);
     let adopt = EndpointChangeRequest {
         adopt_interface: Some("tap0".into()),

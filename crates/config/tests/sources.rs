@@ -110,7 +110,7 @@ fn everything_wrong_is_said_at_once_with_place_and_fix() {
     write(dir.path(), "enable-ipv44", "true");
     write(dir.path(), "mtu", "70000");
     write(dir.path(), "enable-ipv4", "");
-    write(dir.path(), "tunnel", "vxlan");
+    write(dir.path(), "tunnel", "geneve");
     write(dir.path(), "kube-proxy-replacement", "strict");
     write(dir.path(), "enable-source-ip-verification", "false");
     write(dir.path(), "bpf-lb-maglev-table-size", "many");
@@ -135,7 +135,7 @@ fn everything_wrong_is_said_at_once_with_place_and_fix() {
     assert!(say("enable-ipv4").starts_with("the value is empty; write true or false"));
     assert_eq!(
         say("tunnel"),
-        format!("not supported yet: tunnels between nodes | {}, or set it to disabled", remove("tunnel"))
+        format!("not supported yet: Geneve between nodes | {}, or set it to disabled", remove("tunnel"))
     );
     assert!(say("kube-proxy-replacement").ends_with("or set it to false"));
     assert!(say("enable-source-ip-verification").starts_with("not supported: identity rests on it"));

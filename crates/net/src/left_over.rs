@@ -3,7 +3,7 @@
 use crate::endpoint::{HOST_PREFIX, endpoint_devices};
 use crate::error::{Errors, missing_is_fine};
 use crate::node::{ROUTER_DEVICE, ROUTER_PEER};
-use crate::rtnl::{Link, Rtnl};
+use crate::rtnl::{Link, PROTOCOL, Rtnl};
 
 /// Removes devices, routes and neighbours of endpoints that nobody claims: devices with the mark of endpoints, those that
 /// `is_ours` knows though a crash came before the mark, and what the node has of us on devices of others. `claimed` are
@@ -35,7 +35,7 @@ fn remove(
     }
     let routes = host.routes()?;
     for link in others {
-        for route in routes.iter().filter(|route| route.is_ours() && route.uses(link.index)) {
+        for route in routes.iter().filter(|route| route.protocol == PROTOCOL && route.uses(link.index)) {
             removed.push(format!("route to {} by {}", route.destination, link.name));
             errors.note(missing_is_fine(host.delete_route(route)));
         }

@@ -21,8 +21,10 @@ mod monitor;
 mod nat;
 mod netns;
 mod node;
+mod node_routes;
 mod rtnl;
 mod sysctl;
+mod tunnel;
 mod uplink;
 
 pub use adopt::{AdoptSpec, AdoptedLink, adopt_interface, release_interface};
@@ -48,6 +50,10 @@ pub use node::{
     NodeNetwork, ROUTER_DEVICE, ROUTER_PEER, RouterDevice, SystemPaths, heed_advertisements,
     remove_all_marked,
 };
-pub use rtnl::{Address, Link, LinkChange, Neighbour, NextHop, PROTOCOL, Route, RouteKind, Rtnl, VethPair};
+pub use node_routes::{NodeHop, device_on_link, node_routes, remove_node_route, set_node_route};
+pub use rtnl::{
+    Address, Link, LinkChange, NODE_PROTOCOL, Neighbour, NextHop, PROTOCOL, Route, RouteKind, Rtnl, VethPair,
+};
 pub use sysctl::{Family, Sysctl};
+pub use tunnel::{TUNNEL_DEVICE, TUNNEL_OVERHEAD, Tunnel, remove_tunnel};
 pub use uplink::{DeviceChoice, NodeAddress, NodeState, Uplink, Uplinks};

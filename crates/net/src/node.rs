@@ -14,6 +14,7 @@ use crate::journal::{Change, Recorder};
 use crate::mac::Mac;
 use crate::rtnl::{Link, LinkChange, Route, RouteKind, Rtnl, VethPair};
 use crate::sysctl::{Family, Sysctl};
+use crate::tunnel::TUNNEL_DEVICE;
 
 /// The device that holds the router addresses.
 pub const ROUTER_DEVICE: &str = "villus_host";
@@ -334,7 +335,7 @@ fn switch_forwarding_on(
 }
 
 fn is_own_device(name: &str) -> bool {
-    name == ROUTER_DEVICE || name == ROUTER_PEER || is_endpoint_device(name)
+    name == ROUTER_DEVICE || name == ROUTER_PEER || name == TUNNEL_DEVICE || is_endpoint_device(name)
 }
 
 /// `lxc` and twelve hex digits; `lxcbr0` and the like are not ours.
@@ -350,7 +351,7 @@ fn endpoint_device_glob() -> String {
 fn networkd_file() -> String {
     format!(
         "# Villus's own devices: networkd leaves them alone. `villus cleanup` removes this file.\n\
-         [Match]\nName={} villus_*\nDriver=veth\n\n[Link]\nUnmanaged=yes\n",
+         [Match]\nName={} villus_*\nDriver=veth vxlan\n\n[Link]\nUnmanaged=yes\n",
         endpoint_device_glob()
     )
 }

@@ -13,6 +13,7 @@
 
 mod association;
 mod capture;
+mod cluster;
 mod dump;
 mod echo;
 mod etcd;
@@ -30,6 +31,7 @@ mod workload;
 
 pub use association::SctpAssociation;
 pub use capture::Capture;
+pub use cluster::{Between, Cluster, Member};
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
 pub use etcd::EtcdServer;
 pub use frame::{

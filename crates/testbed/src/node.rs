@@ -474,7 +474,7 @@ impl Drop for Node {
     }
 }
 
-fn words(bytes: [u8; 16]) -> [u32; 4] {
+pub(crate) fn words(bytes: [u8; 16]) -> [u32; 4] {
     let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     [word(0), word(4), word(8), word(12)]
 }

@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::PoisonError;
 
+use ipnet::IpNet;
 use villus_abi::names;
 use villus_abi::policy::{PolicyEntry, PolicyKey};
 use villus_api::model::{Checked, Difference, DifferenceKind, VerifyReport, VerifyRequest};
@@ -165,6 +166,16 @@ impl Node {
             |k| format!("ifindex {k}"),
             |v| format!("endpoint {v}"),
         );
+        let text = |key: &[u8; 16]| Ipv6Addr::from(*key).to_canonical().to_string();
+        let node = |node: &villus_abi::Node| Ipv4Addr::from(node.tunnel.to_ne_bytes()).to_string();
+        add(report, names::NODES, &maps.nodes.entries()?, &self.wanted_nodes(), text, node);
+        // Where they cannot be listed the condition of that name says so.
+        let there = villus_net::node_routes().unwrap_or_default();
+        let hop = |hop: &villus_net::NodeHop| match hop.gateway {
+            Some(gateway) => format!("via {gateway}, device {}", hop.device),
+            None => format!("device {}", hop.device),
+        };
+        add(report, "routes to nodes", &there, &self.wanted_routes().0, IpNet::to_string, hop);
         let there = maps.ipcache.entries()?;
         let wanted = IpcacheMap::wanted(&self.ipcache.snapshot());
         add(report, names::IPCACHE, &there, &wanted, ipcache_text, |v| format!("identity {}", v.identity));

@@ -1,14 +1,3 @@
-//! This node in its cluster: the store that nodes share, what it says of others, what this node says of itself there, and
-//! what of all that is on disk for a start without it.
+//! This node in its cluster.
 
-mod feed;
-mod health;
 mod own;
-mod settle;
-mod shared;
-mod snapshot;
-pub(crate) mod tasks;
-
-pub(crate) use feed::Feed;
-pub(crate) use shared::SharedStore;
-pub(crate) use snapshot::Snapshot;

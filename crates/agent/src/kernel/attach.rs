@@ -43,6 +43,14 @@ impl Attacher {
             .collect()
     }
 
+    /// Makes the tunnel's device run its two programs.
+    pub fn attach_tunnel(&self, ifindex: u32) -> Result<()> {
+        let (object, links) = (self.programs.wait()?, Links::new(&self.pins));
+        links.attach(object, Hook::FromOverlay, ifindex, self.mode)?;
+        links.attach(object, Hook::ToOverlay, ifindex, self.mode)?;
+        Ok(())
+    }
+
     /// Makes an uplink run its program; with `host` also that which judges what the node itself sends.
     pub fn attach_uplink(&self, ifindex: u32, host: bool) -> Result<()> {
         let (object, links) = (self.programs.wait()?, Links::new(&self.pins));

@@ -11,6 +11,8 @@ use villus_config::Config;
 use villus_config::config::{Aggregation, Enforcement};
 use villus_policy::Audit;
 
+use crate::network::Network;
+
 /// Options that can be changed while the agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Runtime {
@@ -40,7 +42,7 @@ impl Runtime {
 pub(crate) fn config_of(
     config: &Config,
     runtime: &Runtime,
-    router_ifindex: u32,
+    network: &Network,
     host: bool,
 ) -> villus_abi::Config {
     let flags = [
@@ -64,8 +66,11 @@ pub(crate) fn config_of(
         any: ticks(config.conntrack.any),
         report: ticks(config.monitor.interval),
         report_flags: u32::from(config.monitor.flags.0),
-        router_ifindex,
-        ..villus_abi::Config::default()
+        router_ifindex: network.router.index,
+        overlay_ifindex: network.tunnel.unwrap_or_default(),
+        overlay_mtu: network.tunnel.map_or(0, |_| network.mtu),
+        tunnel_port: network.tunnel.map_or(0, |_| u32::from(config.routing.tunnel_port.to_be())),
+        reserved: [0; 5],
     }
 }
 

@@ -4,6 +4,7 @@ mod events;
 mod export;
 mod flows;
 mod network;
+mod nodes;
 mod policies;
 mod reconcile;
 
@@ -14,7 +15,6 @@ use villus_net::MonitorStop;
 
 use crate::AgentError;
 use crate::agent::Agent;
-use crate::cluster::{Feed, tasks as cluster};
 
 pub(crate) use export::ExportCounts;
 
@@ -36,21 +36,12 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.add(policies::collect_identities(agent.clone()));
     tasks.add(flows::rejudge(agent.clone()));
     tasks.add(flows::collect(agent.clone()));
+    tasks.add(nodes::follow(agent.clone()));
     tasks.add(reconcile::prepare(agent.clone()));
     tasks.add(reconcile::compare(agent.clone()));
     tasks.add(reconcile::maintain(agent.clone()));
     tasks.add(reconcile::attach(agent.clone()));
     tasks.add(reconcile::settle(agent.clone()));
-    if let Some(shared) = &agent.identities.shared {
-        let shared = || shared.clone();
-        tasks.add(cluster::watch_health(agent.clone(), shared()));
-        tasks.add(cluster::follow(agent.clone(), shared(), Feed::Nodes));
-        tasks.add(cluster::follow(agent.clone(), shared(), Feed::Addresses));
-        tasks.add(cluster::publish(agent.clone(), shared()));
-        tasks.add(cluster::write(shared()));
-        tasks.add(cluster::settle(agent.clone()));
-        tasks.add(cluster::keep_snapshot(agent.clone(), shared()));
-    }
     Ok(tasks)
 }
 

@@ -28,8 +28,8 @@ const LOG_FORMATS: [&str; 4] = ["text", "text-ts", "json", "json-ts"];
 pub(super) fn across(config: &Config) -> Vec<Finding> {
     let mut out = Checks { config, findings: Vec::new() };
     out.families();
+    out.routing();
     out.cluster();
-    out.store();
     out.node_name();
     out.collection();
     out.restart();
@@ -83,6 +83,17 @@ impl Checks<'_> {
         }
     }
 
+    fn routing(&mut self) {
+        let routing = &self.config.routing;
+        if routing.tunnel && routing.direct_routes {
+            let reason = "packets to other nodes take the tunnel (routing-mode)";
+            self.say(Severity::Error, "auto-direct-node-routes", reason, "set one of them only");
+        } else if routing.skip_unreachable && !routing.direct_routes {
+            let reason = "has no effect without auto-direct-node-routes";
+            self.say(Severity::Warning, "direct-routing-skip-unreachable", reason, "set both or none");
+        }
+    }
+
     fn cluster(&mut self) {
         let node = &self.config.node;
         let (id, max) = (node.cluster_id, node.max_connected_clusters);
@@ -94,19 +105,6 @@ impl Checks<'_> {
         if id != 0 && node.cluster_name == "default" {
             let reason = "a cluster with an id should have a name of its own; it is called default";
             self.say(Severity::Warning, "cluster-id", reason, "set cluster-name");
-        }
-    }
-
-    fn store(&mut self) {
-        let kvstore = &self.config.kvstore;
-        let named = ["etcd.address", "etcd.config"].iter().any(|key| kvstore.options.contains_key(*key));
-        if kvstore.etcd && !named {
-            let fix = r#"set kvstore-opt to {"etcd.config": "/etc/villus/etcd.yaml"}, or to an etcd.address"#;
-            self.say(Severity::Error, "kvstore", "kvstore-opt does not say where etcd is", fix);
-        }
-        if !kvstore.etcd && !kvstore.options.is_empty() {
-            let reason = "has no effect: this node has a store of its own";
-            self.say(Severity::Warning, "kvstore-opt", reason, "set kvstore to etcd, or leave it out");
         }
     }
 

@@ -1,15 +1,15 @@
 //! The agent's configuration: every option as the type that the agent works with.
 
 mod checks;
-mod kvstore;
 mod parts;
 mod reader;
+mod routing;
 
-pub use kvstore::Kvstore;
 pub use parts::{
     Aggregation, AllowDhcp, AllowLocalhost, Api, AttachMode, Conntrack, Datapath, Endpoints, Enforcement,
     Export, Family, Identity, Log, Monitor, Node, Paths, Policy, TcpFlags,
 };
+pub use routing::Routing;
 
 use crate::{
     finding::{Error, Finding, Report, Severity},
@@ -30,6 +30,8 @@ pub struct Config {
     pub ipv4: Family<Ipv4Net>,
     /// IPv6 of endpoints.
     pub ipv6: Family<Ipv6Net>,
+    /// How packets reach endpoints of other nodes.
+    pub routing: Routing,
     /// Hooks and sizes of maps.
     pub datapath: Datapath,
     /// Lifetimes of flows, sizes of their tables, their collection.
@@ -38,8 +40,6 @@ pub struct Config {
     pub policy: Policy,
     /// From labels to identities.
     pub identity: Identity,
-    /// The store that nodes share.
-    pub kvstore: Kvstore,
     /// Taking over endpoints.
     pub endpoints: Endpoints,
     /// Events.
@@ -136,11 +136,11 @@ fn build(sources: Sources, subject: Option<String>) -> (Config, Report) {
         node: Node::read(&mut reader),
         ipv4: Family::<Ipv4Net>::read(&mut reader),
         ipv6: Family::<Ipv6Net>::read(&mut reader),
+        routing: Routing::read(&mut reader),
         datapath: Datapath::read(&mut reader),
         conntrack: Conntrack::read(&mut reader),
         policy: Policy::read(&mut reader),
         identity: Identity::read(&mut reader),
-        kvstore: Kvstore::read(&mut reader),
         endpoints: Endpoints::read(&mut reader),
         monitor: Monitor::read(&mut reader),
         export: Export::read(&mut reader),

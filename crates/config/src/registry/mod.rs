@@ -5,8 +5,8 @@
 //! as a [`Translation`] into other options.
 
 mod features;
+mod routing;
 mod served;
-mod store;
 mod translate;
 mod tuning;
 mod unneeded;
@@ -18,7 +18,7 @@ pub use translate::Translation;
 
 static TABLE: LazyLock<Vec<OptionSpec>> = LazyLock::new(|| {
     let mut all: Vec<OptionSpec> =
-        served::OPTIONS.iter().chain(store::OPTIONS).chain(features::OPTIONS).copied().collect();
+        served::OPTIONS.iter().chain(routing::OPTIONS).chain(features::OPTIONS).copied().collect();
     all.extend(features::without_effect());
     all.extend(tuning::options());
     all.extend(unneeded::options());

@@ -15,7 +15,16 @@ const P: Kind = Kind::Path { empty: true };
 
 type Row = (&'static str, Kind, &'static str);
 
-const ETCD: &[Row] = &[("enable-k8s-event-handover", B, "false")];
+const ETCD: &[Row] = &[
+    ("allocator-list-timeout", D, "3m"),
+    ("kvstore-connectivity-timeout", D, "2m"),
+    ("kvstore-lease-ttl", crate::kind::secs(25, 86_400), "15m"),
+    ("kvstore-max-consecutive-quorum-errors", N, "2"),
+    ("kvstore-periodic-sync", D, "5m"),
+    ("identity-allocation-timeout", D, "2m"),
+    ("identity-allocation-sync-interval", D, "5m"),
+    ("enable-k8s-event-handover", B, "false"),
+];
 
 const MESH: &[Row] = &[
     ("clustermesh-sync-timeout", D, "1m"),
@@ -121,7 +130,6 @@ const ROUTING: &[Row] = &[
     ("bgp-router-id-allocation-ip-pool", T, ""),
     ("bgp-router-id-allocation-mode", T, "default"),
     ("bgp-secrets-namespace", T, ""),
-    ("direct-routing-skip-unreachable", B, "false"),
     ("egress-gateway-policy-map-max", N, "16384"),
     ("egress-gateway-reconciliation-trigger-interval", D, "1s"),
     ("enable-bgp-control-plane-status-report", B, "true"),
@@ -135,10 +143,7 @@ const ROUTING: &[Row] = &[
     ("l2-pod-announcements-interface-pattern", T, ""),
     ("srv6-encap-mode", T, "reduced"),
     ("trace-payloadlen-overlay", N, "192"),
-    ("tunnel-port", PORT, "0"),
-    ("tunnel-protocol", Kind::Choice(&["vxlan", "geneve", ""]), "vxlan"),
     ("tunnel-source-port-range", T, "0-0"),
-    ("underlay-protocol", Kind::Choice(&["ipv4", "ipv6", "auto"]), "ipv4"),
     ("vtep-cidr", L, ""),
     ("vtep-endpoint", L, ""),
     ("vtep-mac", L, ""),
@@ -321,11 +326,11 @@ const ALIASES: &[(&str, &[&str])] = &[
 ];
 
 const TABLES: &[(Group, &str, &[Row])] = &[
-    (Group::Kvstore, "events of Kubernetes through the store", ETCD),
+    (Group::Kvstore, "the etcd store", ETCD),
     (Group::Kvstore, "ClusterMesh", MESH),
     (Group::Kubernetes, "Kubernetes", KUBERNETES),
     (Group::Services, "services", SERVICES),
-    (Group::Routing, "tunnels, BGP and gateways", ROUTING),
+    (Group::Routing, "BGP and gateways", ROUTING),
     (Group::Encryption, "encryption", ENCRYPTION),
     (Group::Hubble, "Hubble", HUBBLE),
     (Group::Proxy, "the L7 and DNS proxies", PROXY),

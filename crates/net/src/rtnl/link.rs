@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 
@@ -50,6 +50,8 @@ pub struct Link {
     pub lower: Option<u32>,
     /// Local number of the namespace in which `lower` lives, if it is another one than this device's.
     pub lower_netns: Option<i32>,
+    /// UDP port of a VXLAN device whose packets say for themselves where they go.
+    pub tunnel_port: Option<u16>,
     /// Free text of the operator or of whoever made it; Villus marks its own here.
     pub alias: Option<String>,
 }
@@ -84,6 +86,8 @@ pub struct LinkChange<'a> {
     pub mac: Option<Mac>,
     /// Give the device no IPv6 link-local address by itself.
     pub no_link_local: bool,
+    /// Ask nobody for the Ethernet addresses of neighbours.
+    pub no_arp: bool,
 }
 
 // === impl Link ===
@@ -127,6 +131,14 @@ impl Link {
     fn take_kinds(&mut self, infos: Vec<LinkInfo>) {
         for info in infos {
             match info {
+                LinkInfo::Data(InfoData::Vxlan(settings))
+                    if settings.contains(&InfoVxlan::CollectMetadata(true)) =>
+                {
+                    self.tunnel_port = settings.iter().find_map(|setting| match setting {
+                        InfoVxlan::Port(port) => Some(*port),
+                        _ => None,
+                    });
+                }
                 LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
                 LinkInfo::PortKind(kind) => self.master_kind = Some(kind.to_string()),
                 _ => {}
@@ -260,6 +272,27 @@ impl Rtnl {
         })
     }
 
+    /// Makes a VXLAN device whose packets say for themselves where they go, switched off.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is taken, or the port by another such device.
+    pub fn create_tunnel(&mut self, name: &str, port: u16, mtu: u32) -> Result<(), NetError> {
+        let settings =
+            vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Learning(false), InfoVxlan::Port(port)];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(settings)),
+            ]),
+        ];
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("create VXLAN device {name} on UDP port {port}")
+        })
+    }
+
     /// Changes a device.
     ///
     /// # Errors
@@ -270,6 +303,10 @@ impl Rtnl {
         if let Some(up) = change.up {
             message.header.change_mask = LinkFlags::Up;
             message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        }
+        if change.no_arp {
+            message.header.change_mask |= LinkFlags::Noarp;
+            message.header.flags |= LinkFlags::Noarp;
         }
         let attributes = &mut message.attributes;
         attributes.extend(change.alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));

@@ -20,3 +20,6 @@ pub(crate) use socket::{decode_all, groups};
 /// The routing protocol number that marks routes and neighbours as ours (`ip route show proto 118`). Not taken in
 /// iproute2's `rt_protos`; 118 is ASCII `v`.
 pub const PROTOCOL: u8 = 118;
+
+/// As [`PROTOCOL`], of routes to the prefixes of other nodes (`ip route show proto 119`).
+pub const NODE_PROTOCOL: u8 = 119;

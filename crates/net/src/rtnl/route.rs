@@ -13,7 +13,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::socket::family;
-use super::{PROTOCOL, Rtnl};
+use super::{NODE_PROTOCOL, PROTOCOL, Rtnl};
 use crate::error::NetError;
 
 /// The table that holds ordinary routes.
@@ -64,7 +64,7 @@ pub struct Route {
     pub onlink: bool,
     /// Routing table, 254 for the main one.
     pub table: u32,
-    /// Who made it: 2 the kernel, 9 router advertisement, 16 DHCP, [`PROTOCOL`] Villus.
+    /// Who made it: 2 the kernel, 9 router advertisement, 16 DHCP, [`PROTOCOL`] and [`NODE_PROTOCOL`] Villus.
     pub protocol: u8,
 }
 
@@ -118,7 +118,7 @@ impl Route {
 
     /// True if Villus made it.
     pub fn is_ours(&self) -> bool {
-        self.protocol == PROTOCOL
+        matches!(self.protocol, PROTOCOL | NODE_PROTOCOL)
     }
 
     /// True if it leads through this device.
@@ -287,6 +287,41 @@ impl Rtnl {
         self.change(message, NLM_F_CREATE | flags, || format!("add route {route}"))
     }
 
+    /// As [`Self::set_route`], but also through another device than that of ours which is there.
+    ///
+    /// # Errors
+    /// [`NetError::ForeignRoute`] when somebody else's route is in its place.
+    pub fn move_route(&mut self, route: &Route) -> Result<(), NetError> {
+        match self.add_route(route, NLM_F_EXCL) {
+            Err(error) if error.exists() => {}
+            done => return done,
+        }
+        match self.routes()?.into_iter().find(|other| other.same_key(route)) {
+            Some(other) if !other.is_ours() => Err(NetError::ForeignRoute {
+                destination: route.destination.to_string(),
+                existing: self.describe(&other),
+            }),
+            _ => self.add_route(route, NLM_F_REPLACE),
+        }
+    }
+
+    /// The way that a packet to an address would take now; `None` where it could not leave.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn route_to(&mut self, ip: IpAddr) -> Result<Option<Route>, NetError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(ip);
+        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(ip.into()));
+        match self.get(RouteNetlinkMessage::GetRoute(message), || format!("look up the route to {ip}")) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Route::from_message(route)),
+            Ok(_) => Ok(None),
+            Err(error @ NetError::Answer { .. }) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Waits until the namespace takes packets to an address of its own. For IPv6 the kernel gets there some time
     /// after the address was added, even without duplicate address detection. Gives up quietly after a tenth of
     /// a second.
@@ -302,16 +337,8 @@ impl Rtnl {
     }
 
     fn is_local(&mut self, ip: IpAddr) -> Result<bool, NetError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(ip);
-        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(ip.into()));
-        match self.get(RouteNetlinkMessage::GetRoute(message), || format!("look up the route to {ip}")) {
-            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
-            Ok(_) => Ok(false),
-            Err(error @ NetError::Answer { .. }) => Err(error),
-            Err(_) => Ok(false),
-        }
+        const LOCAL: u8 = 2;
+        Ok(self.route_to(ip)?.is_some_and(|route| route.kind == RouteKind::Other(LOCAL)))
     }
 
     /// Removes a route.

@@ -1,0 +1,77 @@
+//! Routes to the prefixes of other nodes.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::error::{NetError, missing_is_fine};
+use crate::rtnl::{NODE_PROTOCOL, NextHop, Route, RouteKind, Rtnl};
+
+/// Where endpoints of another node are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeHop {
+    /// Index of the device.
+    pub device: u32,
+    /// The node's address on that device's network; `None` through a tunnel.
+    pub gateway: Option<IpAddr>,
+    /// Source that this node's own connections get.
+    pub source: Option<IpAddr>,
+    /// Largest packet, where that is not the device's.
+    pub mtu: Option<u32>,
+}
+
+/// The routes to prefixes of other nodes that Villus has made, in the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel refuses the listing.
+pub fn node_routes() -> Result<Vec<(IpNet, NodeHop)>, NetError> {
+    let routes = Rtnl::open()?.routes()?;
+    let ours = routes.into_iter().filter(|route| route.protocol == NODE_PROTOCOL);
+    Ok(ours
+        .map(|route| {
+            let hop = route.hops.first().copied().unwrap_or(NextHop { device: 0, gateway: None });
+            let (source, mtu) = (route.source, route.mtu);
+            (route.destination, NodeHop { device: hop.device, gateway: hop.gateway, source, mtu })
+        })
+        .collect())
+}
+
+/// Makes a route to a prefix of another node, or changes ours.
+///
+/// # Errors
+/// [`NetError::ForeignRoute`] when somebody else's is in its place.
+pub fn set_node_route(destination: IpNet, hop: &NodeHop) -> Result<(), NetError> {
+    Rtnl::open()?.move_route(&route(destination, hop))
+}
+
+/// Removes a route that [`node_routes`] lists; that it is gone is no error.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_node_route(destination: IpNet, hop: &NodeHop) -> Result<(), NetError> {
+    missing_is_fine(Rtnl::open()?.delete_route(&route(destination, hop)))
+}
+
+/// The device by which an address is reached that is on a network of this node; `None` if it is behind a router, this
+/// node's own, or nowhere.
+///
+/// # Errors
+/// When the kernel's answer cannot be read.
+pub fn device_on_link(ip: IpAddr) -> Result<Option<u32>, NetError> {
+    let route = Rtnl::open()?.route_to(ip)?;
+    Ok(route.filter(|route| route.kind == RouteKind::Unicast).and_then(|route| {
+        let hop = route.hops.first()?;
+        hop.gateway.is_none().then_some(hop.device)
+    }))
+}
+
+fn route(destination: IpNet, hop: &NodeHop) -> Route {
+    Route {
+        destination: destination.trunc(),
+        hops: vec![NextHop { device: hop.device, gateway: hop.gateway }],
+        source: hop.source,
+        mtu: hop.mtu,
+        protocol: NODE_PROTOCOL,
+        ..Route::default()
+    }
+}
