@@ -102,7 +102,7 @@ Exit codes:
   0  done
   1  failed; standard error says what, and what to do about it
   2  the command line is wrong
-  3  what was compared differs (policy verify, why)
+  3  what was compared differs (policy verify, policy status, why)
   4  policy preview: flows that pass now would be denied; 5: would pass by audit mode only; 6: a map would be too small
   7  policy import and delete: the change waits for villus policy confirm";
 

@@ -13,7 +13,7 @@ mod undo;
 
 use clap::{Args, Subcommand};
 
-pub use open::{Shared, StoreArgs};
+pub use open::{Shared, StoreArgs, author};
 
 use crate::{connect::Host, failure::Failure, out::OutputArgs};
 

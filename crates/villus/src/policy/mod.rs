@@ -1,6 +1,7 @@
 //! `villus policy`.
 
 mod audit;
+mod cluster;
 mod confirm;
 pub mod files;
 mod hold;
@@ -28,8 +29,16 @@ use crate::{
 pub enum PolicyCommand {
     /// Import the policies of files, all or none.
     Import(ImportArgs),
-    /// Delete imported policies.
-    Delete(DeleteArgs),
+    /// Delete imported policies, or one of all nodes of the cluster.
+    Delete(Box<DeleteArgs>),
+    /// Put policies of files in force on all nodes of the cluster, through the shared store.
+    Apply(cluster::ApplyArgs),
+    /// List the versions of a policy of the cluster.
+    History(cluster::HistoryArgs),
+    /// Go back to an older version of a policy of the cluster.
+    Rollback(cluster::RollbackArgs),
+    /// Show which nodes of the cluster have realised its policies.
+    Status(cluster::StatusArgs),
     /// Show the rules in effect, as JSON.
     Get(GetArgs),
     /// Say what files hold and what is wrong with them; needs no agent.
@@ -88,7 +97,8 @@ pub struct ImportArgs {
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  villus policy delete web --namespace shop\n  villus policy delete --all --dry-run"
+    after_help = "Examples:\n  villus policy delete web --namespace shop\n  villus policy delete --all --dry-run\n  \
+                  villus policy delete --cluster shop/web"
 )]
 pub struct DeleteArgs {
     /// Name of the policy.
@@ -103,9 +113,14 @@ pub struct DeleteArgs {
     /// All that were imported.
     #[arg(long, conflicts_with = "name")]
     all: bool,
+    /// The policy of all nodes of the cluster, in the shared store.
+    #[arg(long, requires = "name", conflicts_with_all = ["labels", "all"])]
+    cluster: bool,
     /// Say what would be deleted, and delete nothing.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    place: cluster::ClusterArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -142,7 +157,11 @@ pub struct WaitArgs {
 pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
     match command {
         PolicyCommand::Import(args) => import(host, &args),
-        PolicyCommand::Delete(args) => delete(host, args),
+        PolicyCommand::Delete(args) => delete(host, *args),
+        PolicyCommand::Apply(args) => cluster::apply(host, &args),
+        PolicyCommand::History(args) => cluster::history(host, &args),
+        PolicyCommand::Rollback(args) => cluster::rollback(host, &args),
+        PolicyCommand::Status(args) => cluster::status(host, &args),
         PolicyCommand::Get(args) => get(host, args),
         PolicyCommand::Validate(args) => validate::run(&args),
         PolicyCommand::Preview(args) => preview::run(host, &args),
@@ -190,6 +209,11 @@ fn import(host: &Host, args: &ImportArgs) -> Result<(), Failure> {
 }
 
 fn delete(host: &Host, args: DeleteArgs) -> Result<(), Failure> {
+    if args.cluster {
+        let name = args.name.unwrap_or_default();
+        let name = if args.namespace.is_empty() { name } else { format!("{}/{name}", args.namespace) };
+        return cluster::delete(host, &args.place, &name, args.dry_run, &args.output);
+    }
     let delete = PolicyDelete {
         name: args.name.unwrap_or_default(),
         namespace: args.namespace,

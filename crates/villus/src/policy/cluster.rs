@@ -1,0 +1,346 @@
+//! Policies for all nodes: `villus policy apply`, `history`, `rollback`, `status`, and `delete --cluster`.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Serialize;
+use villus_cluster_policy::{Change, ClusterPolicyError, ObjectName, Policies, Realised, Standing, Version};
+use villus_policy::{ParsedFile, parse};
+use villus_print::Table;
+
+use super::{files, validate};
+use crate::{
+    connect::Host,
+    failure::{DIFFERS, Failure},
+    kvstore::{Shared, StoreArgs, author},
+    out::{self, OutputArgs},
+};
+
+/// Between two looks of `--wait`.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Which cluster's policies, in which store.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ClusterArgs {
+    /// Name of the cluster, as given to its agents [default: default].
+    #[arg(long, value_name = "TEXT", help_heading = "Store")]
+    cluster_name: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  villus policy apply --cluster web.yaml db.yaml\n  villus policy apply --cluster --dry-run policies/\n\n\
+                  Files are checked first; objects that are as they are in the store get no new version. Up to 32 objects \
+                  are one transaction."
+)]
+pub struct ApplyArgs {
+    /// Files of YAML or JSON, directories of them, - for standard input.
+    #[arg(required = true, value_hint = clap::ValueHint::AnyPath)]
+    files: Vec<String>,
+    /// For all nodes of the cluster, through the shared store; `policy import` is for this node.
+    #[arg(long, required = true)]
+    cluster: bool,
+    /// Say what would change, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    place: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  villus policy history shop/web")]
+pub struct HistoryArgs {
+    /// NAME, NAMESPACE/NAME or KIND/NAMESPACE/NAME.
+    name: String,
+    #[command(flatten)]
+    place: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  villus policy rollback shop/web\n  villus policy rollback shop/web 3 --dry-run\n\n\
+                  Going back is a new version with the old content; what was deleted comes back likewise."
+)]
+pub struct RollbackArgs {
+    /// NAME, NAMESPACE/NAME or KIND/NAMESPACE/NAME.
+    name: String,
+    /// The version to go back to; the one before the current one if not given.
+    version: Option<u64>,
+    /// Say what would change, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    place: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  villus policy status\n  villus policy status shop/web --wait 60\n\n\
+                  Exit code 3 if a node has not realised the version that is asked for.")]
+pub struct StatusArgs {
+    /// NAME, NAMESPACE/NAME or KIND/NAMESPACE/NAME; all policies of the cluster if not given.
+    name: Option<String>,
+    /// Wait so many seconds for all nodes.
+    #[arg(long, value_name = "SECONDS", requires = "name")]
+    wait: Option<u64>,
+    #[command(flatten)]
+    place: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl From<ClusterPolicyError> for Failure {
+    fn from(error: ClusterPolicyError) -> Self {
+        match error.to_string().split_once("; ") {
+            Some((what, fix)) => Self::new(what).fix(fix),
+            None => Self::new(error),
+        }
+    }
+}
+
+/// The policies of a cluster, and the store that they lie in.
+struct Place {
+    shared: Shared,
+    cluster: String,
+    policies: Policies,
+}
+
+// === impl Place ===
+
+impl ClusterArgs {
+    fn open(&self, host: &Host) -> Result<Place, Failure> {
+        let flags: Vec<(&str, &str)> =
+            self.cluster_name.as_deref().map(|name| ("cluster-name", name)).into_iter().collect();
+        let shared = self.store.open_with(host, &flags)?;
+        let cluster = shared.setting("cluster-name").unwrap_or("default").to_owned();
+        let policies = Policies::new(shared.store.clone(), &cluster);
+        Ok(Place { shared, cluster, policies })
+    }
+}
+
+impl Place {
+    fn wait<T>(&self, what: impl Future<Output = Result<T, ClusterPolicyError>>) -> Result<T, Failure> {
+        self.shared.run(what).map_err(|error| match error {
+            ClusterPolicyError::Store(error) => self.shared.failed(&error),
+            other => other.into(),
+        })
+    }
+
+    /// All that are in force; what cannot be read is named.
+    fn current(&self) -> Result<Vec<Standing>, Failure> {
+        let (current, damaged) = self.shared.wait(self.policies.current())?;
+        damaged.iter().for_each(|error| out::complain(&format!("villus: {error}")));
+        Ok(current)
+    }
+
+    /// Writes changes, or only says what they are.
+    fn write(&self, changes: &[Change], dry_run: bool, output: &OutputArgs) -> Result<(), Failure> {
+        if !dry_run && !changes.is_empty() {
+            let written = self.shared.run(self.policies.write(changes));
+            if let Err((done, error)) = written {
+                let failure = match error {
+                    ClusterPolicyError::Store(error) => self.shared.failed(&error),
+                    other => other.into(),
+                };
+                let all = changes.len();
+                let done =
+                    if done > 0 { format!("; {done} of {all} objects are written") } else { String::new() };
+                return Err(Failure { what: failure.what + &done, ..failure });
+            }
+        }
+        let rows: Vec<Row<'_>> = changes.iter().map(|change| Row::of(change, dry_run)).collect();
+        output.print(&rows, || match rows.as_slice() {
+            [] => "nothing changes\n".to_owned(),
+            rows => rows.iter().map(Row::line).collect(),
+        })
+    }
+}
+
+/// A change, for output.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row<'a> {
+    #[serde(flatten)]
+    name: &'a ObjectName,
+    what: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    old_version: Option<u64>,
+    version: u64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    note: &'a str,
+    dry_run: bool,
+}
+
+impl<'a> Row<'a> {
+    fn of(change: &'a Change, dry_run: bool) -> Self {
+        let old = change.old.as_ref().map(|old| old.version);
+        let what = match (old, &change.new.object) {
+            (_, None) => "deleted",
+            (None, _) => "added",
+            (Some(_), _) => "replaced",
+        };
+        let Version { version, ref note, .. } = change.new;
+        Self { name: &change.name, what, old_version: old, version, note, dry_run }
+    }
+
+    fn line(&self) -> String {
+        let would = if self.dry_run { "would be " } else { "" };
+        let was = self.old_version.map(|old| format!(", was {old}")).unwrap_or_default();
+        let note = if self.note.is_empty() { String::new() } else { format!(", {}", self.note) };
+        format!("{} {would}{}: version {}{was}{note}\n", self.name, self.what, self.version)
+    }
+}
+
+pub fn apply(host: &Host, args: &ApplyArgs) -> Result<(), Failure> {
+    let texts = files::read(&args.files)?;
+    // Nothing is applied when any file is wrong.
+    validate::refuse(&texts)?;
+    let mut parsed = Vec::new();
+    let mut holders: BTreeMap<ObjectName, &str> = BTreeMap::new();
+    for file in &texts {
+        let objects = parse(&file.name, &file.text).map_err(Failure::new)?;
+        for name in names(&objects) {
+            if let Some(other) = holders.insert(name.clone(), &file.name) {
+                return Err(Failure::new(format!("{name} is in {other} and in {}", file.name))
+                    .fix("keep one of them; nothing was changed"));
+            }
+        }
+        objects.warnings.iter().for_each(|warning| out::complain(&format!("villus: warning: {warning}")));
+        parsed.push(objects);
+    }
+    let place = args.place.open(host)?;
+    let changes = place.wait(place.policies.plan(&parsed, &author()))?;
+    place.write(&changes, args.dry_run, &args.output)
+}
+
+fn names(file: &ParsedFile) -> impl Iterator<Item = ObjectName> {
+    let policies = file.policies.iter().map(|policy| &policy.key);
+    policies.chain(file.referents.iter().map(|referent| &referent.key)).map(ObjectName::from)
+}
+
+pub fn rollback(host: &Host, args: &RollbackArgs) -> Result<(), Failure> {
+    let place = args.place.open(host)?;
+    let name = place.wait(place.policies.find(&args.name))?;
+    let change = place.wait(place.policies.plan_rollback(&name, args.version, &author()))?;
+    let changes: Vec<Change> = change.into_iter().collect();
+    place.write(&changes, args.dry_run, &args.output)
+}
+
+/// `villus policy delete --cluster`.
+pub fn delete(
+    host: &Host,
+    place: &ClusterArgs,
+    name: &str,
+    dry_run: bool,
+    output: &OutputArgs,
+) -> Result<(), Failure> {
+    let place = place.open(host)?;
+    let name = place.wait(place.policies.find(name))?;
+    let change = place.wait(place.policies.plan_delete(&name, &author()))?;
+    let changes: Vec<Change> = change.into_iter().collect();
+    place.write(&changes, dry_run, output)
+}
+
+pub fn history(host: &Host, args: &HistoryArgs) -> Result<(), Failure> {
+    let place = args.place.open(host)?;
+    let name = place.wait(place.policies.find(&args.name))?;
+    let history = place.wait(place.policies.history(&name))?;
+    let versions: Vec<&Version> = history.iter().map(|standing| &standing.version).collect();
+    args.output.print(&versions, || {
+        let mut table = Table::new(["VERSION", "TIME", "AUTHOR", "WHAT"]);
+        for version in &versions {
+            let what = match (version.object.is_some(), version.note.as_str()) {
+                (false, _) => "deleted",
+                (true, "") => "applied",
+                (true, note) => note,
+            };
+            table.row([&version.version.to_string(), &version.time, &version.author, what]);
+        }
+        format!("{name}\n{}", table.render())
+    })
+}
+
+/// A policy and who has realised it, for output.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    name: ObjectName,
+    version: u64,
+    author: String,
+    time: String,
+    deleted: bool,
+    realised: Realised,
+}
+
+impl Shown {
+    fn of(place: &Place, standing: Standing) -> Result<Self, Failure> {
+        let realised = place.shared.wait(Realised::of(&place.shared.store, &place.cluster, &standing))?;
+        let Standing { name, version, .. } = standing;
+        let Version { version, author, time, object, .. } = version;
+        Ok(Self { name, version, author, time, deleted: object.is_none(), realised })
+    }
+
+    fn count(&self) -> String {
+        let have = self.realised.nodes.len();
+        format!("{have}/{}", have + self.realised.missing.len())
+    }
+
+    fn text(&self) -> String {
+        let deleted = if self.deleted { ", deleted" } else { "" };
+        let mut text = format!(
+            "{}: version {}{deleted}, by {} at {}\nRealised by {} nodes\n",
+            self.name,
+            self.version,
+            self.author,
+            self.time,
+            self.count()
+        );
+        for (node, reason) in &self.realised.missing {
+            text.push_str(&format!("Missing: {node}: {reason}\n"));
+        }
+        text
+    }
+}
+
+pub fn status(host: &Host, args: &StatusArgs) -> Result<(), Failure> {
+    let place = args.place.open(host)?;
+    let Some(name) = &args.name else { return all(&place, &args.output) };
+    let name = place.wait(place.policies.find(name))?;
+    let end = Instant::now() + Duration::from_secs(args.wait.unwrap_or_default());
+    let shown = loop {
+        let standing = place.wait(place.policies.history(&name))?.pop();
+        let Some(standing) = standing else {
+            return Err(ClusterPolicyError::Unknown { what: name.to_string() }.into());
+        };
+        let shown = Shown::of(&place, standing)?;
+        if shown.realised.missing.is_empty() || Instant::now() >= end {
+            break shown;
+        }
+        std::thread::sleep(AGAIN);
+    };
+    args.output.print(&shown, || shown.text())?;
+    if shown.realised.missing.is_empty() { Ok(()) } else { Err(Failure::silent(DIFFERS)) }
+}
+
+fn all(place: &Place, output: &OutputArgs) -> Result<(), Failure> {
+    let shown: Vec<Shown> =
+        place.current()?.into_iter().map(|standing| Shown::of(place, standing)).collect::<Result<_, _>>()?;
+    output.print(&shown, || {
+        let mut table = Table::new(["POLICY", "VERSION", "TIME", "AUTHOR", "REALISED"]);
+        for policy in &shown {
+            let (name, version) = (policy.name.to_string(), policy.version.to_string());
+            table.row([name, version, policy.time.clone(), policy.author.clone(), policy.count()]);
+        }
+        table.render()
+    })
+}
