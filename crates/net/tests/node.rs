@@ -52,6 +52,7 @@ fn uplink(s: &Sandbox) -> Host {
     s.ip("addr add 192.0.2.2/24 dev up0");
     router.ip("link set far up");
     router.ip("addr add 192.0.2.1/24 dev far");
+    s.settle("up0");
     s.ip("route add default via 192.0.2.1");
     router
 }
