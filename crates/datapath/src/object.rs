@@ -142,9 +142,12 @@ impl Object {
             }
             quiet = attempt(object, pins, VerifierLogLevel::STATS);
         }
-        quiet
+        let loaded = quiet
             .or_else(|_| attempt(object, pins, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
-            .map_err(|failed| failed.error)
+            .map_err(|failed| failed.error);
+        // The loader has read all types of the kernel, ten megabytes, and an allocator keeps what it was given once.
+        sys::release_free_memory();
+        loaded
     }
 
     /// All programs.

@@ -43,6 +43,8 @@ impl Host {
     fn prepared(self) -> Self {
         let host = self;
         host.ip("link set lo up");
+        // A new namespace has IPv4's parameters from the first one, where machines differ.
+        host.sysctl("net/ipv4/ip_forward", "0");
         // Addresses are usable at once: nobody else is there to have them.
         for device in ["all", "default"] {
             host.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0");

@@ -29,6 +29,7 @@ use crate::{
     host::{Host, join},
     party::Addresses,
     residue::Residue,
+    sandbox::eventually,
     workload::{Kind, Workload},
 };
 
@@ -140,6 +141,7 @@ impl Node {
     pub fn new(spec: NodeSpec) -> Self {
         let (host, outside, beyond) = (Host::new("node"), Host::new("outside"), Host::new("beyond"));
         surroundings(&spec, &host, &outside, &beyond);
+        eventually("its addresses are usable", || !host.ip("-6 addr show").contains("tentative"));
         let clean = state_of(&host);
 
         let pins = Arc::new(Pins::detached().unwrap());

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use serde_json::Value;
-use villus_net::{EndpointLinkSpec, Mac, Sysctl};
+use villus_net::{EndpointLinkSpec, Mac};
 pub use villus_testbed::Host;
 use villus_testbed::{Ping, eventually};
 
@@ -17,8 +17,6 @@ pub struct Sandbox {
 impl Sandbox {
     pub fn new() -> Self {
         let node = Host::named("node");
-        // A new namespace has the parameters of IPv4 that the first one has, and nodes differ in them.
-        node.run(|| Sysctl::at("net/ipv4/ip_forward").write("0").unwrap());
         // What the node answers with, as its router device would hold it.
         node.ip(&format!("addr add {GATEWAY_4}/32 dev lo"));
         node.ip(&format!("addr add {GATEWAY_6}/128 dev lo nodad"));
