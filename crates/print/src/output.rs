@@ -179,7 +179,35 @@ fn expression(text: &str) -> Result<Part, String> {
         path if path.starts_with(['.', '[']) => format!("${path}"),
         path => format!("$.{path}"),
     };
-    JsonPath::parse(&path).map(Part::Path).map_err(|error| error.to_string())
+    JsonPath::parse(&quote_names(&path)).map(Part::Path).map_err(|error| error.to_string())
+}
+
+/// Names with hyphens, which `kubectl` takes as they are, in quotes, which is how the standard (RFC 9535) takes them. What
+/// stands in brackets is left alone.
+fn quote_names(path: &str) -> String {
+    let mut out = String::with_capacity(path.len() + 8);
+    let (mut rest, mut brackets) = (path, 0_usize);
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        match c {
+            '[' => brackets += 1,
+            ']' => brackets = brackets.saturating_sub(1),
+            _ => {}
+        }
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').unwrap_or(rest.len());
+        let name = &rest[..end];
+        if c == '.' && brackets == 0 && name.contains('-') {
+            // Of `..` one dot more than of a plain child.
+            if out.ends_with('.') {
+                out.push('.');
+            }
+            out.extend(["['", name, "']"]);
+            rest = &rest[end..];
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 impl Template {
@@ -236,6 +264,9 @@ mod tests {
             ("{$[0].status.labels[*]}", "a b"),
             ("id={[0].id}, up={[0].status.up}{\"\\n\"}", "id=5, up=true\n"),
             ("{[0]['k8s-ns']}", "x"),
+            ("{[0].k8s-ns} {[0].k8s-ns}", "x x"),
+            ("{..k8s-ns}", "x"),
+            ("{[?(@['k8s-ns'] == 'x')].id}", "5"),
             ("[0].id", "5"),
             ("{[9].id}", ""),
         ] {
