@@ -7,44 +7,51 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use villus_config::Config;
 use villus_identity::{
-    AllocateError, Allocator, AllocatorConfig, Gc, Identities, LocalIdentities, Reserved, new_identities,
+    AllocateError, Allocator, AllocatorConfig, Gc, Identities, KnownIdentities, LocalIdentities, Reserved,
+    new_identities,
 };
 use villus_kvstore::{Embedded, Store};
 use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Backoff;
 
 use crate::AgentError;
+use crate::cluster::SharedStore;
 use crate::state::StateDir;
 
 const STORE: &str = "store.redb";
 const PREFIXES: &str = "local-identities.json";
 /// How long the number of a prefix that no policy names rests before another prefix may get it.
 const LOCAL_REST: Duration = Duration::from_secs(600);
+/// How long a shared store that fails is waited for before an endpoint begins without it.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Everything that gives numbers to labels.
 pub(crate) struct IdentityRoom {
     pub table: Identities,
     pub local: LocalIdentities,
-    pub allocator: Allocator,
-    /// Numbers that no node uses any more.
-    pub garbage: tokio::sync::Mutex<Gc>,
+    pub allocator: Arc<Allocator>,
+    /// The store that nodes share; none where this node has one of its own.
+    pub shared: Option<Arc<SharedStore>>,
+    /// Numbers that no node uses any more, in a store of this node's own; in a shared one the operator looks for them.
+    pub garbage: Option<tokio::sync::Mutex<Gc>>,
     /// What was wrong with files.
     pub problems: Vec<String>,
 }
 
 impl IdentityRoom {
-    /// Opens the embedded store and follows it. Must be called inside a runtime.
-    pub fn open(config: &Config, state: &StateDir, node: &str) -> Result<Self, AgentError> {
+    /// Opens the embedded store, if there is none that is shared, and follows it. Must be called inside a runtime.
+    pub fn open(
+        config: &Config,
+        state: &StateDir,
+        node: &str,
+        shared: Option<Arc<SharedStore>>,
+        known: KnownIdentities,
+    ) -> Result<Self, AgentError> {
         let mut problems = Vec::new();
-        let opened =
-            Embedded::open(&state.path(STORE)).map_err(|error| AgentError::Store(error.to_string()))?;
-        if let Some((kept, reason)) = opened.damaged {
-            problems.push(format!(
-                "the store of identities was damaged ({reason}) and lies in {}",
-                kept.display()
-            ));
-        }
-        let store: Arc<dyn Store> = Arc::new(opened.store);
+        let store = match &shared {
+            Some(shared) => shared.store.clone(),
+            None => own_store(state, &mut problems)?,
+        };
         let reserved = Reserved::new();
         let table = new_identities(&reserved);
         let local = LocalIdentities::new(table.clone(), LOCAL_REST);
@@ -58,13 +65,15 @@ impl IdentityRoom {
             }
             Err(error) => problems.push(error.to_string()),
         }
-        let settings = allocator_config(config, node, reserved)?;
+        let settings = allocator_config(config, node, reserved, shared.as_deref())?;
         let wrong =
             |error: IdentityError| AgentError::Option { option: "cluster-id", reason: error.to_string() };
         let range = settings.clusters.range(settings.cluster_id).map_err(wrong)?;
-        let garbage = tokio::sync::Mutex::new(Gc::new(store.clone(), range, settings.lock_patience));
-        let allocator = Allocator::start(store, settings, table.clone()).map_err(wrong)?;
-        Ok(Self { table, local, allocator, garbage, problems })
+        let garbage = shared
+            .is_none()
+            .then(|| tokio::sync::Mutex::new(Gc::new(store.clone(), range, settings.lock_patience)));
+        let allocator = Allocator::resume(store, settings, table.clone(), known).map_err(wrong)?;
+        Ok(Self { table, local, allocator: Arc::new(allocator), shared, garbage, problems })
     }
 
     /// The number of a workload's identity-relevant labels; `init` where there are none.
@@ -79,13 +88,33 @@ impl IdentityRoom {
         self.allocator.allocate(labels, wanted).await
     }
 
-    /// Gives back what [`Self::allocate`] gave. When the store does not answer the key goes later.
+    /// The identity of an endpoint of before the start. A store that is shared is not waited for.
+    pub async fn take_over(
+        &self,
+        labels: &Labels,
+        had: NumericIdentity,
+    ) -> Result<NumericIdentity, AllocateError> {
+        if self.shared.is_none() || labels.is_empty() {
+            return self.allocate(labels, Some(had)).await;
+        }
+        self.allocator.adopt(labels, Some(had))
+    }
+
+    /// Gives back what [`Self::allocate`] gave. When the store does not answer the key goes later; a shared one is not
+    /// waited for.
     pub async fn release(&self, labels: &Labels) {
         if labels.is_empty() {
             return;
         }
-        if let Err(error) = self.allocator.release(labels).await {
-            tracing::warn!(%error, %labels, "an identity is given back later");
+        let (allocator, labels) = (self.allocator.clone(), labels.clone());
+        let work = async move {
+            if let Err(error) = allocator.release(&labels).await {
+                tracing::warn!(%error, %labels, "an identity is given back later");
+            }
+        };
+        match self.shared {
+            Some(_) => drop(tokio::spawn(work)),
+            None => work.await,
         }
     }
 
@@ -117,7 +146,21 @@ impl IdentityRoom {
     }
 }
 
-fn allocator_config(config: &Config, node: &str, reserved: Reserved) -> Result<AllocatorConfig, AgentError> {
+fn own_store(state: &StateDir, problems: &mut Vec<String>) -> Result<Arc<dyn Store>, AgentError> {
+    let opened = Embedded::open(&state.path(STORE)).map_err(|error| AgentError::Store(error.to_string()))?;
+    if let Some((kept, reason)) = opened.damaged {
+        let kept = kept.display();
+        problems.push(format!("the store of identities was damaged ({reason}) and lies in {kept}"));
+    }
+    Ok(Arc::new(opened.store))
+}
+
+fn allocator_config(
+    config: &Config,
+    node: &str,
+    reserved: Reserved,
+    shared: Option<&SharedStore>,
+) -> Result<AllocatorConfig, AgentError> {
     let wrong = |option, reason: String| AgentError::Option { option, reason };
     let clusters = MaxConnectedClusters::from_number(config.node.max_connected_clusters)
         .map_err(|error| wrong("max-connected-clusters", error.to_string()))?;
@@ -127,12 +170,15 @@ fn allocator_config(config: &Config, node: &str, reserved: Reserved) -> Result<A
         cluster_id: config.node.cluster_id,
         clusters,
         node: node.to_owned(),
-        lease_ttl: Duration::from_secs(900),
+        // Nobody else looks at a store of this node's own.
+        lease_ttl: shared.map_or(Duration::from_secs(900), |_| config.kvstore.lease_ttl),
         lock_patience: Duration::from_secs(10),
-        timeout: Duration::from_secs(120),
+        timeout: config.kvstore.allocation_timeout,
         attempts: 8,
-        backoff,
-        sync_interval: Duration::from_secs(300),
+        pace: shared.map_or(backoff.into(), |shared| shared.pace.clone()),
+        patience: shared.map(|_| PATIENCE),
+        stale_grace: config.kvstore.stale_grace,
+        sync_interval: config.kvstore.sync_interval,
         reserved,
     })
 }

@@ -1,6 +1,6 @@
 //! The state of the agent: everything that its operations share, behind one lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -10,11 +10,12 @@ use villus_abi::Local;
 use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
 use villus_api::model::DaemonConfigurationSpec;
 use villus_config::Config;
-use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, PoolState, Rank, Winner};
+use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, PoolState, Rank, Remote, Winner};
 use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
+use crate::cluster::Feed;
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
@@ -52,6 +53,15 @@ pub(crate) struct Node {
     pub prefixes: BTreeMap<IpNet, NumericIdentity>,
     /// All nodes, this one among them.
     pub nodes: Nodes,
+    /// What others say in the shared store, if there is one; what of it was not listed yet, and what waits for that.
+    pub remote: Option<Remote>,
+    pub awaited: HashSet<Feed>,
+    pub store_source: Option<Source>,
+    /// When the state of the cluster was written down that this agent began with.
+    pub snapshot_saved: Option<jiff::Timestamp>,
+    /// Identities that policy knows, and those of which addresses have not been told yet.
+    pub known: HashSet<NumericIdentity>,
+    pub arrived: Vec<(NumericIdentity, bool)>,
     pub ipcache: Ipcache,
     pub ipcache_sync: Reconciler<IpNet, Winner>,
     /// Not complete until every policy source was read once.
@@ -161,6 +171,7 @@ impl Node {
         }
         drop(edit);
         self.step_ipcache();
+        self.wake.publish.notify_one();
     }
 
     /// Takes back what an endpoint claims.
@@ -168,6 +179,7 @@ impl Node {
         let owner = owner_key(id);
         self.ipcache.edit().retain(|_, claim| *claim.owner != *owner);
         self.step_ipcache();
+        self.wake.publish.notify_one();
     }
 
     /// Claims the node's own addresses, its pools and all that is outside. An address of a pool that no endpoint has is

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
-use villus_identity::{AddressPool, Ipcache, new_nodes};
+use villus_identity::{AddressPool, Ipcache, Remote, RemoteConfig, new_nodes};
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
 use crate::AgentError;
+use crate::cluster::{Feed, SharedStore, Snapshot};
 use crate::conditions::Conditions;
 use crate::endpoint::LabelRules;
 use crate::host;
@@ -46,12 +47,24 @@ impl Node {
         let network = Network::set_up(&config, &state)?;
         let name = node_name(&config);
         let node_key = network.primary.map_or_else(|| name.clone(), |ip| ip.to_string());
-        let identities = Arc::new(IdentityRoom::open(&config, &state, &node_key)?);
+        let snapshot = config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).flatten();
+        let shared = SharedStore::open(&config, &name, snapshot.as_ref().and_then(Snapshot::seen))?;
+        let shared = shared.map(Arc::new);
+        let known = snapshot.as_ref().map(Snapshot::identities).unwrap_or_default();
+        let identities = Arc::new(IdentityRoom::open(&config, &state, &node_key, shared, known)?);
         let pool = AddressPool::new(network.prefixes.ipv4, network.prefixes.ipv6, REST).map_err(no_pool)?;
         for (n, problem) in identities.problems.iter().chain(&network.problems).enumerate() {
             conditions.note(&format!("start {n}"), Some(problem.clone()));
         }
         let ipcache = Ipcache::new();
+        // Until the store has said what it knows, nothing of it goes.
+        let is_shared = identities.shared.is_some();
+        let store_source = is_shared.then(|| ipcache.winners().source("store"));
+        let nodes = new_nodes();
+        let remote = is_shared.then(|| {
+            let settings = remote_config(&config, &name);
+            Remote::new(settings, ipcache.clone(), nodes.clone())
+        });
         let ipcache_source = Some(ipcache.winners().source("policies and endpoints"));
         let ipcache_sync = Reconciler::new(ipcache.winners(), reconcile_config(&config)?, fastrand::u64(..));
         let identity_feed = identities.table.changes();
@@ -72,7 +85,13 @@ impl Node {
             identities,
             identity_feed,
             prefixes: BTreeMap::new(),
-            nodes: new_nodes(),
+            nodes,
+            awaited: if is_shared { [Feed::Addresses, Feed::Nodes].into() } else { Default::default() },
+            remote,
+            store_source,
+            snapshot_saved: snapshot.as_ref().map(|snapshot| snapshot.saved),
+            known: Default::default(),
+            arrived: Vec::new(),
             ipcache,
             ipcache_sync,
             ipcache_source,
@@ -98,6 +117,9 @@ impl Node {
             config,
         };
         node.tell_own_node();
+        if let Some(snapshot) = snapshot {
+            node.restore_cluster(snapshot);
+        }
         node.load_waiting();
         node.load_audits().map_err(|source| AgentError::File {
             action: "read",
@@ -109,12 +131,13 @@ impl Node {
         Ok((node, lock))
     }
 
-    /// Takes over endpoints and what belongs to them; their identities are allocated here, so this waits for the store.
+    /// Takes over endpoints and what belongs to them; their identities are allocated here, so this waits for the store of
+    /// this node. One that is shared is not asked: it confirms later.
     pub async fn restore_identities(&mut self) {
         let wanted: Vec<(u16, villus_labels::Labels, villus_labels::NumericIdentity)> =
             self.endpoints.values().map(|e| (e.id(), e.identity_labels.clone(), e.identity())).collect();
         for (id, labels, had) in wanted {
-            match self.identities.allocate(&labels, Some(had)).await {
+            match self.identities.take_over(&labels, had).await {
                 Ok(identity) => {
                     let Some(endpoint) = self.endpoints.get_mut(&id) else { continue };
                     if identity != had {
@@ -159,6 +182,7 @@ impl Node {
         self.follow_nodes();
         let prefixes: Vec<_> = self.prefixes.keys().copied().collect();
         self.claim_prefixes(&prefixes);
+        self.resolve_addresses();
         if let Some(source) = self.ipcache_source.take() {
             source.complete();
         }
@@ -170,6 +194,7 @@ impl Node {
         }
         self.write_config()?;
         self.prepare_slots();
+        self.wake.publish.notify_one();
         Ok(())
     }
 
@@ -185,6 +210,20 @@ impl Node {
             self.ready.extend(next);
         }
         self.conditions.note("prepared policy maps", result.err().map(|error| error.to_string()));
+    }
+}
+
+/// Between an owner's return and the end of what it has not said again.
+const SETTLE: Duration = Duration::from_secs(30);
+
+fn remote_config(config: &Config, name: &str) -> RemoteConfig {
+    RemoteConfig {
+        cluster: config.node.cluster_name.clone(),
+        cluster_id: config.node.cluster_id,
+        node: name.to_owned(),
+        tunnels: config.routing.tunnel,
+        settle: SETTLE,
+        stale_grace: config.kvstore.stale_grace,
     }
 }
 

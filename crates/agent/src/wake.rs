@@ -9,6 +9,8 @@ pub(crate) struct Wake {
     pub rejudge: Notify,
     /// Empty policy maps are to be made for endpoints to come.
     pub prepare: Notify,
+    /// What this node has changed, and the store is to say so.
+    pub publish: Notify,
     /// Compare everything soon.
     pub reconcile: Notify,
     /// Counts up whenever a policy was realised.
@@ -21,6 +23,7 @@ impl Wake {
         Self {
             rejudge: Notify::new(),
             prepare: Notify::new(),
+            publish: Notify::new(),
             reconcile: Notify::new(),
             realized: watch::Sender::new(0),
         }

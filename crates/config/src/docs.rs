@@ -47,11 +47,10 @@ What no one knows, what is no value, and what asks for a feature that is not the
 wrong is said at once, each with its place and its fix. `villus config check DIR` says the same about a directory
 without starting anything; `villus config` shows every value of a running agent and where it came from.
 
-One thing is deliberately not strict. Options of a shared store, of Kubernetes and of metrics (`kvstore`,
-`kvstore-opt`, `identity-allocation-mode`, `k8s-kubeconfig-path`, `prometheus-serve-addr`, `clustermesh-config`)
-do not stop the start although this version serves none of them, so that the directory of a node that runs today
-starts unchanged: the agent uses its embedded store, and says so in its log and in `villus status`. Options that
-would change which packets pass, or how, are never passed over like that.
+One thing is deliberately not strict. Options of other clusters, of Kubernetes and of metrics (`clustermesh-config`,
+`k8s-kubeconfig-path`, `prometheus-serve-addr`) do not stop the start although this version serves none of them, so
+that the directory of a node that runs today starts unchanged: the agent goes without, and says so in its log and in
+`villus status`. Options that would change which packets pass, or how, are never passed over like that.
 
 Durations are written as in Go: `30s`, `5m`, `2h30m`. Truth values are `true` and `false`, or `1` and `0`.
 ";

@@ -19,7 +19,8 @@ fn it_starts_and_means_what_it_says() {
     assert_eq!(config.node.cluster_name, "default");
     assert_eq!(config.api.metrics.as_deref(), Some("10.3.9.10:9090"));
     assert_eq!(config.setting("routing-mode").unwrap().value.to_string(), "native");
-    assert_eq!(config.setting("kvstore").unwrap().value.to_string(), "etcd");
+    assert!(config.kvstore.etcd && config.kvstore.options.contains_key("etcd.config"));
+    assert_eq!(config.kvstore.lease_ttl.as_secs(), 86_400);
 }
 
 #[test]
@@ -37,8 +38,6 @@ fn all_that_it_warns_of() {
         "warning flannel-uninstall-on-exit: changes nothing: Villus does not run on top of flannel",
         "warning k8s-kubeconfig-path: Kubernetes is not supported by this version: policies come from \
          static-cnp-path and the API, endpoints from the API",
-        "warning kvstore: etcd is not supported by this version: the embedded store is used",
-        "warning kvstore-opt: etcd is not supported by this version: the embedded store is used",
         "warning preallocate-bpf-maps: changes nothing: Villus never allocates map entries beforehand, except \
          where a lookup must not fail",
         "warning prometheus-serve-addr: this version serves no metrics over HTTP: nothing listens there",
@@ -64,10 +63,11 @@ fn the_placeholder_that_a_script_replaces_starts_too() {
         std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
     }
     std::fs::write(copy.path().join("prometheus-serve-addr"), "CHANGE_ME_NODE_IP:9090\n").unwrap();
-    std::fs::write(copy.path().join("identity-allocation-mode"), "crd\n").unwrap();
     let report = Config::check_dir(copy.path());
     assert!(report.is_ok(), "{report}");
-    assert!(report.findings.iter().any(|f| f.option == "identity-allocation-mode"));
+    std::fs::write(copy.path().join("identity-allocation-mode"), "crd\n").unwrap();
+    let report = Config::check_dir(copy.path());
+    assert_eq!(report.errors().next().unwrap().option, "identity-allocation-mode", "{report}");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //! [`Allocator`] agrees with all nodes of the cluster on global identities through the store;
 //! [`LocalIdentities`] numbers prefixes for this node alone; both write what they know into one table
 //! ([`Identities`]) that policy reads. [`Ipcache`] collects what the sources say about addresses and keeps
-//! the table of winners that becomes the kernel's map. [`Nodes`] is the table of all nodes. [`AddressPool`] hands
-//! out addresses of this node's prefixes. [`check_entry`] says what an entry of the shared store means before
-//! somebody writes it by hand. The crate refuses to know what a policy does with an identity, and how the kernel is told.
+//! the table of winners that becomes the kernel's map. [`Nodes`] is the table of all nodes. [`Remote`] brings into
+//! both what the store says of others, [`Publisher`] says there what this node has. [`AddressPool`] hands out
+//! addresses of this node's prefixes. [`check_entry`] says what an entry of the shared store means before somebody writes
+//! it by hand. The crate refuses to know what a policy does with an identity, and how the kernel is told.
 #![forbid(unsafe_code)]
 
 mod allocator;
@@ -17,9 +18,11 @@ mod ipcache;
 mod local;
 mod nodes;
 mod pool;
+mod publish;
+mod remote;
 mod reserved;
 
-pub use allocator::{Allocator, AllocatorConfig, Usage};
+pub use allocator::{Allocator, AllocatorConfig, KnownIdentities, OpenIdentity, Usage};
 pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};
@@ -28,4 +31,8 @@ pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_k
 pub use local::{Checkpoint, LocalIdentities};
 pub use nodes::{Node, NodeName, Nodes, new_nodes};
 pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};
+pub use publish::{Published, Publisher, PublisherConfig};
+pub use remote::{
+    AddressRecord, Ownership, Refused, Remote, RemoteConfig, RemoteCounts, RemoteRecord, Surroundings,
+};
 pub use reserved::{Reserved, ReservedError};

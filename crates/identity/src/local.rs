@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -14,6 +15,10 @@ use villus_durable::{FileError, set_aside, write_atomic};
 use villus_labels::{NumericIdentity, cidr_labels};
 
 use crate::{error::LocalError, identities::Identities};
+
+/// The numbers that prefixes get.
+const NUMBERS: RangeInclusive<u32> =
+    *NumericIdentity::LOCAL_RANGE.start()..=*NumericIdentity::INTERIM_RANGE.start() - 1;
 
 /// What [`Checkpoint::version`] says.
 const VERSION: u32 = 1;
@@ -68,7 +73,7 @@ impl LocalIdentities {
     /// The number of a prefix; each call takes a reference.
     ///
     /// # Errors
-    /// When all 16,777,215 numbers are taken.
+    /// When all 16,711,679 numbers are taken.
     pub fn acquire(&self, prefix: IpNet, now: Instant) -> Result<NumericIdentity, LocalError> {
         let prefix = prefix.trunc();
         let mut inner = self.inner();
@@ -132,7 +137,7 @@ impl LocalIdentities {
         let mut refused = 0;
         for (prefix, number) in &checkpoint.identities {
             let prefix = prefix.trunc();
-            let sound = NumericIdentity::LOCAL_RANGE.contains(&number.0);
+            let sound = NUMBERS.contains(&number.0);
             let taken = inner.used.contains_key(&prefix) || inner.kept.contains_key(&prefix);
             if !sound || taken || !inner.numbers.insert(*number) {
                 refused += 1;
@@ -212,7 +217,7 @@ impl Inner {
         if let Some((number, _)) = self.kept.remove(&prefix) {
             return Ok(number);
         }
-        let (first, last) = (*NumericIdentity::LOCAL_RANGE.start(), *NumericIdentity::LOCAL_RANGE.end());
+        let (first, last) = (*NUMBERS.start(), *NUMBERS.end());
         let count = last - first + 1;
         if self.numbers.len() as u32 >= count {
             self.wake(now);

@@ -25,7 +25,9 @@ fn config(node: &str) -> AllocatorConfig {
         lock_patience: Duration::from_secs(30),
         timeout: Duration::from_secs(60),
         attempts: 16,
-        backoff: Backoff::try_new(Duration::from_millis(1), Duration::from_millis(20), 0.5).unwrap(),
+        pace: Backoff::try_new(Duration::from_millis(1), Duration::from_millis(20), 0.5).unwrap().into(),
+        patience: None,
+        stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved: Reserved::new(),
     }

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{sync::mpsc, task::JoinHandle};
-use villus_table::Backoff;
 
 use crate::{
     error::StoreError,
     model::{Entry, Event, Header},
+    pace::Pace,
     store::{Store, Watch},
 };
 
@@ -25,8 +25,8 @@ pub enum Item {
         key: Arc<str>,
         /// Revision of the deletion; of one that was only found by listing again, the list's.
         revision: u64,
-        /// Whether the key was under a lease, where the store says so.
-        leased: Option<bool>,
+        /// Whether the key was under a lease when it was last written.
+        leased: bool,
     },
 }
 
@@ -65,16 +65,22 @@ pub struct Follow {
 
 impl Follow {
     /// Begins to follow. The first batch is the list, even when it is empty. Failures are tried again with
-    /// `backoff` until it succeeds or the follower is dropped. Needs a tokio runtime.
-    pub fn start(store: Arc<dyn Store>, prefix: &str, backoff: Backoff) -> Self {
+    /// `pace` until it succeeds or the follower is dropped. Needs a tokio runtime.
+    pub fn start(store: Arc<dyn Store>, prefix: &str, pace: impl Into<Pace>) -> Self {
+        Self::resume(store, prefix, pace, Past::default())
+    }
+
+    /// As [`Self::start`], by one who knows keys from before: the list's batch tells what became of them too.
+    pub fn resume(store: Arc<dyn Store>, prefix: &str, pace: impl Into<Pace>, past: Past) -> Self {
         let (sender, batches) = mpsc::channel(WAITING);
+        let known = past.keys.into_iter().map(|(key, leased)| (key, Known { revision: 0, leased }));
         let follower = Follower {
             store,
             prefix: prefix.to_owned(),
-            backoff,
+            pace: pace.into(),
             chance: fastrand::Rng::new(),
-            known: BTreeMap::new(),
-            seen: None,
+            known: known.collect(),
+            seen: past.seen,
             sender,
         };
         Self { batches, task: tokio::spawn(follower.run()) }
@@ -92,13 +98,30 @@ impl Drop for Follow {
     }
 }
 
+/// What is known of a prefix from before.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// Its keys, and whether each was under a lease.
+    pub keys: Vec<(Arc<str>, bool)>,
+    /// Which store said so, and at which revision at least.
+    pub seen: Option<Header>,
+}
+
+/// A key that was passed on.
+#[derive(Clone, Copy)]
+struct Known {
+    /// Revision of its last write; 0 if it is known from before.
+    revision: u64,
+    leased: bool,
+}
+
 struct Follower {
     store: Arc<dyn Store>,
     prefix: String,
-    backoff: Backoff,
+    pace: Pace,
     chance: fastrand::Rng,
-    /// Revision of each key's last write that was passed on.
-    known: BTreeMap<Arc<str>, u64>,
+    /// Each key's last write that was passed on.
+    known: BTreeMap<Arc<str>, Known>,
     /// Everything up to this revision of this store was passed on.
     seen: Option<Header>,
     sender: mpsc::Sender<Batch>,
@@ -114,6 +137,14 @@ enum Left {
 impl From<StoreError> for Left {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn of(entry: &Entry) -> Self {
+        Self { revision: entry.mod_revision, leased: entry.lease.is_some() }
     }
 }
 
@@ -134,7 +165,7 @@ impl Follower {
                 why.get_or_insert(Relisted::Compacted);
             }
             failures = if self.seen == before { failures.saturating_add(1) } else { 1 };
-            let wait = self.backoff.delay(failures, &mut self.chance);
+            let wait = self.pace.delay(failures, &mut self.chance);
             tracing::debug!(prefix = self.prefix, %error, ?wait, "following was interrupted");
             tokio::select! {
                 () = self.sender.closed() => return,
@@ -182,12 +213,13 @@ impl Follower {
         let mut items = Vec::new();
         for entry in listing.entries {
             let old = gone.remove(&entry.key);
-            self.known.insert(Arc::clone(&entry.key), entry.mod_revision);
-            if !comparable || old != Some(entry.mod_revision) {
+            self.known.insert(Arc::clone(&entry.key), Known::of(&entry));
+            if !comparable || old.map(|old| old.revision) != Some(entry.mod_revision) {
                 items.push(Item::Put(Arc::new(entry)));
             }
         }
-        let deleted = gone.into_keys().map(|key| Item::Delete { key, revision, leased: None });
+        let delete = |(key, known): (Arc<str>, Known)| Item::Delete { key, revision, leased: known.leased };
+        let deleted = gone.into_iter().map(delete);
         items.splice(0..0, deleted);
         self.seen = Some(listing.header);
         self.send(Batch { revision, items, relisted: Some(reason) }).await
@@ -196,12 +228,13 @@ impl Follower {
     fn pass(&mut self, event: Event) -> Option<Item> {
         match event {
             Event::Put(entry) => {
-                let old = self.known.insert(Arc::clone(&entry.key), entry.mod_revision);
-                (old != Some(entry.mod_revision)).then_some(Item::Put(entry))
+                let old = self.known.insert(Arc::clone(&entry.key), Known::of(&entry));
+                (old.map(|old| old.revision) != Some(entry.mod_revision)).then_some(Item::Put(entry))
             }
             Event::Delete { key, revision, leased } => {
-                let known = self.known.remove(&key).is_some();
-                known.then_some(Item::Delete { key, revision, leased })
+                let known = self.known.remove(&key)?;
+                // Not every store says of a deletion what the key was.
+                Some(Item::Delete { key, revision, leased: leased.unwrap_or(known.leased) })
             }
         }
     }

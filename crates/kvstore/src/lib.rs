@@ -5,33 +5,38 @@
 //! [`Memory`] is for tests and injects faults, [`Embedded`] is for one node and lives on disk, [`Etcd`] is a cluster
 //! that many nodes share. What every
 //! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption ([`Pull`] in pieces),
-//! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive.
+//! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive, [`Guard`] lets no other cluster's store in.
 //!
 //! [`keys`], [`IpIdentityPair`] and [`NodeEntry`] are the layout that agents of Cilium and of Villus share. The crate refuses
 //! to know what identities and addresses are good for.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod disk;
 mod embedded;
 mod engine;
 mod error;
 mod etcd;
 mod follow;
+mod guard;
 pub mod keys;
 mod lock;
 mod maybe;
 mod memory;
 mod model;
 mod node;
+mod pace;
 mod pair;
 mod pull;
 mod session;
 mod store;
 
+pub use cluster::{Capabilities, ClusterConfig};
 pub use embedded::{Embedded, Opened};
 pub use error::{OpenError, StoreError};
 pub use etcd::{Etcd, EtcdOptions, EtcdTls, OptionsError};
-pub use follow::{Batch, Follow, Item, Relisted};
+pub use follow::{Batch, Follow, Item, Past, Relisted};
+pub use guard::Guard;
 pub use lock::{Lock, Locks};
 pub use memory::{Backup, Fault, Memory, Verb};
 pub use model::{
@@ -39,6 +44,7 @@ pub use model::{
     Page, Status, Txn, TxnOutcome, WatchBatch,
 };
 pub use node::{AddressKind, NodeAddress, NodeEntry, NodeError, split_key as split_node_key};
+pub use pace::{ClusterSize, Pace};
 pub use pair::{IpIdentityPair, NamedPort, PairError};
 pub use pull::{Pull, Pulled};
 pub use session::Session;

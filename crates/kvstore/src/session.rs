@@ -111,6 +111,16 @@ impl Session {
         self.store.compare_and_delete(key, Compare::Value(key.to_owned(), value)).await
     }
 
+    /// The value that an owned key should have.
+    pub fn value(&self, key: &str) -> Option<Bytes> {
+        self.inner().owned.get(key).map(|(value, _)| value.clone())
+    }
+
+    /// All keys that are owned.
+    pub fn keys(&self) -> Vec<String> {
+        self.inner().owned.keys().cloned().collect()
+    }
+
     /// Whether this process owns the key.
     pub fn owns(&self, key: &str) -> bool {
         self.inner().owned.contains_key(key)
@@ -138,31 +148,40 @@ impl Session {
     /// # Errors
     /// When the store is not there.
     pub async fn reassert(&self) -> Result<u64, StoreError> {
-        let owned: Vec<_> = self.inner().owned.iter().map(|(k, (v, l))| (k.clone(), v.clone(), *l)).collect();
+        let owned: Vec<String> = self.inner().owned.keys().cloned().collect();
         let mut written = 0;
-        for (key, value, lease) in owned {
-            if !self.owns(&key) {
-                continue;
+        for key in owned {
+            written += u64::from(self.reassert_one(&key).await?);
+        }
+        Ok(written)
+    }
+
+    /// Writes an owned key again if it is not there or has another value. Returns whether it was so.
+    ///
+    /// # Errors
+    /// When the store is not there.
+    pub async fn reassert_one(&self, key: &str) -> Result<bool, StoreError> {
+        let Some((value, lease)) = self.inner().owned.get(key).cloned() else { return Ok(false) };
+        let same = Compare::Value(key.to_owned(), value.clone());
+        let txn = Txn::new().when(same).otherwise(Op::put(key, value, Some(lease)));
+        let written = match self.store.txn(txn).await {
+            Ok(outcome) => !outcome.held,
+            Err(StoreError::LeaseNotFound(lost)) => {
+                self.replace(lost).await?;
+                true
             }
-            let same = Compare::Value(key.clone(), value.clone());
-            let txn = Txn::new().when(same).otherwise(Op::put(key.as_str(), value, Some(lease)));
-            match self.store.txn(txn).await {
-                Ok(outcome) if outcome.held => {}
-                Ok(_) => {
-                    tracing::warn!(key, "a key of this node was missing or altered and was written again");
-                    written += 1;
-                }
-                Err(StoreError::LeaseNotFound(lost)) => self.replace(lost).await?,
-                Err(error) => return Err(error),
-            }
-            // Released while the transaction was under way: it must not come back. Unless it was taken again
-            // while that was mended.
-            if !self.owns(&key) {
-                self.store.delete(&key).await?;
-                let again = self.inner().owned.get(&key).cloned();
-                if let Some((value, lease)) = again {
-                    self.store.update(&key, value, Some(lease)).await?;
-                }
+            Err(error) => return Err(error),
+        };
+        if written {
+            tracing::warn!(key, "a key of this node was missing or altered and was written again");
+        }
+        // Released while the transaction was under way: it must not come back. Unless it was taken again
+        // while that was mended.
+        if !self.owns(key) {
+            self.store.delete(key).await?;
+            let again = self.inner().owned.get(key).cloned();
+            if let Some((value, lease)) = again {
+                self.store.update(key, value, Some(lease)).await?;
             }
         }
         Ok(written)

@@ -102,8 +102,11 @@ impl NumericIdentity {
     pub const SCOPE_LOCAL: u32 = 1 << 24;
     /// Bits of [`Scope::RemoteNode`].
     pub const SCOPE_REMOTE_NODE: u32 = 2 << 24;
-    /// The numbers of [`Scope::Local`].
+    /// The numbers of [`Scope::Local`]; the last of them are [`Self::INTERIM_RANGE`].
     pub const LOCAL_RANGE: RangeInclusive<u32> = (Self::SCOPE_LOCAL | 1)..=(Self::SCOPE_LOCAL | 0x00ff_ffff);
+    /// The last numbers of [`Scope::Local`]: workloads of this node whose labels have no number of the cluster yet.
+    pub const INTERIM_RANGE: RangeInclusive<u32> =
+        (Self::SCOPE_LOCAL | 0x00ff_0000)..=(Self::SCOPE_LOCAL | 0x00ff_ffff);
 
     /// The reserved identities with their names, but 0.
     pub fn reserved() -> impl Iterator<Item = (Self, &'static str)> {
@@ -171,6 +174,12 @@ impl NumericIdentity {
     #[must_use]
     pub fn is_world(self) -> bool {
         matches!(self, Self::WORLD | Self::WORLD_IPV4 | Self::WORLD_IPV6)
+    }
+
+    /// Whether it stands for a workload of this node until its labels have a number of the cluster.
+    #[inline]
+    pub fn is_interim(self) -> bool {
+        Self::INTERIM_RANGE.contains(&self.0)
     }
 
     /// How far the identity is known.

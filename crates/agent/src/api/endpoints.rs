@@ -19,13 +19,17 @@ impl Node {
     }
 
     /// Every policy map of this node learns of an identity that an endpoint is about to have. Says how long other nodes
-    /// are given to do the same: the embedded store is no other node's, so for it only what the option asks for.
+    /// are given to do the same: a store of this node's own is no other's, so for it only what the option asks for.
     fn announce(&mut self, id: u16, identity: NumericIdentity) -> Duration {
         self.follow_identities();
         let Some(endpoint) = self.endpoints.get_mut(&id).filter(|e| e.identity() != identity) else {
             return Duration::ZERO;
         };
-        let grace = self.config.identity.change_grace.unwrap_or_default();
+        let usual = match self.identities.shared {
+            Some(_) => villus_config::config::Identity::CHANGE_GRACE,
+            None => Duration::ZERO,
+        };
+        let grace = self.config.identity.change_grace.unwrap_or(usual);
         if !grace.is_zero() {
             endpoint.note("OK", format!("identity {identity} is used in {grace:?}"));
         }

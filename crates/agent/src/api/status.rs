@@ -34,7 +34,7 @@ impl Node {
         }
         StatusResponse {
             cilium,
-            kvstore: Some(State { state: ServiceState::Ok, msg: "embedded store".into() }),
+            kvstore: Some(self.kvstore()),
             kubernetes: Some(State::default()),
             container_runtime: None,
             ipam: Some(self.ipam()),
@@ -42,6 +42,11 @@ impl Node {
             attach_mode: self.mode_name().into(),
             stale: BTreeMap::new(),
         }
+    }
+
+    fn kvstore(&self) -> State {
+        let (state, msg) = self.store_state();
+        State { state, msg }
     }
 
     fn own_state(&self) -> State {
@@ -115,25 +120,21 @@ impl Node {
 
     fn lines(&self, history: &History, limits: &[Seen]) -> Vec<StatusLine> {
         let own = self.own_state();
-        let state = match own.state {
+        let word = |state| match state {
             ServiceState::Ok => "Ok",
             ServiceState::Warning => "Warning",
             ServiceState::Failure => "Failure",
             ServiceState::Disabled => "Disabled",
         };
+        let (state, store) = (word(own.state), self.kvstore());
         let monitor = self.monitor_status(history);
         let live = self.endpoints.values().filter(|e| e.is_live()).count();
         let waiting = self.endpoints.values().filter(|e| e.pending_until.is_some()).count();
         let failing = self.conditions.iter().count();
         let controllers = CONTROLLERS + self.endpoints.len();
-        let usage = self.identities.allocator.usage();
         let line = |label: &str, state: String, message: String| StatusLine::new(label, state, message);
         vec![
-            line(
-                "KVStore",
-                "Ok".into(),
-                format!("embedded, {} of {} identities used", usage.used, usage.total),
-            ),
+            line("KVStore", word(store.state).into(), store.msg),
             line("Kubernetes", "Disabled".into(), String::new()),
             line("Cilium", state.into(), own.msg),
             line(

@@ -1,3 +1,14 @@
-//! This node in its cluster.
+//! This node in its cluster: the store that nodes share, what it says of others, what this node says of itself there, and
+//! what of all that is on disk for a start without it.
 
+mod feed;
+mod health;
 mod own;
+mod settle;
+mod shared;
+mod snapshot;
+pub(crate) mod tasks;
+
+pub(crate) use feed::Feed;
+pub(crate) use shared::SharedStore;
+pub(crate) use snapshot::Snapshot;

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use villus_identity::Rank;
-use villus_kvstore::{AddressKind, NodeAddress, NodeEntry};
-use villus_labels::source;
+use villus_kvstore::{
+    AddressKind, IpIdentityPair, NamedPort, NodeAddress, NodeEntry, keys::DEFAULT_ADDRESS_SPACE,
+};
+use villus_labels::{Scope, source};
 
 use crate::host;
 use crate::node::Node;
@@ -38,8 +40,55 @@ impl Node {
     /// Brings this node's own row of the table of nodes up to date.
     pub fn tell_own_node(&mut self) {
         let own = villus_identity::Node::new(self.own_entry(), Rank::Local);
+        if let Some(remote) = &mut self.remote {
+            remote.set_own((*own.entry).clone());
+        }
         let mut write = self.nodes.write();
         write.put_if_changed(own.name(), own);
         write.commit();
+        self.wake.publish.notify_one();
+    }
+
+    /// The keys that this node should have in the store: its own, and one for each address of an endpoint whose identity
+    /// others can know.
+    pub fn own_keys(&self) -> BTreeMap<String, bytes::Bytes> {
+        let own = self.own_entry();
+        let space = match self.config.kvstore.space_of_cluster {
+            true => self.cluster.as_str(),
+            false => DEFAULT_ADDRESS_SPACE,
+        };
+        let host = self.network.internal.first().copied();
+        let mut keys = BTreeMap::from([(own.key(), own.to_json().into())]);
+        for endpoint in self.endpoints.values().filter(|endpoint| endpoint.is_live() && !endpoint.is_host()) {
+            let identity = endpoint.identity();
+            if identity.scope() != Scope::Global || identity.0 == 0 {
+                continue;
+            }
+            for address in &endpoint.file.addresses {
+                let names = &endpoint.file.names;
+                let port = |port: &villus_policy::NamedPort| NamedPort {
+                    name: port.name().to_owned(),
+                    port: port.number(),
+                    protocol: protocol_name(port.proto()).to_owned(),
+                };
+                let pair = IpIdentityPair {
+                    metadata: format!("cilium-global:{}:{}:{}", self.cluster, self.name, endpoint.id()),
+                    namespace: names.k8s_namespace.clone().unwrap_or_default(),
+                    pod: names.k8s_pod_name.clone().unwrap_or_default(),
+                    named_ports: endpoint.file.named_ports.iter().map(port).collect(),
+                    ..IpIdentityPair::new(*address, identity.0, host)
+                };
+                keys.insert(pair.key(space), pair.to_json().into());
+            }
+        }
+        keys
+    }
+}
+
+fn protocol_name(number: u8) -> &'static str {
+    match number {
+        17 => "UDP",
+        132 => "SCTP",
+        _ => "TCP",
     }
 }

@@ -46,24 +46,40 @@ impl Node {
         endpoint.file.labels = labelled.all.iter().map(ToString::to_string).collect();
         endpoint.labels = labelled.all;
         let before = std::mem::replace(&mut endpoint.identity_labels, labelled.identity);
-        let old = endpoint.identity();
-        if old != identity {
-            // Its own rules first, then who it is to others.
-            self.track(id);
-            self.regenerate([id]);
-            let endpoint = self.endpoints.get_mut(&id).ok_or_else(|| gone(id))?;
-            endpoint.file.identity = identity.0;
-            endpoint.note("OK", format!("identity {old} became {identity}"));
-            self.install(id).map_err(ApiError::internal)?;
-            self.announce_ports([old, identity]);
-            self.follow_policies();
-            self.claim_addresses(id);
-            self.rejudge.extend(self.endpoints.keys().copied());
-            self.wake.rejudge.notify_one();
+        if endpoint.identity() != identity {
+            self.change_identity(id, identity).map_err(ApiError::internal)?;
         }
         self.follow_audits().map_err(ApiError::internal)?;
         self.save_endpoint(id);
         Ok(before)
+    }
+
+    /// Gives an endpoint another identity, which every policy map knows already.
+    ///
+    /// # Errors
+    /// The kernel refuses; the endpoint goes on as it was, and the comparison mends it.
+    pub fn change_identity(&mut self, id: u16, identity: NumericIdentity) -> villus_datapath::Result<()> {
+        self.absorb_identities();
+        self.follow_policies();
+        let Some(endpoint) = self.endpoints.get(&id) else { return Ok(()) };
+        let old = endpoint.identity();
+        if endpoint.is_live() {
+            // Its own rules first, then who it is to others.
+            self.track(id);
+            self.regenerate([id]);
+        }
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        endpoint.file.identity = identity.0;
+        endpoint.note("OK", format!("identity {old} became {identity}"));
+        let installed = self.install(id);
+        self.announce_ports([old, identity]);
+        self.follow_policies();
+        if self.endpoints.get(&id).is_some_and(|endpoint| endpoint.is_live()) {
+            self.claim_addresses(id);
+        }
+        self.rejudge.extend(self.endpoints.keys().copied());
+        self.wake.rejudge.notify_one();
+        installed
     }
 }
 

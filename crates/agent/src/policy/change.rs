@@ -76,8 +76,17 @@ impl Node {
     pub fn absorb_identities(&mut self) {
         for change in self.identity_feed.take() {
             match change.kind {
-                Kind::Inserted | Kind::Updated => self.repository.upsert_identity(change.key, &change.value),
-                Kind::Deleted => self.repository.remove_identity(change.key),
+                Kind::Inserted | Kind::Updated => {
+                    self.repository.upsert_identity(change.key, &change.value);
+                    self.known.insert(change.key);
+                }
+                Kind::Deleted => {
+                    self.repository.remove_identity(change.key);
+                    self.known.remove(&change.key);
+                }
+            }
+            if self.remote.is_some() && change.kind != Kind::Updated {
+                self.arrived.push((change.key, change.kind == Kind::Inserted));
             }
         }
     }

@@ -21,6 +21,7 @@ impl Node {
             self.write_policies(whole);
         }
         self.note_revision();
+        self.resolve_addresses();
     }
 
     /// Makes single changes where that is possible; returns the endpoints whose policies are to be written whole.

@@ -15,6 +15,7 @@ use villus_net::MonitorStop;
 
 use crate::AgentError;
 use crate::agent::Agent;
+use crate::cluster::{Feed, tasks as cluster};
 
 pub(crate) use export::ExportCounts;
 
@@ -42,6 +43,16 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.add(reconcile::maintain(agent.clone()));
     tasks.add(reconcile::attach(agent.clone()));
     tasks.add(reconcile::settle(agent.clone()));
+    if let Some(shared) = &agent.identities.shared {
+        let shared = || shared.clone();
+        tasks.add(cluster::watch_health(agent.clone(), shared()));
+        tasks.add(cluster::follow(agent.clone(), shared(), Feed::Nodes));
+        tasks.add(cluster::follow(agent.clone(), shared(), Feed::Addresses));
+        tasks.add(cluster::publish(agent.clone(), shared()));
+        tasks.add(cluster::write(shared()));
+        tasks.add(cluster::settle(agent.clone()));
+        tasks.add(cluster::keep_snapshot(agent.clone(), shared()));
+    }
     Ok(tasks)
 }
 

@@ -71,9 +71,10 @@ pub(super) async fn follow_identities(agent: Agent) {
 
 /// Forgets numbers that no node uses any more.
 pub(super) async fn collect_identities(agent: Agent) {
+    let Some(garbage) = &agent.identities.garbage else { return };
     loop {
         tokio::time::sleep(COLLECT).await;
-        let result = agent.identities.garbage.lock().await.pass(COLLECT_MOST).await;
+        let result = garbage.lock().await.pass(COLLECT_MOST).await;
         let problem = result.err().map(|error| error.to_string());
         let noted = agent.with(move |node| node.conditions.note("collection of identities", problem)).await;
         if noted.is_err() {

@@ -39,6 +39,9 @@ pub(super) async fn maintain(agent: Agent) {
                     node.step_ipcache();
                     node.reconcile_some();
                 }
+                node.tick_cluster();
+                node.settle_identities();
+                node.note_usage();
                 node.end_grace(now);
                 node.expire_endpoints(now)
             })

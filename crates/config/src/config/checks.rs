@@ -30,6 +30,7 @@ pub(super) fn across(config: &Config) -> Vec<Finding> {
     out.families();
     out.routing();
     out.cluster();
+    out.store();
     out.node_name();
     out.collection();
     out.restart();
@@ -105,6 +106,19 @@ impl Checks<'_> {
         if id != 0 && node.cluster_name == "default" {
             let reason = "a cluster with an id should have a name of its own; it is called default";
             self.say(Severity::Warning, "cluster-id", reason, "set cluster-name");
+        }
+    }
+
+    fn store(&mut self) {
+        let kvstore = &self.config.kvstore;
+        let named = ["etcd.address", "etcd.config"].iter().any(|key| kvstore.options.contains_key(*key));
+        if kvstore.etcd && !named {
+            let fix = r#"set kvstore-opt to {"etcd.config": "/etc/villus/etcd.yaml"}, or to an etcd.address"#;
+            self.say(Severity::Error, "kvstore", "kvstore-opt does not say where etcd is", fix);
+        }
+        if !kvstore.etcd && !kvstore.options.is_empty() {
+            let reason = "has no effect: this node has a store of its own";
+            self.say(Severity::Warning, "kvstore-opt", reason, "set kvstore to etcd, or leave it out");
         }
     }
 

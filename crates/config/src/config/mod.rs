@@ -1,10 +1,12 @@
 //! The agent's configuration: every option as the type that the agent works with.
 
 mod checks;
+mod kvstore;
 mod parts;
 mod reader;
 mod routing;
 
+pub use kvstore::Kvstore;
 pub use parts::{
     Aggregation, AllowDhcp, AllowLocalhost, Api, AttachMode, Conntrack, Datapath, Endpoints, Enforcement,
     Export, Family, Identity, Log, Monitor, Node, Paths, Policy, TcpFlags,
@@ -40,6 +42,8 @@ pub struct Config {
     pub policy: Policy,
     /// From labels to identities.
     pub identity: Identity,
+    /// The store that nodes share.
+    pub kvstore: Kvstore,
     /// Taking over endpoints.
     pub endpoints: Endpoints,
     /// Events.
@@ -141,6 +145,7 @@ fn build(sources: Sources, subject: Option<String>) -> (Config, Report) {
         conntrack: Conntrack::read(&mut reader),
         policy: Policy::read(&mut reader),
         identity: Identity::read(&mut reader),
+        kvstore: Kvstore::read(&mut reader),
         endpoints: Endpoints::read(&mut reader),
         monitor: Monitor::read(&mut reader),
         export: Export::read(&mut reader),

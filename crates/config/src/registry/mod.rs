@@ -7,6 +7,7 @@
 mod features;
 mod routing;
 mod served;
+mod store;
 mod translate;
 mod tuning;
 mod unneeded;
@@ -17,8 +18,8 @@ use std::{collections::BTreeMap, sync::LazyLock};
 pub use translate::Translation;
 
 static TABLE: LazyLock<Vec<OptionSpec>> = LazyLock::new(|| {
-    let mut all: Vec<OptionSpec> =
-        served::OPTIONS.iter().chain(routing::OPTIONS).chain(features::OPTIONS).copied().collect();
+    let served = served::OPTIONS.iter().chain(routing::OPTIONS).chain(store::OPTIONS);
+    let mut all: Vec<OptionSpec> = served.chain(features::OPTIONS).copied().collect();
     all.extend(features::without_effect());
     all.extend(tuning::options());
     all.extend(unneeded::options());

@@ -27,7 +27,6 @@ const CT_SIZE: Kind = int_or_zero(1 << 10, 1 << 24, "a share of memory");
 /// TCP flags by their bits in the header, lowest first.
 pub(crate) const TCP_FLAGS: &[&str] = &["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr", "ns"];
 
-const EMBEDDED: &str = "etcd is not supported by this version: the embedded store is used";
 const NO_KUBERNETES: &str = "Kubernetes is not supported by this version: policies come from static-cnp-path and \
                              the API, endpoints from the API";
 
@@ -520,24 +519,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
          syslog.facility, syslog.tag.",
     ),
     // Kept for later versions
-    opt(Group::Kvstore, "kvstore", Choice(&["", "etcd"]), "", "Store shared with other nodes; empty: the embedded one.")
-        .support(Support::Kept(EMBEDDED)),
-    opt(
-        Group::Kvstore,
-        "kvstore-opt",
-        Map,
-        "",
-        "Settings of the store: etcd.address, etcd.config, etcd.qps and others.",
-    )
-    .support(Support::Kept(EMBEDDED)),
-    opt(
-        Group::Kvstore,
-        "identity-allocation-mode",
-        Choice(&["kvstore", "crd", "doublewrite-readkvstore", "doublewrite-readcrd"]),
-        "kvstore",
-        "Where numbers of identities are agreed on.",
-    )
-    .support(Support::Kept("identities are allocated in the embedded store, whatever the mode")),
     opt(
         Group::Kvstore,
         "clustermesh-config",

@@ -15,16 +15,7 @@ const P: Kind = Kind::Path { empty: true };
 
 type Row = (&'static str, Kind, &'static str);
 
-const ETCD: &[Row] = &[
-    ("allocator-list-timeout", D, "3m"),
-    ("kvstore-connectivity-timeout", D, "2m"),
-    ("kvstore-lease-ttl", crate::kind::secs(25, 86_400), "15m"),
-    ("kvstore-max-consecutive-quorum-errors", N, "2"),
-    ("kvstore-periodic-sync", D, "5m"),
-    ("identity-allocation-timeout", D, "2m"),
-    ("identity-allocation-sync-interval", D, "5m"),
-    ("enable-k8s-event-handover", B, "false"),
-];
+const ETCD: &[Row] = &[("enable-k8s-event-handover", B, "false")];
 
 const MESH: &[Row] = &[
     ("clustermesh-sync-timeout", D, "1m"),
@@ -326,7 +317,7 @@ const ALIASES: &[(&str, &[&str])] = &[
 ];
 
 const TABLES: &[(Group, &str, &[Row])] = &[
-    (Group::Kvstore, "the etcd store", ETCD),
+    (Group::Kvstore, "events of Kubernetes through the store", ETCD),
     (Group::Kvstore, "ClusterMesh", MESH),
     (Group::Kubernetes, "Kubernetes", KUBERNETES),
     (Group::Services, "services", SERVICES),

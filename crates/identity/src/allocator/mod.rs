@@ -1,20 +1,27 @@
 //! Global identities: one number for one label set in the whole cluster, agreed on through the store
 //! (reference `kvstore` 1.8).
 
+mod open;
 mod protocol;
 mod state;
 mod watcher;
 
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinHandle};
-use villus_kvstore::{Locks, Session, Store, StoreError, keys};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+use villus_kvstore::{Header, Locks, Pace, Session, Store, StoreError, keys};
 use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
-use villus_table::{Backoff, Stop};
+use villus_table::Stop;
 
 use self::state::State;
 use crate::{error::AllocateError, identities::Identities, reserved::Reserved};
@@ -37,11 +44,35 @@ pub struct AllocatorConfig {
     /// How often an allocation is tried.
     pub attempts: u32,
     /// How long it waits between two attempts, and how long the watch does.
-    pub backoff: Backoff,
+    pub pace: Pace,
+    /// How long a store that fails is waited for before a label set gets a number without it ([`Allocator::open`]);
+    /// `None` waits and fails.
+    pub patience: Option<Duration>,
+    /// How long numbers that a rewound store has lost are kept (`stale-grace`).
+    pub stale_grace: Duration,
     /// How often what is owned is compared with the store (`kvstore-periodic-sync`).
     pub sync_interval: Duration,
     /// Identities that resolve without the store.
     pub reserved: Reserved,
+}
+
+/// What is known from before the start.
+#[derive(Clone, Debug, Default)]
+pub struct KnownIdentities {
+    /// Numbers and their labels.
+    pub rows: Vec<(NumericIdentity, Labels)>,
+    /// Which store said so, and at which revision at least.
+    pub seen: Option<Header>,
+}
+
+/// A label set of this node whose number the store has still to confirm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenIdentity {
+    /// The labels.
+    pub labels: Labels,
+    /// The number in use: one of the cluster that was known, or one of this node alone
+    /// ([`NumericIdentity::is_interim`]).
+    pub number: NumericIdentity,
 }
 
 /// How full the cluster's range is.
@@ -72,6 +103,14 @@ struct Shared {
     table: Identities,
     state: Mutex<State>,
     synced: watch::Sender<bool>,
+    /// The store does not answer: label sets get numbers without it.
+    dark: AtomicBool,
+    /// There are numbers to confirm.
+    opened: Notify,
+    /// What is owned is to be compared with the store now.
+    compare: Notify,
+    /// Counts numbers of this node that the store confirmed or changed.
+    settled: watch::Sender<u64>,
 }
 
 // === impl Allocator ===
@@ -87,6 +126,20 @@ impl Allocator {
         config: AllocatorConfig,
         table: Identities,
     ) -> Result<Self, IdentityError> {
+        Self::resume(store, config, table, KnownIdentities::default())
+    }
+
+    /// As [`Allocator::start`], by one who knows identities from before: they are in the table at once and count until
+    /// the store has said otherwise.
+    ///
+    /// # Errors
+    /// When the cluster id does not fit the number of clusters.
+    pub fn resume(
+        store: Arc<dyn Store>,
+        config: AllocatorConfig,
+        table: Identities,
+        known: KnownIdentities,
+    ) -> Result<Self, IdentityError> {
         let range = config.clusters.range(config.cluster_id)?;
         let source = table.source("identities");
         let shared = Arc::new(Shared {
@@ -94,14 +147,20 @@ impl Allocator {
             session: Session::new(Arc::clone(&store), config.lease_ttl),
             state: Mutex::new(State::default()),
             synced: watch::Sender::new(false),
+            dark: AtomicBool::new(false),
+            opened: Notify::new(),
+            compare: Notify::new(),
+            settled: watch::Sender::new(0),
             store,
             config,
             range,
             table,
         });
+        let past = watcher::remember(&shared, known);
         let stop = Stop::new();
         let tasks = vec![
-            tokio::spawn(watcher::run(Arc::clone(&shared), source)),
+            tokio::spawn(watcher::run(Arc::clone(&shared), source, past)),
+            tokio::spawn(open::run(Arc::clone(&shared), stop.clone())),
             tokio::spawn(keep_alive(Arc::clone(&shared), stop.clone())),
             tokio::spawn(sync(Arc::clone(&shared), stop.clone())),
         ];
@@ -110,9 +169,7 @@ impl Allocator {
 
     /// Waits until the store's identities were listed once.
     pub async fn synced(&self) {
-        let mut synced = self.shared.synced.subscribe();
-        // An error means that the sender is gone, which `self` prevents.
-        let _ = synced.wait_for(|synced| *synced).await;
+        self.shared.synced().await;
     }
 
     /// Whether the store's identities were listed once.
@@ -141,12 +198,86 @@ impl Allocator {
         if let Some(number) = self.shared.state().reuse(&text) {
             return Ok(number);
         }
+        let patient = self.shared.config.patience.is_none();
+        if !patient && self.shared.is_dark() {
+            return open::assume(&self.shared, labels, &text, wanted);
+        }
         let limit = self.shared.config.timeout;
         let allocation = protocol::allocate(&self.shared, labels, &text, wanted);
         match tokio::time::timeout(limit, allocation).await {
-            Ok(outcome) => outcome,
+            Ok(Ok(number)) => Ok(number),
+            Ok(Err(error @ AllocateError::Store { .. })) if !patient => {
+                tracing::warn!(%error, "a label set gets a number without the store");
+                self.shared.set_dark(true);
+                open::assume(&self.shared, labels, &text, wanted)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) if !patient => open::assume(&self.shared, labels, &text, wanted),
             Err(_) => Err(AllocateError::Timeout { labels: text, limit }),
         }
+    }
+
+    /// Takes a reference to a label set as [`Allocator::allocate`] does, without asking the store now: by `had`, the
+    /// number from before a restart, if no other labels have that. The store confirms it or says another later.
+    ///
+    /// # Errors
+    /// When there are no labels or no number is left.
+    pub fn adopt(
+        &self,
+        labels: &Labels,
+        had: Option<NumericIdentity>,
+    ) -> Result<NumericIdentity, AllocateError> {
+        if let Some(number) = self.shared.config.reserved.number(labels) {
+            return Ok(number);
+        }
+        if labels.is_empty() {
+            return Err(AllocateError::NoLabels);
+        }
+        open::assume(&self.shared, labels, &labels.to_kvstore(), had)
+    }
+
+    /// Says whether the store answers. While it does not, label sets get numbers without it.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.shared.set_dark(!reachable);
+    }
+
+    /// Label sets of this node whose numbers the store has still to confirm.
+    pub fn open(&self) -> Vec<OpenIdentity> {
+        let open = self.shared.state().unconfirmed();
+        open.into_iter().map(|(_, used)| OpenIdentity { labels: used.labels, number: used.number }).collect()
+    }
+
+    /// The number that this node uses for a label set now.
+    pub fn number_in_use(&self, labels: &Labels) -> Option<NumericIdentity> {
+        self.shared.state().number_of(&labels.to_kvstore())
+    }
+
+    /// Changes whenever the store has confirmed or changed a number of this node.
+    pub fn settled(&self) -> watch::Receiver<u64> {
+        self.shared.settled.subscribe()
+    }
+
+    /// Nobody on this node has these numbers any more: what the store says of them counts again. A number that
+    /// [`Allocator::number_in_use`] has replaced is kept until then.
+    pub fn forget_left(&self, is_used: impl Fn(NumericIdentity) -> bool) {
+        let left: Vec<_> = self.shared.state().left.iter().copied().filter(|n| !is_used(*n)).collect();
+        for number in left {
+            self.shared.state().left.remove(&number);
+            self.shared.unshadow(number);
+        }
+    }
+
+    /// Writes down what should outlive the process: all identities that came from the store.
+    pub fn rows(&self) -> Vec<(NumericIdentity, Labels)> {
+        let first = NumericIdentity::ALLOCATED_MIN;
+        let last = NumericIdentity(NumericIdentity::SCOPE_LOCAL);
+        let rows = self.shared.table.snapshot();
+        rows.range(first..last).map(|(number, labels)| (*number, labels.clone())).collect()
+    }
+
+    /// Compares what this node uses with the store at once, in the background.
+    pub fn compare_now(&self) {
+        self.shared.compare.notify_one();
     }
 
     /// Gives a reference back. With the last one this node's slave key goes; the number itself stays until
@@ -216,6 +347,39 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // An error means that the sender is gone, which `self` prevents.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    fn is_dark(&self) -> bool {
+        self.dark.load(Ordering::Relaxed)
+    }
+
+    fn set_dark(&self, dark: bool) {
+        if self.dark.swap(dark, Ordering::Relaxed) && !dark {
+            self.opened.notify_one();
+        }
+    }
+
+    /// A number that nobody on this node has any more: its row is what the store says.
+    fn unshadow(&self, number: NumericIdentity) {
+        let labels = {
+            let mut state = self.state();
+            if state.left.contains(&number) || state.user_of(number).is_some() {
+                return;
+            }
+            state.shadowed.remove(&number)
+        };
+        if let Some(labels) = labels {
+            self.state().add_master(&labels.to_kvstore(), number);
+            self.table.put(number, labels);
+        } else if number.is_interim() {
+            self.table.delete(&number);
+        }
+    }
+
     fn usage(&self) -> Usage {
         let (first, last) = (NumericIdentity(*self.range.start()), NumericIdentity(*self.range.end()));
         let used = self.table.snapshot().range(first..=last).count() as u64;
@@ -249,13 +413,15 @@ async fn sync(shared: Arc<Shared>, stop: Stop) {
     let mut chance = fastrand::Rng::new();
     loop {
         let wait = match failures {
-            0 => shared.config.sync_interval.mul_f64(0.9 + 0.1 * chance.f64()),
-            n => shared.config.backoff.delay(n, &mut chance),
+            0 => shared.config.pace.size().interval(shared.config.sync_interval),
+            n => shared.config.pace.delay(n, &mut chance),
         };
         tokio::select! {
             () = stop.stopped() => return,
             () = tokio::time::sleep(wait) => {}
+            () = shared.compare.notified() => {}
         }
+        watcher::forget_stale(&shared);
         match protocol::reassert(&shared).await {
             Ok(_) => failures = 0,
             Err(error) => {

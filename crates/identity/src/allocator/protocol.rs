@@ -1,7 +1,7 @@
 //! The allocation protocol: lock the label set, reuse a number that some node uses, else one that has a
 //! master key, else create one; write this node's slave key in the same transaction.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use villus_kvstore::{Answer, Compare, Lock, Op, StoreError, Txn, TxnOutcome};
 use villus_labels::{Labels, NumericIdentity, Scope};
@@ -33,6 +33,8 @@ struct Allocation<'a> {
     wanted: Option<NumericIdentity>,
     /// Numbers that turned out to be somebody else's.
     taken: BTreeSet<NumericIdentity>,
+    /// The label set is in use already, by a number that nobody has confirmed.
+    confirm: bool,
 }
 
 pub(super) async fn allocate(
@@ -41,8 +43,42 @@ pub(super) async fn allocate(
     text: &str,
     wanted: Option<NumericIdentity>,
 ) -> Result<NumericIdentity, AllocateError> {
+    run(shared, labels, text, wanted, false).await
+}
+
+/// Asks the store for the number of a label set that is in use, `had` if that is possible. Returns whether it is in use
+/// still.
+pub(super) async fn confirm(
+    shared: &Shared,
+    text: &str,
+    labels: &Labels,
+    had: NumericIdentity,
+) -> Result<bool, AllocateError> {
+    let number = run(shared, labels, text, Some(had), true).await?;
+    let mut state = shared.state();
+    let used = state.confirm(text, number);
+    if !used {
+        // Released meanwhile: the key that was written just now goes again.
+        shared.session.disown(&shared.slave_key(text));
+        state.doomed.insert(text.to_owned(), number);
+    } else if number != had {
+        tracing::info!(labels = text, %had, %number, "the cluster has another number for labels of this node");
+    }
+    Ok(used)
+}
+
+async fn run(
+    shared: &Shared,
+    labels: &Labels,
+    text: &str,
+    wanted: Option<NumericIdentity>,
+    confirm: bool,
+) -> Result<NumericIdentity, AllocateError> {
+    // What is listed is not known yet: a label set could get a second number.
+    shared.synced().await;
     let wanted = wanted.filter(|number| shared.range.contains(&number.0));
-    let mut allocation = Allocation { shared, labels, text, wanted, taken: BTreeSet::new() };
+    let mut allocation = Allocation { shared, labels, text, wanted, taken: BTreeSet::new(), confirm };
+    let began = Instant::now();
     let mut chance = fastrand::Rng::new();
     let mut attempts = 0;
     loop {
@@ -56,7 +92,8 @@ pub(super) async fn allocate(
             }
             Err(Failed::Store(error)) => error,
         };
-        if attempts >= shared.config.attempts {
+        let impatient = shared.config.patience.is_some_and(|patience| began.elapsed() >= patience);
+        if attempts >= shared.config.attempts || impatient {
             return Err(AllocateError::Store { labels: text.to_owned(), attempts, last });
         }
         tracing::debug!(labels = text, attempts, error = %last, "an allocation is tried again");
@@ -64,7 +101,7 @@ pub(super) async fn allocate(
             // Finds the lost lease and replaces it; if it can't, the next attempt says so.
             let _ = shared.session.keep_alive().await;
         }
-        tokio::time::sleep(shared.config.backoff.delay(attempts, &mut chance)).await;
+        tokio::time::sleep(shared.config.pace.delay(attempts, &mut chance)).await;
     }
 }
 
@@ -78,7 +115,9 @@ impl Allocation<'_> {
 
     async fn under(&mut self, lock: &Lock) -> Result<NumericIdentity, Failed> {
         // Somebody in this process may have been faster.
-        if let Some(number) = self.shared.state().reuse(self.text) {
+        if !self.confirm
+            && let Some(number) = self.shared.state().reuse(self.text)
+        {
             return Ok(number);
         }
         for number in self.used_by_nodes().await? {
@@ -182,7 +221,10 @@ impl Allocation<'_> {
         let mut state = self.shared.state();
         state.doomed.remove(self.text);
         state.add_master(self.text, number);
-        state.begin_use(self.text, number, self.labels);
+        state.shadowed.remove(&number);
+        if !self.confirm {
+            state.begin_use(self.text, number, self.labels);
+        }
     }
 
     /// Notes what the master key of a number really holds; the watch may be behind.
@@ -199,7 +241,10 @@ impl Allocation<'_> {
     /// A free number of the cluster's range: the wanted one, a random one, any.
     fn pick(&mut self) -> Option<NumericIdentity> {
         let rows = self.shared.table.snapshot();
-        let free = |number: &NumericIdentity| rows.get(number).is_none() && !self.taken.contains(number);
+        let ours = |number: &NumericIdentity| self.confirm && rows.get(number) == Some(self.labels);
+        let free = |number: &NumericIdentity| {
+            (rows.get(number).is_none() || ours(number)) && !self.taken.contains(number)
+        };
         if let Some(wanted) = self.wanted.take().filter(&free) {
             return Some(wanted);
         }
@@ -218,13 +263,25 @@ pub(super) async fn release(shared: &Shared, text: &str) -> Result<bool, StoreEr
     if shared.state().give_back(text) != Some(0) {
         return Ok(false);
     }
+    if shared.state().is_unconfirmed(text) {
+        // The store need not be asked; what it may have of it goes when it is there.
+        let Some((number, _)) = shared.state().end_use(text) else { return Ok(false) };
+        shared.session.disown(&shared.slave_key(text));
+        if !number.is_interim() {
+            shared.state().doomed.insert(text.to_owned(), number);
+        }
+        shared.unshadow(number);
+        return Ok(true);
+    }
     let lock = match shared.locks.acquire(&lock_name(text), shared.config.lock_patience).await {
         Ok(lock) => lock,
         Err(error) => {
             let mut state = shared.state();
-            if let Some(number) = state.end_use(text) {
+            if let Some((number, _)) = state.end_use(text) {
                 shared.session.disown(&shared.slave_key(text));
                 state.doomed.insert(text.to_owned(), number);
+                drop(state);
+                shared.unshadow(number);
             }
             return Err(error);
         }
@@ -236,7 +293,8 @@ pub(super) async fn release(shared: &Shared, text: &str) -> Result<bool, StoreEr
 
 /// Deletes the slave key of a label set that has no reference left, under its lock.
 async fn end_use(shared: &Shared, text: &str) -> Result<bool, StoreError> {
-    let Some(number) = shared.state().end_use(text) else { return Ok(false) };
+    let Some((number, _)) = shared.state().end_use(text) else { return Ok(false) };
+    shared.unshadow(number);
     let key = shared.slave_key(text);
     shared.session.disown(&key);
     let deleted = delete_slave(shared, &key, number).await;
@@ -254,7 +312,7 @@ async fn delete_slave(shared: &Shared, key: &str, number: NumericIdentity) -> Re
 pub(super) async fn reassert(shared: &Shared) -> Result<u64, StoreError> {
     let mut written = 0;
     let in_use = shared.state().in_use();
-    for (text, used) in in_use {
+    for (text, used) in in_use.into_iter().filter(|(_, used)| used.confirmed) {
         let key = master_key(used.number);
         let txn = Txn::new()
             .when(Compare::Absent(key.clone()))

@@ -1,6 +1,7 @@
 //! What an allocator remembers: master keys of all nodes, and the label sets that this node uses.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
 
 use villus_labels::{Labels, NumericIdentity};
 
@@ -15,6 +16,12 @@ pub(super) struct State {
     used: HashMap<String, Used>,
     /// Label strings whose slave key of ours is to go, with its value.
     pub(super) doomed: BTreeMap<String, NumericIdentity>,
+    /// Numbers that this node uses for other labels than the store does: what the store says, for later.
+    pub(super) shadowed: BTreeMap<NumericIdentity, Labels>,
+    /// Numbers that label sets in use here had before the store gave them another, until nobody has them any more.
+    pub(super) left: BTreeSet<NumericIdentity>,
+    /// Numbers that a rewound store does not know, and when that was seen.
+    pub(super) stale: BTreeMap<NumericIdentity, Instant>,
     refused: BTreeMap<String, String>,
 }
 
@@ -23,6 +30,8 @@ pub(super) struct Used {
     pub(super) number: NumericIdentity,
     pub(super) labels: Labels,
     pub(super) references: u32,
+    /// The store has said so, to this process.
+    pub(super) confirmed: bool,
 }
 
 impl State {
@@ -33,10 +42,48 @@ impl State {
         Some(used.number)
     }
 
-    /// Takes the first reference.
+    /// Takes a reference to a label set whose number the store has said.
     pub(super) fn begin_use(&mut self, text: &str, number: NumericIdentity, labels: &Labels) {
-        let used = Used { number, labels: labels.clone(), references: 1 };
-        self.used.insert(text.to_owned(), used);
+        let before = self.used.get(text).map_or(0, |used| used.references);
+        let used = Used { number, labels: labels.clone(), references: before + 1, confirmed: true };
+        self.replace(text, used);
+    }
+
+    /// Takes the first reference to a label set whose number the store has still to confirm.
+    pub(super) fn assume(&mut self, text: &str, number: NumericIdentity, labels: &Labels) {
+        let used = Used { number, labels: labels.clone(), references: 1, confirmed: false };
+        self.replace(text, used);
+    }
+
+    /// The store has said the number of a label set. Returns whether it is in use still.
+    pub(super) fn confirm(&mut self, text: &str, number: NumericIdentity) -> bool {
+        let Some(used) = self.used.get(text).cloned() else { return false };
+        self.replace(text, Used { number, confirmed: true, ..used });
+        true
+    }
+
+    fn replace(&mut self, text: &str, used: Used) {
+        self.left.remove(&used.number);
+        let number = used.number;
+        let old = self.used.insert(text.to_owned(), used);
+        if let Some(old) = old.filter(|old| old.number != number) {
+            self.left.insert(old.number);
+        }
+    }
+
+    pub(super) fn is_unconfirmed(&self, text: &str) -> bool {
+        self.used.get(text).is_some_and(|used| !used.confirmed)
+    }
+
+    /// Label sets whose numbers the store has still to confirm.
+    pub(super) fn unconfirmed(&self) -> Vec<(String, Used)> {
+        let open = self.used.iter().filter(|(_, used)| !used.confirmed);
+        open.map(|(text, used)| (text.clone(), used.clone())).collect()
+    }
+
+    /// The number in use for a label set.
+    pub(super) fn number_of(&self, text: &str) -> Option<NumericIdentity> {
+        self.used.get(text).map(|used| used.number)
     }
 
     /// Gives a reference back and returns how many are left; `None` without any.
@@ -46,10 +93,10 @@ impl State {
         Some(used.references)
     }
 
-    /// Forgets a label set, unless somebody took a reference meanwhile.
-    pub(super) fn end_use(&mut self, text: &str) -> Option<NumericIdentity> {
+    /// Forgets a label set, unless somebody took a reference meanwhile. Says its number, and whether the store knew.
+    pub(super) fn end_use(&mut self, text: &str) -> Option<(NumericIdentity, bool)> {
         let unused = self.used.get(text).is_some_and(|used| used.references == 0);
-        unused.then(|| self.used.remove(text)).flatten().map(|used| used.number)
+        unused.then(|| self.used.remove(text)).flatten().map(|used| (used.number, used.confirmed))
     }
 
     pub(super) fn references(&self, text: &str) -> u32 {

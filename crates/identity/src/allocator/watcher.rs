@@ -1,19 +1,38 @@
 //! Follows the master keys of all nodes into the table of identities.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use villus_kvstore::{Entry, Follow, Item, keys};
+use villus_kvstore::{Batch, Entry, Follow, Item, Past, Relisted, keys};
 use villus_labels::{Labels, NumericIdentity, Scope};
 use villus_table::{Source, Write};
 
-use super::{Shared, master_key};
+use super::{KnownIdentities, Shared, master_key};
 
-pub(super) async fn run(shared: Arc<Shared>, source: Source) {
+/// Takes over what was known before; says with which keys the list is compared.
+pub(super) fn remember(shared: &Shared, known: KnownIdentities) -> Past {
+    let mut write = shared.table.write();
+    let mut state = shared.state();
+    let mut keys = Vec::with_capacity(known.rows.len());
+    for (number, labels) in known.rows {
+        keys.push((master_key(number).into(), false));
+        state.add_master(&labels.to_kvstore(), number);
+        write.put_if_changed(number, labels);
+    }
+    drop(state);
+    write.commit();
+    Past { keys, seen: known.seen }
+}
+
+pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
     let prefix = format!("{}/", keys::IDENTITY_IDS);
-    let mut follow = Follow::start(Arc::clone(&shared.store), &prefix, shared.config.backoff);
+    let pace = shared.config.pace.clone();
+    let mut follow = Follow::resume(Arc::clone(&shared.store), &prefix, pace, past);
     let mut source = Some(source);
     while let Some(batch) = follow.next().await {
-        let lost = apply(&shared, &batch.items);
+        let lost = apply(&shared, &batch);
+        if matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore)) {
+            shared.compare.notify_one();
+        }
         if let Some(source) = source.take() {
             source.complete();
             shared.synced.send_replace(true);
@@ -25,18 +44,22 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source) {
 }
 
 /// Brings a batch into the table and returns the numbers that this node uses and that lost their master key.
-fn apply(shared: &Shared, items: &[Item]) -> Vec<(NumericIdentity, String)> {
+fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
+    let rewound = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
     let mut lost = Vec::new();
     let mut write = shared.table.write();
-    for item in items {
+    for item in &batch.items {
         match item {
             Item::Put(entry) => put(shared, &mut write, entry),
             Item::Delete { key, .. } => {
                 let mut state = shared.state();
                 state.accept(key);
                 let Some(number) = number_of(key) else { continue };
+                state.shadowed.remove(&number);
                 if let Some(text) = state.user_of(number) {
                     lost.push((number, text));
+                } else if rewound && write.get(&number).is_some() {
+                    state.stale.insert(number, Instant::now());
                 } else if let Some(labels) = write.delete(&number) {
                     state.remove_master(&labels.to_kvstore(), number);
                 }
@@ -52,6 +75,7 @@ fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &
         Ok((number, labels)) => {
             let mut state = shared.state();
             state.accept(&entry.key);
+            state.stale.remove(&number);
             if let Some(old) = write.get(&number).filter(|old| **old != labels) {
                 state.remove_master(&old.to_kvstore(), number);
             }
@@ -72,11 +96,37 @@ fn not_ours(
     number: NumericIdentity,
     labels: Labels,
 ) -> Result<(NumericIdentity, Labels), String> {
-    let ours = shared.state().user_of(number).filter(|ours| *ours != labels.to_kvstore());
-    match ours {
-        Some(ours) => Err(format!("this node uses the number for `{ours}`")),
-        None => Ok((number, labels)),
+    let mut state = shared.state();
+    let ours = state.user_of(number).filter(|ours| *ours != labels.to_kvstore());
+    if let Some(ours) = ours {
+        state.shadowed.insert(number, labels);
+        return Err(format!("this node uses the number for `{ours}`"));
     }
+    // Some endpoint has it still, under the labels that it was left by.
+    if state.left.contains(&number) {
+        state.shadowed.insert(number, labels);
+        return Err("this node gives the number up".to_owned());
+    }
+    Ok((number, labels))
+}
+
+/// Forgets numbers that a rewound store has lost and that nobody has written again for long.
+pub(super) fn forget_stale(shared: &Shared) {
+    let mut write = shared.table.write();
+    let mut state = shared.state();
+    let grace = shared.config.stale_grace;
+    let over: Vec<NumericIdentity> =
+        state.stale.iter().filter(|(_, since)| since.elapsed() >= grace).map(|(number, _)| *number).collect();
+    for number in over {
+        state.stale.remove(&number);
+        if state.user_of(number).is_none()
+            && let Some(labels) = write.delete(&number)
+        {
+            state.remove_master(&labels.to_kvstore(), number);
+        }
+    }
+    drop(state);
+    write.commit();
 }
 
 /// Creates a master key again that this node uses. If that fails the next comparison does it.

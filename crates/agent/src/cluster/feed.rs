@@ -1,0 +1,110 @@
+//! What others say in the store, taken into the tables.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use villus_identity::{Ownership, Publisher, Remote, Surroundings};
+use villus_kvstore::Batch;
+use villus_labels::NumericIdentity;
+
+use super::Snapshot;
+use crate::node::Node;
+
+/// What is known around an entry.
+struct Around<'a> {
+    known: &'a HashSet<NumericIdentity>,
+    publisher: &'a Publisher,
+}
+
+impl Surroundings for Around<'_> {
+    fn is_known(&self, identity: NumericIdentity) -> bool {
+        self.known.contains(&identity)
+    }
+
+    fn ownership(&self, key: &str, value: Option<&[u8]>) -> Ownership {
+        self.publisher.ownership(key, value)
+    }
+}
+
+/// Which feed a batch is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Feed {
+    Addresses,
+    Nodes,
+}
+
+impl Node {
+    /// Takes over what was known before the start.
+    pub fn restore_cluster(&mut self, snapshot: Snapshot) {
+        self.absorb_identities();
+        self.with_remote(|remote, around| remote.restore(snapshot.remote, around));
+    }
+
+    /// Takes in what others have said. Returns the keys of this node that they have changed or deleted.
+    pub fn apply_feed(&mut self, feed: Feed, batch: &Batch) -> Vec<Arc<str>> {
+        // Who an address is must be known to policy maps before the address is.
+        self.follow_identities();
+        let now = Instant::now();
+        let altered = self.with_remote(|remote, around| match feed {
+            Feed::Addresses => remote.apply_addresses(batch, around, now),
+            Feed::Nodes => remote.apply_nodes(batch, around, now),
+        });
+        if batch.relisted.is_some() {
+            self.awaited.remove(&feed);
+            self.note_silent();
+        }
+        if self.awaited.is_empty()
+            && let Some(source) = self.store_source.take()
+        {
+            source.complete();
+        }
+        if feed == Feed::Nodes
+            && let Some(shared) = &self.identities.shared
+        {
+            shared.size.set(self.nodes.len());
+        }
+        self.step_ipcache_when_open();
+        altered.unwrap_or_default()
+    }
+
+    /// Does what time has decided about entries of others. Returns when there is more to do, if that is soon.
+    pub fn tick_cluster(&mut self) -> Option<Instant> {
+        let remote = self.remote.as_mut()?;
+        remote.tick(Instant::now());
+        let due = remote.due();
+        self.step_ipcache_when_open();
+        due
+    }
+
+    /// Addresses whose identities have come are resolved, now that policy maps know these.
+    pub fn resolve_addresses(&mut self) {
+        let arrived = std::mem::take(&mut self.arrived);
+        let Some(remote) = &mut self.remote else { return };
+        for (identity, is_known) in arrived {
+            remote.resolve(identity, is_known);
+        }
+        self.step_ipcache_when_open();
+    }
+
+    /// Keys that an agent of this node left in the store; `None` before all is known.
+    pub fn leftovers(&mut self) -> Option<Vec<(Arc<str>, u64)>> {
+        if !self.sources.complete || !self.awaited.is_empty() {
+            return None;
+        }
+        self.with_remote(|remote, around| remote.leftovers(around))
+    }
+
+    fn with_remote<T>(&mut self, work: impl FnOnce(&mut Remote, &dyn Surroundings) -> T) -> Option<T> {
+        let shared = self.identities.shared.as_ref()?;
+        let around = Around { known: &self.known, publisher: &shared.publisher };
+        Some(work(self.remote.as_mut()?, &around))
+    }
+
+    /// The kernel's ipcache follows, once it is right to write it.
+    fn step_ipcache_when_open(&mut self) {
+        if self.open {
+            self.step_ipcache();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What the agent does by itself with the shared store.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use villus_kvstore::{Compare, Follow, Past, Relisted, keys};
+
+use super::feed::Feed;
+use super::{SharedStore, Snapshot};
+use crate::agent::Agent;
+
+/// Between two looks at a store that is well, and at one that is not, in a cluster of one node.
+const WELL: Duration = Duration::from_secs(30);
+const ILL: Duration = Duration::from_secs(5);
+/// Between two snapshots at least, and for how many entries a second more.
+const SNAPSHOT: Duration = Duration::from_secs(5);
+const ENTRIES_A_SECOND: usize = 2000;
+
+/// Follows one kind of entries.
+pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
+    let known = agent.with(move |node| {
+        let remote = node.remote.as_ref()?;
+        Some(match feed {
+            Feed::Addresses => remote.address_keys(),
+            Feed::Nodes => remote.node_keys(),
+        })
+    });
+    let Ok(Some(keys)) = known.await else { return };
+    let prefix = match feed {
+        Feed::Addresses => keys::IPS,
+        Feed::Nodes => keys::NODES,
+    };
+    let past = Past { keys, seen: shared.seen };
+    let mut follow = Follow::resume(shared.store.clone(), &format!("{prefix}/"), shared.pace.clone(), past);
+    let mut due = None;
+    loop {
+        let batch = tokio::select! {
+            batch = follow.next() => batch,
+            () = sleep_until(due), if due.is_some() => {
+                due = agent.with(|node| node.tick_cluster()).await.unwrap_or_default();
+                continue;
+            }
+        };
+        let Some(batch) = batch else { return };
+        let lost = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
+        let Ok((altered, next)) = done else { return };
+        due = next;
+        if lost {
+            tracing::warn!(
+                "the store's past is another than it was: what it lost is kept, this node's part is written again"
+            );
+            shared.publisher.reassert_now();
+            agent.identities.allocator.compare_now();
+        }
+        if !altered.is_empty() {
+            shared.publisher.altered(altered);
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+/// Looks at the store, always.
+pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
+    let (mut started, mut is_clean) = (false, false);
+    loop {
+        let health = shared.look().await;
+        let is_well = health.down_since.is_none();
+        agent.identities.allocator.set_reachable(is_well);
+        if is_well {
+            // Its outcome is part of the next look.
+            let _ = shared.guard.check().await;
+            is_clean = remove_leftovers(&agent, &shared).await;
+        }
+        if !started && agent.identities.allocator.is_synced() {
+            started = true;
+            shared.etcd.started();
+        }
+        if agent.with(move |node| node.note_store(&health)).await.is_err() {
+            return;
+        }
+        let base = if is_well { WELL } else { ILL };
+        // Until all is read and written it is looked at often.
+        let base = if started && is_clean { base } else { base.min(Duration::from_secs(1)) };
+        tokio::time::sleep(shared.size.interval(base)).await;
+    }
+}
+
+/// What an agent of this node wrote before and that nobody wants any more goes, unless somebody wrote it meanwhile. Says
+/// whether all of it is gone.
+async fn remove_leftovers(agent: &Agent, shared: &SharedStore) -> bool {
+    let state = shared.publisher.state();
+    if state.wanted == 0 || state.written < state.wanted {
+        return false;
+    }
+    let Ok(Some(leftovers)) = agent.with(|node| node.leftovers()).await else { return false };
+    for (key, revision) in leftovers {
+        let same = Compare::ModRevision(key.to_string(), revision);
+        match shared.store.compare_and_delete(&key, same).await {
+            Ok(true) => {
+                tracing::info!(key = &*key, "an entry of before the start was removed from the store")
+            }
+            Ok(false) => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Tells the publisher what this node has, whenever that changes.
+pub(crate) async fn publish(agent: Agent, shared: Arc<SharedStore>) {
+    loop {
+        match agent.with(|node| node.sources.complete.then(|| node.own_keys())).await {
+            Ok(Some(keys)) => shared.publisher.want(keys),
+            Ok(None) => {}
+            Err(_) => return,
+        }
+        agent.wake.publish.notified().await;
+    }
+}
+
+/// Makes the store say what this node has.
+pub(crate) async fn write(shared: Arc<SharedStore>) {
+    tokio::join!(shared.publisher.run(&shared.stop), shared.publisher.keep_alive(&shared.stop));
+}
+
+/// Gives endpoints the identities that the store says.
+pub(crate) async fn settle(agent: Agent) {
+    let mut settled = agent.identities.allocator.settled();
+    while settled.changed().await.is_ok() {
+        if agent.with(|node| node.settle_identities()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes down what is known of the cluster, when it has changed.
+pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
+    let mut saved = None;
+    loop {
+        let entries = agent.with(|node| node.ipcache.winners().len() + node.identities.table.len()).await;
+        let Ok(entries) = entries else { return };
+        let more = Duration::from_secs((entries / ENTRIES_A_SECOND) as u64);
+        tokio::time::sleep((SNAPSHOT + more).mul_f64(0.9 + 0.1 * fastrand::f64())).await;
+        let header = shared.header();
+        let before = saved;
+        let taken = agent
+            .with(move |node| {
+                // What was read at the start is not older than what is known now.
+                let remote = node.remote.as_ref().filter(|_| node.awaited.is_empty())?;
+                let allocator = &node.identities.allocator;
+                let now = (
+                    node.identities.table.revision(),
+                    node.ipcache.winners().revision(),
+                    node.nodes.revision(),
+                );
+                let is_news = allocator.is_synced() && before != Some(now);
+                let state = node.state.clone();
+                is_news.then(|| (now, state, Snapshot::new(header, allocator.rows(), remote.record())))
+            })
+            .await;
+        let Ok(taken) = taken else { return };
+        let Some((now, state, snapshot)) = taken else { continue };
+        let result = tokio::task::spawn_blocking(move || snapshot.save(&state)).await;
+        let problem = match result {
+            Ok(Ok(())) => {
+                saved = Some(now);
+                None
+            }
+            Ok(Err(error)) => {
+                Some(format!("it cannot be written: {error}; free space on the file system of lib-dir"))
+            }
+            Err(_) => return,
+        };
+        if agent.with(move |node| node.conditions.note("snapshot of the cluster", problem)).await.is_err() {
+            return;
+        }
+    }
+}

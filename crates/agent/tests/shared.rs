@@ -1,0 +1,290 @@
+//! Nodes that share a store: what one says the other knows, and what happens when the store is away, wiped or strange.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use common::{TestNode, allow, echoes};
+use villus_api::model::IpQuery;
+use villus_datapath::{Maps, Pins, view_policy};
+use villus_testbed::{EtcdServer, alone, eventually, run};
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+/// The published lines: key and value.
+const OUTSIDE: [(&str, &str); 3] = [
+    (
+        "cilium/state/identities/v1/id/15614229",
+        "k8s:app=app1;k8s:io.cilium.k8s.policy.cluster=cluster1;k8s:io.cilium.k8s.policy.serviceaccount=default;\
+         k8s:io.kubernetes.pod.namespace=ns1;",
+    ),
+    (
+        "cilium/state/identities/v1/value/k8s:app=app1;k8s:io.cilium.k8s.policy.cluster=cluster1;\
+         k8s:io.cilium.k8s.policy.serviceaccount=default;k8s:io.kubernetes.pod.namespace=ns1;/10.3.9.10",
+        "15614229",
+    ),
+    (
+        "cilium/state/ip/v1/cluster1/10.3.192.65",
+        r#"{"IP":"10.3.192.65","Mask":null,"HostIP":"10.3.9.10","ID":15614229,"Key":0,"Metadata":"cilium-global:cluster1:node1:2404","K8sNamespace":"ns1","K8sPodName":"pod1"}"#,
+    ),
+];
+
+/// A policy that lets the outside workload in.
+const LETS_IN: &str = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: app1, namespace: default}\n\
+    spec:\n  endpointSelector: {matchLabels: {app: server}}\n  ingress:\n  \
+    - fromEndpoints: [{matchLabels: {app: app1, io.kubernetes.pod.namespace: ns1}}]\n    \
+    toPorts: [{ports: [{port: \"80\", protocol: TCP}]}]\n";
+
+fn shared(etcd: &EtcdServer) -> Vec<(String, String)> {
+    let opt = format!(r#"{{"etcd.address": "{}"}}"#, etcd.url());
+    [
+        ("kvstore", "etcd"),
+        ("kvstore-opt", &opt),
+        ("cluster-id", "238"),
+        ("cluster-name", "cluster1"),
+        ("node-name", "node-a"),
+        ("ipv4-node", "10.3.9.1"),
+    ]
+    .map(|(name, text)| (name.to_owned(), text.to_owned()))
+    .into()
+}
+
+fn new(options: &[(String, String)]) -> TestNode {
+    let options: Vec<(&str, &str)> = options.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+    TestNode::new(&options)
+}
+
+/// Identity and pending of an address as `ip list` shows it.
+fn who(node: &TestNode, prefix: &str) -> Option<(u32, bool)> {
+    let all = node.client().ips(&IpQuery::default()).unwrap();
+    all.iter().find(|row| row.cidr == prefix).map(|row| (row.identity, row.metadata.pending))
+}
+
+/// Whether the policy map of an endpoint lets an identity in.
+fn lets_in(node: &TestNode, id: u16, identity: u32) -> bool {
+    let pins = Pins::existing(&node.root.join("bpf")).unwrap();
+    let view = view_policy(&pins, &Maps::existing(&pins).unwrap(), id).unwrap();
+    view.entries.keys().any(|key| key.identity == identity)
+}
+
+fn status(node: &TestNode) -> String {
+    let details = node.client().status_details().unwrap();
+    format!("{:?} {:?}", details.lines, details.warnings)
+}
+
+fn value(etcd: &EtcdServer, key: &str) -> String {
+    etcd.etcdctl(&["get", key, "--print-value-only"]).unwrap().trim().to_owned()
+}
+
+#[test]
+fn the_published_lines_make_a_workload_known_until_they_are_deleted() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    node.import(LETS_IN);
+    let (number, labels) = OUTSIDE[0];
+    etcd.etcdctl(&["put", OUTSIDE[2].0, OUTSIDE[2].1]).unwrap();
+    eventually("it is known and pending", || who(&node, "10.3.192.65/32") == Some((15_614_229, true)));
+    assert!(!lets_in(&node, server.id(), 15_614_229));
+    etcd.etcdctl(&["put", number, labels]).unwrap();
+    etcd.etcdctl(&["put", OUTSIDE[1].0, OUTSIDE[1].1]).unwrap();
+    eventually("it is resolved", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));
+    assert!(lets_in(&node, server.id(), 15_614_229), "policy is in force before the address is");
+    etcd.etcdctl(&["del", OUTSIDE[2].0]).unwrap();
+    eventually("it is gone", || who(&node, "10.3.192.65/32").is_none());
+    etcd.etcdctl(&["del", number]).unwrap();
+    eventually("so is its identity", || !lets_in(&node, server.id(), 15_614_229));
+}
+
+#[test]
+fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
+    alone!();
+    let mut etcd = EtcdServer::start();
+    etcd.kill();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let other = node.workload("other", &["k8s:app=other"]);
+    node.import(&allow("web", "server", "client", 80));
+    server.serves(server.v4(), 80);
+    let mut open = client.connects(server.v4(), 80).unwrap();
+    assert!(echoes(&mut open) && !other.asks(server.v4(), 80));
+    let interim = server.endpoint.status.identity.as_ref().unwrap().id;
+    assert!(interim >= 1 << 24, "{interim}");
+    eventually("it is said", || {
+        let status = status(&node);
+        status.contains("interim identity of endpoint") && status.contains("it does not answer since")
+    });
+
+    etcd.resume();
+    etcd.wait();
+    let number = || {
+        let endpoints = node.client().endpoints(&[]).unwrap();
+        let all: Vec<u32> = endpoints.iter().map(|e| e.status.identity.as_ref().unwrap().id).collect();
+        all.iter().all(|id| id >> 16 == 238).then_some(all)
+    };
+    eventually("all have numbers of the cluster", || number().is_some());
+    assert!(echoes(&mut open), "open connections go on");
+    assert!(client.asks(server.v4(), 80) && !other.asks(server.v4(), 80));
+    let key = format!("cilium/state/ip/v1/default/{}", server.v4());
+    eventually("its addresses are told", || value(&etcd, &key).contains("cilium-global:cluster1:node-a:"));
+    assert!(value(&etcd, "cilium/state/nodes/v1/cluster1/node-a").contains("10.3.9.1"));
+    assert_eq!(
+        value(&etcd, "cilium/cluster-config/cluster1"),
+        r#"{"id":238,"capabilities":{"maxConnectedClusters":255}}"#
+    );
+    eventually("all is well", || {
+        status(&node).contains("1/1 connected") && !status(&node).contains("interim")
+    });
+}
+
+#[test]
+fn an_agent_started_without_the_store_knows_all_from_the_snapshot() {
+    alone!();
+    let mut etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let before = node.client().endpoints(&[]).unwrap()[0].status.identity.as_ref().unwrap().id;
+    node.import(LETS_IN);
+    for (key, value) in OUTSIDE {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    eventually("it is written down", || {
+        std::fs::read_to_string(node.root.join("lib/cluster.json"))
+            .is_ok_and(|text| text.contains("10.3.192.65"))
+    });
+    etcd.kill();
+    node.kill();
+    node.start();
+    assert_eq!(who(&node, "10.3.192.65/32"), Some((15_614_229, false)));
+    eventually("policy is in force", || lets_in(&node, server.id(), 15_614_229));
+    assert_eq!(node.client().endpoints(&[]).unwrap()[0].status.identity.as_ref().unwrap().id, before);
+    assert!(status(&node).contains("from snapshot, age"), "{}", status(&node));
+    etcd.resume();
+    eventually("the store is back", || !status(&node).contains("from snapshot"));
+    etcd.etcdctl(&["del", OUTSIDE[2].0]).unwrap();
+    eventually("changes are followed", || who(&node, "10.3.192.65/32").is_none());
+    assert_eq!(node.client().endpoints(&[]).unwrap()[0].status.identity.as_ref().unwrap().id, before);
+}
+
+#[test]
+fn a_wiped_store_is_filled_again_and_nothing_is_lost_meanwhile() {
+    alone!();
+    let mut etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    node.import(LETS_IN);
+    for (key, value) in OUTSIDE {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    eventually("it is known", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));
+    let key = format!("cilium/state/ip/v1/default/{}", server.v4());
+    eventually("this node has told", || !value(&etcd, &key).is_empty());
+    etcd.kill();
+    etcd.wipe();
+    etcd.resume();
+    etcd.wait();
+    eventually("this node has told again", || !value(&etcd, &key).is_empty());
+    eventually("and its identity", || {
+        let ids = etcd.etcdctl(&["get", "--prefix", "cilium/state/identities/v1/id/"]).unwrap();
+        ids.contains("k8s:app=server;")
+    });
+    eventually("what nobody told again is stale", || {
+        status(&node).contains("1 addresses count though nobody")
+    });
+    assert_eq!(who(&node, "10.3.192.65/32"), Some((15_614_229, false)), "and counts");
+    assert!(lets_in(&node, server.id(), 15_614_229));
+}
+
+#[test]
+fn what_others_do_to_this_nodes_keys_is_undone_and_said() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let key = format!("cilium/state/ip/v1/default/{}", server.v4());
+    eventually("it is told", || !value(&etcd, &key).is_empty());
+    let before = value(&etcd, &key);
+    etcd.etcdctl(&["put", &key, "theirs"]).unwrap();
+    eventually("it is as before", || value(&etcd, &key) == before);
+    etcd.etcdctl(&["del", &key]).unwrap();
+    eventually("again", || value(&etcd, &key) == before);
+    etcd.etcdctl(&["del", "cilium/state/nodes/v1/cluster1/node-a"]).unwrap();
+    eventually("the node too", || !value(&etcd, "cilium/state/nodes/v1/cluster1/node-a").is_empty());
+    // What the agent before left goes; an address that no agent wrote stays.
+    node.kill();
+    run("ip", &["link", "del", &server.endpoint.status.networking.interface_name]);
+    etcd.etcdctl(&["put", OUTSIDE[2].0, OUTSIDE[2].1]).unwrap();
+    node.start();
+    eventually("its address is not told any more", || value(&etcd, &key).is_empty());
+    assert_eq!(value(&etcd, OUTSIDE[2].0), OUTSIDE[2].1);
+}
+
+#[test]
+fn a_store_of_another_cluster_is_not_used() {
+    alone!();
+    let etcd = EtcdServer::start();
+    etcd.etcdctl(&["put", "cilium/cluster-config/cluster1", r#"{"id":7}"#]).unwrap();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    eventually("it is said", || status(&node).contains("another cluster's"));
+    node.workload("server", &["k8s:app=server"]);
+    let keys = etcd.etcdctl(&["get", "--prefix", "--keys-only", "cilium/"]).unwrap();
+    assert_eq!(keys.trim(), "cilium/cluster-config/cluster1");
+}
+
+#[test]
+fn two_nodes_know_each_other() {
+    alone!();
+    run("ip", &["netns", "add", "b"]);
+    for line in [
+        "link add up0 type veth peer name up0 netns b",
+        "addr add 10.3.9.1/24 dev up0",
+        "link set up0 up",
+        "-n b addr add 10.3.9.2/24 dev up0",
+        "-n b link set up0 up",
+        "-n b link set lo up",
+    ] {
+        run("ip", &line.split(' ').collect::<Vec<_>>());
+    }
+    let etcd = EtcdServer::cluster_at("10.3.9.1", 1, &[]).pop().unwrap();
+    let mut a = new(&shared(&etcd));
+    let mut options = shared(&etcd);
+    options.retain(|(name, _)| !["node-name", "ipv4-node"].contains(&name.as_str()));
+    for (name, text) in [
+        ("node-name", "node-b"),
+        ("ipv4-node", "10.3.9.2"),
+        ("ipv4-range", "10.12.0.0/24"),
+        ("ipv6-range", "fd12::/112"),
+    ] {
+        options.push((name.to_owned(), text.to_owned()));
+    }
+    let options: Vec<(&str, &str)> = options.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+    let mut b = TestNode::at("/tmp/node-b".into(), Some("b"), &options);
+    a.start();
+    b.start();
+    let server = a.workload("server", &["k8s:app=server"]);
+    let client = b.workload("client", &["k8s:app=client"]);
+    let number = |w: &common::Workload| w.endpoint.status.identity.as_ref().unwrap().id;
+    a.import(&allow("web", "server", "client", 80));
+    let there = format!("{}/32", client.v4());
+    eventually("a knows b's", || who(&a, &there) == Some((number(&client), false)));
+    assert!(lets_in(&a, server.id(), number(&client)));
+    eventually("b knows a's", || who(&b, &format!("{}/32", server.v4())) == Some((number(&server), false)));
+    assert_eq!(who(&a, "10.3.9.2/32"), Some((6, false)));
+    assert_eq!(who(&a, "10.12.0.0/24"), Some((2, true)));
+    // The same labels, the same number.
+    let twin = a.workload("twin", &["k8s:app=client"]);
+    assert_eq!(number(&twin), number(&client));
+
+    b.client().delete_endpoint(&villus_api::EndpointRef::Id(client.id())).unwrap();
+    eventually("a forgets it", || who(&a, &there).is_none());
+}

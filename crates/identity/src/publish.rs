@@ -1,0 +1,264 @@
+//! What this node says of itself in the store.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{sync::Notify, time::Instant};
+use villus_kvstore::{ClusterConfig, Pace, Session, Store, StoreError};
+use villus_table::Stop;
+
+use crate::remote::Ownership;
+
+/// How long a key is left alone after it was written again, the first time; doubled each time.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(300);
+
+/// How a [`Publisher`] goes about it.
+#[derive(Clone, Debug)]
+pub struct PublisherConfig {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// What it is, for the store.
+    pub cluster_config: ClusterConfig,
+    /// The key that is written last: who sees it knows that all others are there.
+    pub last: String,
+    /// How long keys outlive the agent (`kvstore-lease-ttl`).
+    pub lease_ttl: Duration,
+    /// How often everything is compared with the store.
+    pub sync_interval: Duration,
+    /// How long it waits after a failure.
+    pub pace: Pace,
+}
+
+/// How a [`Publisher`] is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Keys that should be there.
+    pub wanted: usize,
+    /// Keys that are.
+    pub written: usize,
+    /// Keys that others changed or deleted and that were written again, by how often.
+    pub contested: BTreeMap<String, u32>,
+    /// How often keys were written again, all together.
+    pub reasserted: u64,
+    /// What went wrong last; nothing if all is well.
+    pub problem: Option<String>,
+}
+
+/// Keeps keys of this node in the store, under lease, whatever happens to them there.
+pub struct Publisher {
+    store: Arc<dyn Store>,
+    config: PublisherConfig,
+    session: Session,
+    inner: Mutex<Inner>,
+    bell: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    wanted: BTreeMap<String, Bytes>,
+    /// Keys that somebody changed or deleted.
+    altered: BTreeMap<String, Fight>,
+    /// Everything is to be compared, and the last key written anew.
+    anew: bool,
+    reasserted: u64,
+    problem: Option<String>,
+}
+
+/// A key that others write too.
+struct Fight {
+    /// To be looked at then.
+    due: Option<Instant>,
+    /// How often it was written again.
+    times: u32,
+    until: Instant,
+}
+
+// === impl Publisher ===
+
+impl Publisher {
+    /// Nothing is wanted yet.
+    pub fn new(store: Arc<dyn Store>, config: PublisherConfig) -> Self {
+        let session = Session::new(Arc::clone(&store), config.lease_ttl);
+        Self { store, config, session, inner: Mutex::default(), bell: Notify::new() }
+    }
+
+    /// From now on these keys should be there with these values, and no others of this node.
+    pub fn want(&self, keys: BTreeMap<String, Bytes>) {
+        let mut inner = self.inner();
+        if inner.wanted != keys {
+            inner.altered.retain(|key, _| keys.contains_key(key));
+            inner.wanted = keys;
+            self.bell.notify_one();
+        }
+    }
+
+    /// Others have changed or deleted these keys of this node.
+    pub fn altered(&self, keys: impl IntoIterator<Item = Arc<str>>) {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        for key in keys {
+            let fight =
+                inner.altered.entry(key.to_string()).or_insert(Fight { due: None, times: 0, until: now });
+            fight.due = Some(fight.until.max(now));
+        }
+        self.bell.notify_one();
+    }
+
+    /// The store's past is another than it was: everything is compared at once, and the last key written anew.
+    pub fn reassert_now(&self) {
+        self.inner().anew = true;
+        self.bell.notify_one();
+    }
+
+    /// Whose a key is.
+    pub fn ownership(&self, key: &str, value: Option<&[u8]>) -> Ownership {
+        let wanted = self.inner().wanted.get(key).cloned();
+        let written = self.session.value(key);
+        match (wanted, written, value) {
+            (None, None, _) => Ownership::Other,
+            (wanted, written, Some(value)) => {
+                let same = |ours: &Option<Bytes>| ours.as_deref() == Some(value);
+                if same(&wanted) || same(&written) { Ownership::AsWritten } else { Ownership::Altered }
+            }
+            // It goes because it is not wanted any more, or it has not been written yet.
+            (None, Some(_), None) => Ownership::AsWritten,
+            (Some(_), _, None) => Ownership::Altered,
+        }
+    }
+
+    /// How it is.
+    pub fn state(&self) -> Published {
+        let inner = self.inner();
+        let contested = inner.altered.iter().filter(|(_, fight)| fight.times > 0);
+        Published {
+            wanted: inner.wanted.len(),
+            written: self.session.size().1,
+            contested: contested.map(|(key, fight)| (key.clone(), fight.times)).collect(),
+            reasserted: inner.reasserted,
+            problem: inner.problem.clone(),
+        }
+    }
+
+    /// Keeps leases alive until `stop` is said.
+    pub async fn keep_alive(&self, stop: &Stop) {
+        self.session.run(stop).await;
+    }
+
+    /// Makes the store say what is wanted, until `stop` is said.
+    pub async fn run(&self, stop: &Stop) {
+        let mut chance = fastrand::Rng::new();
+        let mut failures = 0;
+        let mut compare_at = Instant::now();
+        loop {
+            let retry = match failures {
+                0 => compare_at,
+                n => Instant::now() + self.config.pace.delay(n, &mut chance),
+            };
+            let fight = self.inner().altered.values().filter_map(|fight| fight.due).min();
+            let next = fight.filter(|_| failures == 0).map_or(retry, |at| at.min(retry));
+            tokio::select! {
+                () = stop.stopped() => return,
+                () = self.bell.notified(), if failures == 0 => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+            let mut result = self.step(Instant::now() >= compare_at).await;
+            if let Err(StoreError::LeaseNotFound(_)) = &result {
+                // Finds the lost lease and writes its keys again under another.
+                result = self.session.keep_alive().await.map(|()| false);
+                self.bell.notify_one();
+            }
+            let problem = result.as_ref().err().map(ToString::to_string);
+            self.inner().problem = problem;
+            match result {
+                Ok(compared) => {
+                    failures = 0;
+                    if compared {
+                        let size = self.config.pace.size();
+                        compare_at = Instant::now() + size.interval(self.config.sync_interval);
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::debug!(%error, "what this node says of itself could not be written");
+                }
+            }
+        }
+    }
+
+    /// Does what is to be done now. Returns whether everything was compared.
+    async fn step(&self, compare: bool) -> Result<bool, StoreError> {
+        let (wanted, anew) = {
+            let inner = self.inner();
+            (inner.wanted.clone(), inner.anew)
+        };
+        if compare || anew {
+            self.say_cluster().await?;
+        }
+        let superfluous: Vec<String> =
+            self.session.keys().into_iter().filter(|key| !wanted.contains_key(key)).collect();
+        for key in superfluous {
+            self.session.remove(&key).await?;
+        }
+        let last = wanted.get_key_value(&self.config.last);
+        let others = wanted.iter().filter(|(key, _)| **key != self.config.last);
+        for (key, value) in others.chain(last) {
+            if self.session.value(key).as_ref() != Some(value) {
+                self.session.put(key, value.clone()).await?;
+            }
+        }
+        if compare || anew {
+            let written = self.session.reassert().await?;
+            self.inner().reasserted += written;
+        }
+        if anew {
+            if let Some((key, value)) = last {
+                self.session.put(key, value.clone()).await?;
+            }
+            self.inner().anew = false;
+        }
+        self.settle_fights().await?;
+        Ok(compare || anew)
+    }
+
+    /// Writes again what others changed, each key more and more seldom.
+    async fn settle_fights(&self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let due: Vec<String> = {
+            let inner = self.inner();
+            let due = inner.altered.iter().filter(|(_, fight)| fight.due.is_some_and(|at| at <= now));
+            due.map(|(key, _)| key.clone()).collect()
+        };
+        for key in due {
+            let written = self.session.reassert_one(&key).await?;
+            let mut inner = self.inner();
+            inner.reasserted += u64::from(written);
+            let Some(fight) = inner.altered.get_mut(&key) else { continue };
+            fight.due = None;
+            if written {
+                let rest = FIRST_REST.saturating_mul(1 << fight.times.min(16)).min(LONGEST_REST);
+                fight.until = now + rest;
+                fight.times += 1;
+            } else if fight.times == 0 {
+                inner.altered.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says which cluster the store is of, where nobody has.
+    async fn say_cluster(&self) -> Result<(), StoreError> {
+        let key = ClusterConfig::key(&self.config.cluster);
+        let lease = self.session.lease().await?;
+        self.store.create(&key, self.config.cluster_config.to_json().into(), Some(lease)).await?;
+        Ok(())
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,210 @@
+//! Addresses of others.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use villus_kvstore::{Batch, Entry, IpIdentityPair, Item};
+use villus_labels::{NumericIdentity, Scope};
+
+use super::{Ownership, Remote, Surroundings, is_of_another_past};
+use crate::ipcache::{Claim, Edit, Mapping, Rank};
+
+/// The largest value that is read; one of an address has some hundred bytes.
+const MAX: usize = 64 << 10;
+
+/// One entry of an address, as far as it is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRecord {
+    /// The address or prefix.
+    pub prefix: IpNet,
+    /// Who it is.
+    pub identity: NumericIdentity,
+    /// The node behind which it lives.
+    pub host: Option<IpAddr>,
+    /// Index of the encryption key.
+    #[serde(default)]
+    pub key: u8,
+    /// The key was under a lease.
+    pub leased: bool,
+    /// It says of itself that this node's agent wrote it.
+    #[serde(default)]
+    pub ours: bool,
+    /// Revision of its last write; 0 if that is of another past.
+    #[serde(skip)]
+    pub revision: u64,
+    /// Since when nobody stands behind it.
+    #[serde(skip)]
+    pub stale: Option<Instant>,
+}
+
+// === impl Remote ===
+
+impl Remote {
+    /// Takes in changes of addresses. Returns the keys of this node that others have changed or deleted.
+    pub fn apply_addresses(
+        &mut self,
+        batch: &Batch,
+        around: &dyn Surroundings,
+        now: Instant,
+    ) -> Vec<Arc<str>> {
+        let lost = is_of_another_past(batch);
+        let mut altered = Vec::new();
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
+        for item in &batch.items {
+            match item {
+                Item::Put(entry) => match around.ownership(&entry.key, Some(&entry.value)) {
+                    Ownership::Other => match self.read(entry) {
+                        Ok(address) => {
+                            self.refused.accept(&entry.key);
+                            self.put_address(&mut edit, Arc::clone(&entry.key), address, around);
+                        }
+                        Err(reason) => self.refused.refuse(&entry.key, reason),
+                    },
+                    Ownership::AsWritten => drop(self.drop_address(&mut edit, &entry.key)),
+                    Ownership::Altered => altered.push(Arc::clone(&entry.key)),
+                },
+                Item::Delete { key, leased, .. } => {
+                    self.refused.accept(key);
+                    if around.ownership(key, None) != Ownership::Other {
+                        altered.push(Arc::clone(key));
+                    } else if lost {
+                        self.lose_address(&mut edit, key, now);
+                    } else {
+                        self.delete_address(&mut edit, key, *leased, now);
+                    }
+                }
+            }
+        }
+        altered
+    }
+
+    /// Identities came or went: addresses that wait for them are resolved, those that lost theirs wait again.
+    pub fn resolve(&mut self, identity: NumericIdentity, is_known: bool) {
+        let keys: Vec<Arc<str>> = match is_known {
+            true => self.unresolved.remove(&identity).into_iter().flatten().collect(),
+            false => {
+                let of = self.addresses.iter().filter(|(_, address)| address.identity == identity);
+                of.map(|(key, _)| Arc::clone(key)).collect()
+            }
+        };
+        if keys.is_empty() {
+            return;
+        }
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
+        for key in keys {
+            let Some(address) = self.addresses.get(&key) else { continue };
+            self.claim(&mut edit, &key, address, !is_known);
+            if !is_known {
+                self.unresolved.entry(identity).or_default().insert(key);
+            }
+        }
+    }
+
+    /// Keys that an agent of this node has left behind, with their revisions: under a lease, written by this node as
+    /// they say, and not owned any more.
+    pub fn leftovers(&self, around: &dyn Surroundings) -> Vec<(Arc<str>, u64)> {
+        let ours = |key: &str, a: &AddressRecord| {
+            a.ours
+                && a.leased
+                && a.revision > 0
+                && a.stale.is_none()
+                && around.ownership(key, None) == Ownership::Other
+        };
+        let left = self.addresses.iter().filter(|(key, address)| ours(key, address));
+        left.map(|(key, address)| (Arc::clone(key), address.revision)).collect()
+    }
+
+    fn read(&self, entry: &Entry) -> Result<AddressRecord, String> {
+        if entry.value.len() > MAX {
+            return Err(format!(
+                "the value has {} bytes; one of an address has at most {MAX}",
+                entry.value.len()
+            ));
+        }
+        let (_, pair) = IpIdentityPair::read(&entry.key, &entry.value).map_err(|error| error.to_string())?;
+        let prefix = pair.prefix().ok_or("the mask does not fit the address")?.trunc();
+        if prefix.prefix_len() == 0 {
+            return Err("it claims all addresses".to_owned());
+        }
+        let identity = match NumericIdentity(pair.id) {
+            NumericIdentity::UNKNOWN => return Err("identity 0 is nobody's".to_owned()),
+            // Each node is the host to itself only.
+            NumericIdentity::HOST => NumericIdentity::REMOTE_NODE,
+            number if number.scope() == Scope::Global => number,
+            number => {
+                return Err(format!("{number} is no identity of a cluster: it is known to one node alone"));
+            }
+        };
+        let writer = format!("cilium-global:{}:{}:", self.config.cluster, self.config.node);
+        Ok(AddressRecord {
+            prefix,
+            identity,
+            host: pair.host_ip,
+            key: pair.key,
+            leased: entry.lease.is_some(),
+            ours: pair.metadata.starts_with(&writer),
+            // A host's entry wins over a prefix that happens to be as long.
+            revision: if pair.mask.is_some() && prefix.prefix_len() == prefix.max_prefix_len() {
+                0
+            } else {
+                entry.mod_revision
+            },
+            stale: None,
+        })
+    }
+
+    pub(super) fn put_address(
+        &mut self,
+        edit: &mut Edit<'_>,
+        key: Arc<str>,
+        address: AddressRecord,
+        around: &dyn Surroundings,
+    ) {
+        self.drop_address(edit, &key);
+        let pending = !around.is_known(address.identity);
+        self.claim(edit, &key, &address, pending);
+        if pending {
+            self.unresolved.entry(address.identity).or_default().insert(Arc::clone(&key));
+        }
+        self.addresses.insert(key, address);
+    }
+
+    pub(super) fn claim(&self, edit: &mut Edit<'_>, key: &Arc<str>, address: &AddressRecord, pending: bool) {
+        let tunnel = address.host.filter(|_| self.config.tunnels).and_then(as_v4);
+        let mapping = Mapping { identity: address.identity, tunnel, key: address.key, pending };
+        let (owner, revision) = (Arc::clone(key), address.revision);
+        edit.upsert(address.prefix, Claim { rank: Rank::Kvstore, owner, revision, mapping });
+    }
+
+    /// Whether the address waits for its identity.
+    pub(super) fn is_unresolved(&self, key: &str, address: &AddressRecord) -> bool {
+        self.unresolved.get(&address.identity).is_some_and(|waiting| waiting.contains(key))
+    }
+
+    /// Forgets an entry; that there is none is fine.
+    pub(super) fn drop_address(&mut self, edit: &mut Edit<'_>, key: &str) -> Option<AddressRecord> {
+        let address = self.addresses.remove(key)?;
+        if let Some(waiting) = self.unresolved.get_mut(&address.identity) {
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.unresolved.remove(&address.identity);
+            }
+        }
+        edit.remove(address.prefix, Rank::Kvstore, key, u64::MAX);
+        Some(address)
+    }
+}
+
+pub(super) fn as_v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
+    }
+}

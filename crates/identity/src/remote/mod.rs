@@ -1,0 +1,185 @@
+//! What the store says about addresses and nodes, as claims in the ipcache and rows of the table of nodes.
+//!
+//! A key that vanishes is not always a deletion. One without a lease was deleted on purpose. One with a lease was too, as
+//! long as its owner, the node at its host address, still has its own key. If that went at the same time the owner has
+//! fallen silent: what it said is stale, and goes on counting until the owner has come back and finished without it,
+//! somebody else claims the address, or its grace is over. So is everything that a store has lost which was wiped or
+//! restored from a backup.
+
+mod addresses;
+mod nodes;
+mod refused;
+mod stale;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use villus_kvstore::{Batch, NodeEntry, Relisted};
+use villus_labels::NumericIdentity;
+
+pub use addresses::AddressRecord;
+pub use refused::Refused;
+
+use crate::{ipcache::Ipcache, nodes::Nodes};
+use nodes::Member;
+
+/// How a [`Remote`] goes about it.
+#[derive(Clone, Debug)]
+pub struct RemoteConfig {
+    /// This node's cluster and its id.
+    pub cluster: String,
+    /// The id of that cluster.
+    pub cluster_id: u32,
+    /// This node.
+    pub node: String,
+    /// Whether addresses are reached through tunnels to the nodes behind which they live.
+    pub tunnels: bool,
+    /// How long an owner that has come back is given to say what it has.
+    pub settle: Duration,
+    /// How long entries of an owner that is silent are kept (`stale-grace`).
+    pub stale_grace: Duration,
+}
+
+/// Whose a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// Somebody else's.
+    Other,
+    /// This node's, as it wrote it.
+    AsWritten,
+    /// This node's, and somebody else has changed or deleted it.
+    Altered,
+}
+
+/// What must be known to judge an entry.
+pub trait Surroundings {
+    /// Whether policy knows the identity.
+    fn is_known(&self, identity: NumericIdentity) -> bool;
+    /// Whose the key is; without a value it was deleted.
+    fn ownership(&self, key: &str, value: Option<&[u8]>) -> Ownership;
+}
+
+/// What is known of addresses and nodes at some time, to begin with after a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteRecord {
+    /// Addresses by their keys.
+    pub addresses: Vec<(String, AddressRecord)>,
+    /// Nodes: their values and whether their keys were under a lease.
+    pub nodes: Vec<(NodeEntry, bool)>,
+}
+
+/// How many entries there are, and of which kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemoteCounts {
+    /// Addresses of others.
+    pub addresses: usize,
+    /// Of them those whose identity has not arrived.
+    pub unresolved: usize,
+    /// Addresses that nobody stands behind any more.
+    pub stale_addresses: usize,
+    /// Nodes, without this one.
+    pub nodes: usize,
+    /// Nodes that have fallen silent.
+    pub stale_nodes: usize,
+}
+
+/// All that others have said in the store about addresses and nodes.
+pub struct Remote {
+    config: RemoteConfig,
+    ipcache: Ipcache,
+    nodes: Nodes,
+    addresses: BTreeMap<Arc<str>, AddressRecord>,
+    members: BTreeMap<Arc<str>, Member>,
+    /// Whose the addresses of nodes are, by the keys of the nodes.
+    hosts: HashMap<IpAddr, Arc<str>>,
+    /// Whose the prefixes of endpoints are; they do not overlap.
+    ranges: BTreeMap<IpNet, Arc<str>>,
+    unresolved: BTreeMap<NumericIdentity, BTreeSet<Arc<str>>>,
+    /// Deletions that wait for word of their owners, in the order of their times.
+    held: VecDeque<(Instant, Arc<str>)>,
+    /// What was deleted a moment ago while its owner was there.
+    buried: VecDeque<(Instant, Arc<str>, AddressRecord)>,
+    refused: Refused,
+}
+
+// === impl Remote ===
+
+impl Remote {
+    /// Nothing was said yet.
+    pub fn new(config: RemoteConfig, ipcache: Ipcache, nodes: Nodes) -> Self {
+        Self {
+            config,
+            ipcache,
+            nodes,
+            addresses: BTreeMap::new(),
+            members: BTreeMap::new(),
+            hosts: HashMap::new(),
+            ranges: BTreeMap::new(),
+            unresolved: BTreeMap::new(),
+            held: VecDeque::new(),
+            buried: VecDeque::new(),
+            refused: Refused::default(),
+        }
+    }
+
+    /// Entries that could not be used.
+    pub fn refused(&self) -> &Refused {
+        &self.refused
+    }
+
+    /// How many entries there are.
+    pub fn counts(&self) -> RemoteCounts {
+        let others = || self.members.values().filter(|member| !member.own);
+        RemoteCounts {
+            addresses: self.addresses.len(),
+            unresolved: self.unresolved.values().map(BTreeSet::len).sum(),
+            stale_addresses: self.addresses.values().filter(|address| address.stale.is_some()).count(),
+            nodes: others().count(),
+            stale_nodes: others().filter(|member| member.stale.is_some()).count(),
+        }
+    }
+
+    /// What should outlive the process.
+    pub fn record(&self) -> RemoteRecord {
+        let others = self.members.values().filter(|member| !member.own);
+        RemoteRecord {
+            addresses: self.addresses.iter().map(|(key, a)| (key.to_string(), a.clone())).collect(),
+            nodes: others.map(|member| ((*member.entry).clone(), member.leased)).collect(),
+        }
+    }
+
+    /// Takes over what was known before a restart; the store's first lists say what of it is still so.
+    pub fn restore(&mut self, record: RemoteRecord, around: &dyn Surroundings) {
+        for (entry, leased) in record.nodes {
+            self.put_node(entry.key().into(), entry, leased);
+        }
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
+        for (key, address) in record.addresses {
+            let address = AddressRecord { revision: 0, stale: None, ..address };
+            self.put_address(&mut edit, key.into(), address, around);
+        }
+    }
+
+    /// The keys of addresses that are known, and whether each is under a lease.
+    pub fn address_keys(&self) -> Vec<(Arc<str>, bool)> {
+        self.addresses.iter().map(|(key, address)| (Arc::clone(key), address.leased)).collect()
+    }
+
+    /// The keys of nodes that are known, and whether each is under a lease.
+    pub fn node_keys(&self) -> Vec<(Arc<str>, bool)> {
+        let others = self.members.iter().filter(|(_, member)| !member.own);
+        others.map(|(key, member)| (Arc::clone(key), member.leased)).collect()
+    }
+}
+
+/// Whether a list was made because the store's past is another than it was.
+fn is_of_another_past(batch: &Batch) -> bool {
+    matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore))
+}

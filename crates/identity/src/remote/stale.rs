@@ -1,0 +1,173 @@
+//! What vanished: on purpose, or because its owner is silent.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{AddressRecord, Remote, Surroundings};
+use crate::{
+    ipcache::{Edit, Rank},
+    nodes::NodeName,
+};
+
+/// How long the deletion of a key under a lease waits for word of its owner: the keys of a lease go together, but addresses
+/// and nodes are told apart.
+const HOLD: Duration = Duration::from_millis(100);
+/// How long a deletion can be taken back: keys under several leases go within a second.
+const REGRET: Duration = Duration::from_secs(2);
+
+/// Whether an owner is there.
+enum Owner {
+    /// It is no node that is known.
+    Unknown,
+    Present,
+    Silent,
+}
+
+// === impl Remote ===
+
+impl Remote {
+    /// A key was deleted in the store.
+    pub(super) fn delete_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, leased: bool, now: Instant) {
+        if !leased {
+            self.drop_address(edit, key);
+            return;
+        }
+        match self.owner_of(key) {
+            Owner::Unknown => {
+                self.drop_address(edit, key);
+            }
+            Owner::Silent => self.lose_address(edit, key, now),
+            Owner::Present => {
+                // Until then it counts as it was; a write takes the word back.
+                if let Some(address) = self.addresses.get_mut(key) {
+                    address.revision = 0;
+                    address.leased = false;
+                    self.held.push_back((now + HOLD, Arc::clone(key)));
+                }
+            }
+        }
+    }
+
+    /// Nobody stands behind an address any more.
+    pub(super) fn lose_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, now: Instant) {
+        let Some(address) = self.addresses.get_mut(key) else { return };
+        address.stale.get_or_insert(now);
+        // Whoever claims it now has said so later.
+        address.revision = 0;
+        let address = address.clone();
+        edit.remove(address.prefix, Rank::Kvstore, key, u64::MAX);
+        self.claim(edit, key, &address, self.is_unresolved(key, &address));
+    }
+
+    /// A node has fallen silent: so is what was deleted of it a moment ago.
+    pub(super) fn lose_owner(&mut self, node: &str, around: &dyn Surroundings, now: Instant) {
+        let is_its = |host: Option<IpAddr>| {
+            host.and_then(|host| self.hosts.get(&host)).is_some_and(|owner| **owner == *node)
+        };
+        let back: Vec<_> = self.buried.iter().filter(|(_, _, a)| is_its(a.host)).cloned().collect();
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
+        for (_, key, address) in back {
+            if !self.addresses.contains_key(&key) {
+                self.put_address(&mut edit, Arc::clone(&key), address, around);
+                self.lose_address(&mut edit, &key, now);
+            }
+        }
+    }
+
+    fn owner_of(&self, key: &str) -> Owner {
+        let host = self.addresses.get(key).and_then(|address| address.host);
+        let member = host.and_then(|host| self.hosts.get(&host)).and_then(|node| self.members.get(node));
+        match member {
+            None => Owner::Unknown,
+            Some(member) if member.stale.is_some() => Owner::Silent,
+            Some(_) => Owner::Present,
+        }
+    }
+
+    /// When [`Self::tick`] has something to do at the latest.
+    pub fn due(&self) -> Option<Instant> {
+        self.held.front().map(|(at, _)| *at)
+    }
+
+    /// Does what time has decided: deletions whose owners are there, stale entries whose owners are done without them or
+    /// whose grace is over.
+    pub fn tick(&mut self, now: Instant) {
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
+        while let Some((_, key)) = self.held.pop_front_if(|(at, _)| *at <= now) {
+            let waits = self.addresses.get(&key).is_some_and(|a| a.revision == 0 && !a.leased);
+            if !waits {
+                continue;
+            }
+            if let Owner::Silent = self.owner_of(&key) {
+                self.lose_address(&mut edit, &key, now);
+            } else if let Some(mut address) = self.drop_address(&mut edit, &key) {
+                address.leased = true;
+                self.buried.push_back((now + REGRET, key, address));
+            }
+        }
+        while self.buried.pop_front_if(|(until, _, _)| *until <= now).is_some() {}
+        drop(edit);
+        self.end_stale(now);
+    }
+
+    /// Stale entries whose time is over.
+    pub fn end_stale(&mut self, now: Instant) {
+        let (settle, grace) = (self.config.settle, self.config.stale_grace);
+        let is_over = |since: Instant| now.duration_since(since) >= grace;
+        let silent: Vec<Arc<str>> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.stale.is_some_and(|since| is_over(since.0)))
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in silent {
+            self.drop_node(&key);
+        }
+        let finished = |address: &AddressRecord, since: Instant| {
+            let owner = address.host.and_then(|host| self.hosts.get(&host)).and_then(|n| self.members.get(n));
+            owner.is_some_and(|owner| {
+                owner.stale.is_none()
+                    && owner.told.is_some_and(|told| told > since && now.duration_since(told) >= settle)
+            })
+        };
+        let gone: Vec<Arc<str>> = self
+            .addresses
+            .iter()
+            .filter_map(|(key, address)| Some((key, address, address.stale?)))
+            .filter(|(_, address, since)| is_over(*since) || finished(address, *since))
+            .map(|(key, _, _)| Arc::clone(key))
+            .collect();
+        self.drop_addresses(gone);
+    }
+
+    fn drop_addresses(&mut self, keys: impl IntoIterator<Item = Arc<str>>) -> usize {
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
+        keys.into_iter().filter_map(|key| self.drop_address(&mut edit, &key)).count()
+    }
+
+    /// The operator's word that a node does not come back: its row and what is stale of it go now. Returns its keys, of the
+    /// addresses first; `None` if no such node is known.
+    pub fn forget(&mut self, name: &NodeName) -> Option<BTreeSet<String>> {
+        let (key, member) = self
+            .members
+            .iter()
+            .find(|(_, member)| !member.own && member.name == *name)
+            .map(|(key, member)| (Arc::clone(key), Arc::clone(&member.entry)))?;
+        let hosts: Vec<_> = member.addresses.iter().map(|address| address.ip).collect();
+        let of = |a: &AddressRecord| a.host.is_some_and(|host| hosts.contains(&host));
+        let keys: Vec<Arc<str>> =
+            self.addresses.iter().filter(|(_, a)| of(a)).map(|(key, _)| Arc::clone(key)).collect();
+        let mut all: BTreeSet<String> = keys.iter().map(ToString::to_string).collect();
+        self.drop_addresses(keys);
+        self.drop_node(&key);
+        all.insert(key.to_string());
+        Some(all)
+    }
+}

@@ -1,0 +1,385 @@
+//! What the store says of others: addresses and nodes as they come, go, fall silent and come back.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use villus_identity::{
+    Ipcache, NodeName, Nodes, Ownership, Rank, Remote, RemoteConfig, Surroundings, new_nodes,
+};
+use villus_kvstore::{
+    AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NodeAddress, NodeEntry, Store,
+};
+use villus_labels::NumericIdentity;
+use villus_table::Backoff;
+
+const SETTLE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(3600);
+
+#[derive(Default)]
+struct World {
+    known: BTreeSet<u32>,
+    own: BTreeSet<String>,
+}
+
+impl Surroundings for World {
+    fn is_known(&self, identity: NumericIdentity) -> bool {
+        self.known.contains(&identity.0)
+    }
+
+    fn ownership(&self, key: &str, value: Option<&[u8]>) -> Ownership {
+        match (self.own.contains(key), value) {
+            (false, _) => Ownership::Other,
+            (true, Some(b"own")) => Ownership::AsWritten,
+            (true, _) => Ownership::Altered,
+        }
+    }
+}
+
+/// A node that follows a store in memory.
+struct Scene {
+    memory: Memory,
+    remote: Remote,
+    ipcache: Ipcache,
+    nodes: Nodes,
+    world: World,
+    feeds: [Follow; 2],
+    now: Instant,
+    altered: Vec<String>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let memory = Memory::new().unwrap();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let (ipcache, nodes) = (Ipcache::new(), new_nodes());
+        let config = RemoteConfig {
+            cluster: "c1".into(),
+            cluster_id: 1,
+            node: "own".into(),
+            tunnels: true,
+            settle: SETTLE,
+            stale_grace: GRACE,
+        };
+        let backoff = Backoff::try_new(Duration::from_millis(1), Duration::from_millis(5), 0.5).unwrap();
+        let follow = |prefix| Follow::start(Arc::clone(&store), prefix, backoff);
+        let feeds = [follow("cilium/state/nodes/v1/"), follow("cilium/state/ip/v1/")];
+        let mut remote = Remote::new(config, ipcache.clone(), nodes.clone());
+        remote.set_own(node("own", "10.0.0.9", "10.9.0.0/24"));
+        let world = World { known: [300, 301].into(), ..World::default() };
+        Self { memory, remote, ipcache, nodes, world, feeds, now: Instant::now(), altered: Vec::new() }
+    }
+
+    /// Takes in what has happened until `holds`; the addresses first, as may be.
+    async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let limit = Instant::now() + Duration::from_secs(30);
+        while !holds(self) {
+            assert!(Instant::now() < limit, "{what}: {:?}", self.ipcache.list());
+            let [nodes, addresses] = &mut self.feeds;
+            tokio::select! {
+                batch = addresses.next() => {
+                    let altered = self.remote.apply_addresses(&batch.unwrap(), &self.world, self.now);
+                    self.altered.extend(altered.iter().map(ToString::to_string));
+                }
+                batch = nodes.next() => {
+                    let altered = self.remote.apply_nodes(&batch.unwrap(), &self.world, self.now);
+                    self.altered.extend(altered.iter().map(ToString::to_string));
+                }
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.remote.tick(self.now);
+    }
+
+    async fn put(&self, key: &str, value: &str, lease: Option<LeaseId>) {
+        self.memory.update(key, value.to_owned().into(), lease).await.unwrap();
+    }
+
+    async fn lease(&self) -> LeaseId {
+        self.memory.grant(Duration::from_secs(60), LeasePurpose::Entries).await.unwrap()
+    }
+
+    async fn join(&self, name: &str, ip: &str, range: &str, lease: LeaseId) {
+        let node = node(name, ip, range);
+        self.put(&node.key(), &node.to_json(), Some(lease)).await;
+    }
+
+    /// Who an address is, and whether that is pending.
+    fn who(&self, prefix: &str) -> Option<(u32, bool)> {
+        let prefix: IpNet = prefix.parse().unwrap();
+        let winner = self.ipcache.snapshot().get(&prefix).cloned()?;
+        assert_eq!(winner.rank, Rank::Kvstore);
+        Some((winner.mapping.identity.0, winner.mapping.pending))
+    }
+
+    fn refused(&self) -> String {
+        self.remote.refused().iter().map(|(key, reason)| format!("{key}: {reason}\n")).collect()
+    }
+}
+
+fn node(name: &str, ip: &str, range: &str) -> NodeEntry {
+    NodeEntry {
+        addresses: vec![NodeAddress { kind: AddressKind::Internal, ip: ip.parse().unwrap() }],
+        ipv4: Some(range.parse().unwrap()),
+        cluster_id: 1,
+        ..NodeEntry::new("c1", name)
+    }
+}
+
+fn pair(ip: &str, host: &str, identity: u32) -> (String, String) {
+    let host: IpAddr = host.parse().unwrap();
+    let pair = IpIdentityPair::new(ip.parse().unwrap(), identity, Some(host));
+    (pair.key("default"), pair.to_json())
+}
+
+#[tokio::test]
+async fn a_node_and_its_addresses_come_and_go() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    let (key, value) = pair("10.1.0.5", "10.0.0.1", 300);
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until("both are known", |s| s.who("10.1.0.5/32").is_some() && s.nodes.len() == 1).await;
+    assert_eq!(scene.who("10.1.0.5/32"), Some((300, false)));
+    assert_eq!(scene.who("10.0.0.1/32"), Some((6, false)), "the node itself is a remote node");
+    assert_eq!(scene.who("10.1.0.0/24"), Some((2, true)), "its range is nobody's world");
+    let winner = scene.ipcache.lookup("10.1.0.5".parse().unwrap()).unwrap().1;
+    assert_eq!(winner.mapping.tunnel, Some("10.0.0.1".parse().unwrap()));
+
+    scene.memory.delete(&key).await.unwrap();
+    let held = |s: &Scene| s.remote.due().is_some();
+    scene.until("the deletion is heard of", held).await;
+    scene.pass(Duration::from_millis(100));
+    assert_eq!(scene.who("10.1.0.5/32"), None, "its owner is there: it was deleted on purpose");
+    assert_eq!(scene.remote.counts().stale_addresses, 0);
+}
+
+#[tokio::test]
+async fn an_outside_workload_is_known_when_its_identity_is_and_goes_when_it_is_deleted() {
+    let mut scene = Scene::new();
+    let (key, value) = pair("10.3.192.65", "10.3.9.10", 999);
+    scene.put(&key, &value, None).await;
+    scene.until("it is known", |s| s.who("10.3.192.65/32").is_some()).await;
+    assert_eq!(scene.who("10.3.192.65/32"), Some((999, true)), "nobody has defined the identity");
+    scene.remote.resolve(NumericIdentity(999), true);
+    assert_eq!(scene.who("10.3.192.65/32"), Some((999, false)));
+    scene.remote.resolve(NumericIdentity(999), false);
+    assert_eq!(scene.who("10.3.192.65/32"), Some((999, true)), "the identity was deleted");
+    scene.memory.delete(&key).await.unwrap();
+    scene.until("it is gone", |s| s.who("10.3.192.65/32").is_none()).await;
+    assert_eq!(scene.remote.counts().unresolved, 0);
+}
+
+#[tokio::test]
+async fn a_silent_owners_addresses_go_on_until_it_is_back_and_done_without_them() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    let [five, six] = ["10.1.0.5", "10.1.0.6"].map(|ip| pair(ip, "10.0.0.1", 300));
+    scene.put(&five.0, &five.1, Some(lease)).await;
+    scene.put(&six.0, &six.1, Some(lease)).await;
+    scene.until("all is known", |s| s.who("10.1.0.6/32").is_some() && s.nodes.len() == 1).await;
+
+    scene.memory.revoke(lease).await.unwrap();
+    scene
+        .until("the node is stale", |s| s.remote.counts().stale_nodes == 1 && s.remote.due().is_some())
+        .await;
+    scene.pass(Duration::from_secs(1));
+    scene.until("its addresses are", |s| s.remote.counts().stale_addresses == 2).await;
+    assert_eq!(scene.who("10.1.0.5/32"), Some((300, false)), "packets go on");
+    assert!(scene.nodes.get(&NodeName::new("c1", "a")).unwrap().stale.is_some());
+
+    let lease = scene.lease().await;
+    scene.put(&five.0, &five.1, Some(lease)).await;
+    scene.until("one is back", |s| s.remote.counts().stale_addresses == 1).await;
+    scene.now += Duration::from_secs(1);
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    scene.until("so is the node", |s| s.remote.counts().stale_nodes == 0).await;
+    scene.pass(SETTLE - Duration::from_secs(1));
+    assert!(scene.who("10.1.0.6/32").is_some());
+    scene.pass(Duration::from_secs(1));
+    assert_eq!((scene.who("10.1.0.5/32"), scene.who("10.1.0.6/32")), (Some((300, false)), None));
+}
+
+#[tokio::test]
+async fn whoever_never_returns_is_forgotten_after_the_grace_or_at_a_word() {
+    for word in [false, true] {
+        let mut scene = Scene::new();
+        let lease = scene.lease().await;
+        scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+        let (key, value) = pair("10.1.0.5", "10.0.0.1", 300);
+        scene.put(&key, &value, Some(lease)).await;
+        scene.until("all is known", |s| s.who("10.1.0.5/32").is_some() && s.nodes.len() == 1).await;
+        scene.memory.revoke(lease).await.unwrap();
+        scene.until("it is silent", |s| s.remote.counts().stale_nodes == 1 && s.remote.due().is_some()).await;
+        scene.pass(Duration::from_secs(1));
+        if word {
+            let keys = scene.remote.forget(&NodeName::new("c1", "a")).unwrap();
+            assert_eq!(keys.len(), 2);
+            assert!(scene.remote.forget(&NodeName::new("c1", "own")).is_none(), "not this node");
+        } else {
+            scene.pass(GRACE - Duration::from_secs(2));
+            assert!(scene.who("10.1.0.5/32").is_some());
+            scene.pass(Duration::from_secs(2));
+        }
+        assert_eq!((scene.who("10.1.0.5/32"), scene.who("10.1.0.0/24"), scene.nodes.len()), (None, None, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_wiped_store_takes_nothing_away_and_who_writes_again_is_believed() {
+    let mut scene = Scene::new();
+    let backup = scene.memory.backup();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    for ip in ["10.1.0.5", "10.1.0.6"] {
+        let (key, value) = pair(ip, "10.0.0.1", 300);
+        scene.put(&key, &value, Some(lease)).await;
+    }
+    let (outside, value) = pair("10.3.192.65", "10.3.9.10", 301);
+    scene.put(&outside, &value, None).await;
+    scene.until("all is known", |s| s.remote.counts().addresses == 3 && s.nodes.len() == 1).await;
+
+    scene.memory.restore(&backup).await.unwrap();
+    scene.memory.interrupt();
+    scene
+        .until("it was noticed", |s| {
+            let counts = s.remote.counts();
+            (counts.stale_addresses, counts.stale_nodes) == (3, 1)
+        })
+        .await;
+    for prefix in ["10.1.0.5/32", "10.1.0.6/32", "10.3.192.65/32", "10.1.0.0/24"] {
+        assert!(scene.who(prefix).is_some(), "{prefix}");
+    }
+    // An address is another's now, at a revision that is lower than the old one.
+    let lease = scene.lease().await;
+    let (key, value) = pair("10.1.0.5", "10.0.0.1", 301);
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until("it is believed", |s| s.who("10.1.0.5/32") == Some((301, false))).await;
+    scene.now += Duration::from_secs(1);
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    scene.until("the node is back", |s| s.remote.counts().stale_nodes == 0).await;
+    scene.pass(SETTLE);
+    assert_eq!(scene.who("10.1.0.6/32"), None, "its owner is done without it");
+    assert!(scene.who("10.3.192.65/32").is_some(), "nobody answers for this one");
+    scene.pass(GRACE);
+    assert_eq!(scene.who("10.3.192.65/32"), None);
+}
+
+#[tokio::test]
+async fn bad_entries_are_refused_by_their_keys_and_change_nothing_else() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    let (key, value) = pair("10.1.0.5", "10.0.0.1", 300);
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until("all is known", |s| s.who("10.1.0.5/32").is_some() && s.nodes.len() == 1).await;
+
+    let json = |ip: &str, id: u32| pair(ip, "10.0.0.1", id).1;
+    let everything = r#"{"IP":"0.0.0.0","Mask":"AAAAAA==","HostIP":"10.0.0.1","ID":300}"#.to_owned();
+    let foreign = NodeEntry { cluster_id: 7, ..node("c", "10.0.0.3", "10.3.0.0/24") };
+    let bad = [
+        (key.clone(), "{".to_owned(), "can't be read"),
+        ("cilium/state/ip/v1/default/10.1.0.7".into(), json("10.1.0.8", 300), "same address"),
+        ("cilium/state/ip/v1/10.1.0.7".into(), json("10.1.0.7", 300), "address space"),
+        ("cilium/state/ip/v1/default/10.1.0.9".into(), json("10.1.0.9", 0), "identity 0"),
+        ("cilium/state/ip/v1/default/10.1.0.10".into(), json("10.1.0.10", 16_777_217), "one node alone"),
+        ("cilium/state/ip/v1/default/0.0.0.0/0".into(), everything, "all addresses"),
+        ("cilium/state/ip/v1/default/10.1.0.11".into(), "x".repeat(100_000), "bytes"),
+        (
+            "cilium/state/nodes/v1/c1/b".into(),
+            node("b", "10.0.0.1", "10.2.0.0/24").to_json(),
+            "c1/a` has the address",
+        ),
+        (
+            "cilium/state/nodes/v1/c1/d".into(),
+            node("d", "10.0.0.4", "10.1.0.0/25").to_json(),
+            "c1/a` has the prefix",
+        ),
+        (
+            "cilium/state/nodes/v1/c1/e".into(),
+            node("e", "10.0.0.5", "10.0.0.0/8").to_json(),
+            "has the prefix",
+        ),
+        (foreign.key(), foreign.to_json(), "cluster-id 1, this one says 7"),
+        (
+            "cilium/state/nodes/v1/c1/own".into(),
+            node("own", "10.0.0.6", "10.6.0.0/24").to_json(),
+            "this node's name",
+        ),
+    ];
+    for (key, value, _) in &bad {
+        scene.put(key, value, Some(lease)).await;
+    }
+    scene.until("all are refused", |s| s.remote.refused().iter().count() == bad.len()).await;
+    let refused = scene.refused();
+    for (key, _, says) in &bad {
+        assert!(refused.lines().any(|line| line.starts_with(key) && line.contains(says)), "{key}: {refused}");
+    }
+    assert_eq!(scene.remote.refused().total(), bad.len() as u64);
+    assert_eq!(scene.who("10.1.0.5/32"), Some((300, false)), "what was good goes on");
+    assert_eq!(scene.who("10.1.0.0/24"), Some((2, true)));
+    assert_eq!(scene.who("10.1.0.0/25"), None);
+    assert_eq!(scene.remote.counts().addresses, 1);
+    let b = scene.nodes.get(&NodeName::new("c1", "b")).unwrap();
+    assert!(b.entry.addresses.is_empty() && b.entry.ipv4.is_some(), "without what is another's");
+
+    // When the one goes that had it first, the other has it.
+    let lease = scene.lease().await;
+    scene
+        .put("cilium/state/nodes/v1/c1/a", &node("a", "10.0.0.7", "10.7.0.0/24").to_json(), Some(lease))
+        .await;
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until("a has moved", |s| s.who("10.7.0.0/24").is_some()).await;
+    scene.memory.delete("cilium/state/nodes/v1/c1/e").await.unwrap();
+    scene
+        .put("cilium/state/nodes/v1/c1/d", &node("d", "10.0.0.4", "10.1.0.0/25").to_json(), Some(lease))
+        .await;
+    scene.until("d has its prefix", |s| s.who("10.1.0.0/25") == Some((2, true))).await;
+    scene.until("its address is accepted again", |s| !s.refused().contains("10.1.0.5:")).await;
+}
+
+#[tokio::test]
+async fn own_keys_are_no_claims_and_what_others_do_to_them_is_told() {
+    let mut scene = Scene::new();
+    let (key, _) = pair("10.9.0.5", "10.0.0.9", 300);
+    scene.world.own.insert(key.clone());
+    scene.put(&key, "own", None).await;
+    scene.put("cilium/state/ip/v1/default/10.1.0.5", &pair("10.1.0.5", "10.0.0.1", 300).1, None).await;
+    scene.until("the other is known", |s| s.who("10.1.0.5/32").is_some()).await;
+    assert_eq!(scene.who("10.9.0.5/32"), None);
+    scene.put(&key, "another", None).await;
+    scene.until("it is told", |s| s.altered.len() == 1).await;
+    scene.memory.delete(&key).await.unwrap();
+    scene.until("that too", |s| s.altered.len() == 2).await;
+    assert!(scene.altered.iter().all(|altered| *altered == key));
+    assert_eq!(scene.refused(), "");
+}
+
+#[tokio::test]
+async fn what_was_known_before_a_restart_counts_until_the_store_has_spoken() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    let (key, value) = pair("10.1.0.5", "10.0.0.1", 300);
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until("all is known", |s| s.who("10.1.0.5/32").is_some() && s.nodes.len() == 1).await;
+    let record = scene.remote.record();
+    let text = serde_json::to_string(&record).unwrap();
+
+    let mut after = Scene::new();
+    after.remote.restore(serde_json::from_str(&text).unwrap(), &after.world);
+    assert_eq!(after.who("10.1.0.5/32"), Some((300, false)));
+    assert_eq!(after.who("10.1.0.0/24"), Some((2, true)));
+    assert_eq!(after.remote.address_keys(), vec![(key.as_str().into(), true)]);
+    assert_eq!(after.remote.node_keys(), vec![("cilium/state/nodes/v1/c1/a".into(), true)]);
+}
