@@ -22,7 +22,7 @@ use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
 use crate::network::Network;
-use crate::policy::{Selected, Sources, Waiting};
+use crate::policy::{ClusterPolicies, Selected, Sources, Waiting};
 use crate::reconcile::Counts;
 use crate::state::StateDir;
 use crate::wake::Wake;
@@ -62,6 +62,8 @@ pub(crate) struct Node {
     /// Identities that policy knows, and those of which addresses have not been told yet.
     pub known: HashSet<NumericIdentity>,
     pub arrived: Vec<(NumericIdentity, bool)>,
+    /// Policies of the shared store, if there is one.
+    pub cluster_policies: Option<ClusterPolicies>,
     pub ipcache: Ipcache,
     pub ipcache_sync: Reconciler<IpNet, Winner>,
     /// Not complete until every policy source was read once.

@@ -19,7 +19,7 @@ use crate::identities::IdentityRoom;
 use crate::kernel::Kernel;
 use crate::network::{Network, no_pool};
 use crate::node::Node;
-use crate::policy::{Sources, settings};
+use crate::policy::{ClusterPolicies, Sources, settings};
 use crate::state::{AgentLock, StateDir, boot_id};
 use crate::wake::Wake;
 
@@ -88,6 +88,7 @@ impl Node {
             nodes,
             awaited: if is_shared { [Feed::Addresses, Feed::Nodes].into() } else { Default::default() },
             remote,
+            cluster_policies: is_shared.then(|| ClusterPolicies::new(&config.node.cluster_name)),
             store_source,
             snapshot_saved: snapshot.as_ref().map(|snapshot| snapshot.saved),
             known: Default::default(),
@@ -157,7 +158,9 @@ impl Node {
     /// Reads every configured source of policies once; until that succeeds no first packet passes.
     pub fn read_sources(&mut self) -> Result<(), String> {
         self.scan_directory()?;
-        self.load_imports().map_err(|error| format!("imported policies cannot be read: {error}"))
+        self.load_imports().map_err(|error| format!("imported policies cannot be read: {error}"))?;
+        self.load_cluster_policies();
+        Ok(())
     }
 
     /// Every source was read: policy maps, then records, addresses and devices, then programs, then the go-ahead.

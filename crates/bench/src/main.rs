@@ -8,6 +8,7 @@ mod load;
 mod path;
 mod policy;
 mod report;
+mod store;
 mod wire;
 
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let name = args
         .next()
-        .context("villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, path, policy")?;
+        .context("villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, path, policy, store")?;
     let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -31,8 +32,9 @@ fn main() -> Result<()> {
         "agent" => agent::run()?,
         "path" => path::run()?,
         "policy" => policy::run()?,
+        "store" => store::run()?,
         "datapath" => wire::run(&only)?,
-        other => bail!("no benchmark is called {other}; there are: agent, datapath, path, policy"),
+        other => bail!("no benchmark is called {other}; there are: agent, datapath, path, policy, store"),
     };
     report::print(&rows);
     if let Some(file) = json {

@@ -14,6 +14,8 @@ use crate::{AGENTS, CertsError, Holder, Range, agent_user};
 pub const POLICIES: &str = "villus/policies/";
 /// Below it lies what is Villus' own.
 const OWN: &str = "villus/";
+/// `<cluster>/<node>`: how far a node has realised them.
+const REALISED: &str = "villus/realised/v1";
 /// The role of those who may change the cluster's policies.
 pub const POLICY_WRITERS: &str = "villus:policy-writers";
 
@@ -151,7 +153,10 @@ impl Cluster {
         let mut access = Access { roles: vec![common], users: Vec::new() };
         for (node, ranges) in &self.nodes {
             let user = agent_user(node);
-            let mut permissions = vec![Permission::write(keys::join_key([keys::NODES, &self.name, node]))];
+            let mut permissions = vec![
+                Permission::write(keys::join_key([keys::NODES, &self.name, node])),
+                Permission::write(keys::join_key([REALISED, &self.name, node])),
+            ];
             permissions.extend(ranges.iter().map(|range| Permission {
                 right: "readwrite",
                 key: keys::join_key([keys::IPS, &self.address_space, range.key()]),

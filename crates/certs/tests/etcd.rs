@@ -94,6 +94,8 @@ async fn a_certificate_writes_its_node_and_its_addresses_and_no_others() {
     let table = [
         // Its own.
         (&a, "put", "cilium/state/nodes/v1/c1/node-a", true),
+        (&a, "put", "villus/realised/v1/c1/node-a", true),
+        (&a, "put", "villus/realised/v1/c1/node-b", false),
         (&a, "put", "cilium/state/ip/v1/default/10.0.1.7", true),
         (&a, "put", "cilium/state/ip/v1/default/fd00:1:2:3:1::9", true),
         (&b, "put", "cilium/state/ip/v1/default/192.0.2.7", true),

@@ -95,6 +95,11 @@ impl Mirror {
         self.objects.iter().map(|(name, held)| (name, held.version))
     }
 
+    /// The version of an object that is in force.
+    pub fn version_of(&self, name: &ObjectName) -> Option<u64> {
+        self.objects.get(name).map(|held| held.version)
+    }
+
     /// Objects that cannot be used, as their keys end, with the reason; the last good version of such an object is in
     /// force.
     pub fn refused(&self) -> impl Iterator<Item = (&str, &str)> {

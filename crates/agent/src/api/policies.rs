@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use villus_api::model::{Policy, PolicyQuery, PolicyWait, PolicyWaitQuery, Selector};
+use villus_api::model::{Policy, PolicyOrigin, PolicyQuery, PolicyWait, PolicyWaitQuery, Selector};
 use villus_api::{ApiError, ApiResult};
+use villus_cluster_policy::ORIGIN;
 use villus_labels::Selector as LabelSelector;
+use villus_policy::ObjectKey;
 
 use crate::agent::Agent;
 use crate::node::Node;
@@ -17,7 +19,7 @@ impl Node {
             text => LabelSelector::parse(text)
                 .map_err(|error| ApiError::bad_field("labels", error.to_string()))?,
         };
-        let objects: Vec<&str> = self
+        let (objects, keys): (Vec<&str>, Vec<&ObjectKey>) = self
             .repository
             .policies_with_labels(&selector)
             .filter(|policy| query.name.is_empty() || *policy.key.name == *query.name)
@@ -25,8 +27,8 @@ impl Node {
                 query.namespace.is_empty()
                     || policy.key.namespace.as_deref() == Some(query.namespace.as_str())
             })
-            .map(|policy| policy.object.text())
-            .collect();
+            .map(|policy| (policy.object.text(), &policy.key))
+            .unzip();
         if objects.is_empty()
             && !(query.name.is_empty() && query.labels.is_empty() && query.namespace.is_empty())
         {
@@ -34,7 +36,15 @@ impl Node {
                 .hint("`villus policy get` without a name shows all"));
         }
         let policy = format!("[{}]", objects.join(","));
-        Ok(Policy { policy, revision: self.repository.revision(), waiting: self.waiting.told() })
+        let origins = keys.into_iter().map(|key| self.origin_of(key)).collect();
+        let (revision, waiting) = (self.repository.revision(), self.waiting.told());
+        Ok(Policy { policy, revision, waiting, origins })
+    }
+
+    fn origin_of(&self, key: &ObjectKey) -> PolicyOrigin {
+        let cluster = self.cluster_policies.as_ref().filter(|_| *key.origin == *ORIGIN);
+        let version = cluster.and_then(|policies| policies.version_of(key)).unwrap_or_default();
+        PolicyOrigin { policy: key.to_string(), origin: key.origin.to_string(), version }
     }
 
     /// Selectors in use.
@@ -71,7 +81,7 @@ impl Node {
     }
 
     /// Endpoints that do not hold a revision yet.
-    fn behind(&self, revision: u64) -> Vec<u16> {
+    pub(crate) fn behind(&self, revision: u64) -> Vec<u16> {
         let behind =
             |e: &&crate::endpoint::Endpoint| e.is_live() && (e.realized < revision || e.problem.is_some());
         self.endpoints.values().filter(behind).map(|e| e.id()).collect()

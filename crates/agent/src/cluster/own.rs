@@ -59,6 +59,7 @@ impl Node {
         };
         let host = self.network.internal.first().copied();
         let mut keys = BTreeMap::from([(own.key(), own.to_json().into())]);
+        keys.extend(self.policy_report());
         for endpoint in self.endpoints.values().filter(|endpoint| endpoint.is_live() && !endpoint.is_host()) {
             let identity = endpoint.identity();
             if identity.scope() != Scope::Global || identity.0 == 0 {

@@ -2,6 +2,7 @@
 
 mod audit;
 mod change;
+mod cluster;
 mod deciders;
 mod directory;
 mod follow;
@@ -24,6 +25,7 @@ use villus_policy::{EnforcementMode, Settings};
 use crate::AgentError;
 
 pub(crate) use audit::Selected;
+pub(crate) use cluster::ClusterPolicies;
 pub(crate) use deciders::is_of_policy;
 pub(crate) use directory::Watcher;
 pub(crate) use import::parse_import;

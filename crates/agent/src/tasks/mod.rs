@@ -48,6 +48,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
         tasks.add(cluster::watch_health(agent.clone(), shared()));
         tasks.add(cluster::follow(agent.clone(), shared(), Feed::Nodes));
         tasks.add(cluster::follow(agent.clone(), shared(), Feed::Addresses));
+        tasks.add(policies::follow_cluster(agent.clone(), shared()));
         tasks.add(cluster::publish(agent.clone(), shared()));
         tasks.add(cluster::write(shared()));
         tasks.add(cluster::settle(agent.clone()));

@@ -1,8 +1,13 @@
-//! The directory of policies, and identities that come and go.
+//! The directory of policies, those of the cluster, and identities that come and go.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use villus_cluster_policy::Policies;
+use villus_kvstore::Follow;
 
 use crate::agent::Agent;
+use crate::cluster::SharedStore;
 use crate::policy::Watcher;
 
 /// How long changes of files are gathered.
@@ -12,6 +17,8 @@ const ANYWAY: Duration = Duration::from_secs(30);
 /// How often numbers that no node uses are looked for, and how many go at once.
 const COLLECT: Duration = Duration::from_secs(900);
 const COLLECT_MOST: u64 = 1000;
+/// Within this time, in a cluster of one node, the store is told what was realised.
+const REPORT: Duration = Duration::from_millis(100);
 /// Between two tries to read a source that is not there.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -80,5 +87,44 @@ pub(super) async fn collect_identities(agent: Agent) {
         if noted.is_err() {
             return;
         }
+    }
+}
+
+/// Keeps the cluster's policies in force, and tells the store how far they are realised.
+pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
+    let Ok(cluster) = agent.with(|node| node.cluster.clone()).await else { return };
+    let mut follow = Follow::start(shared.store.clone(), &Policies::prefix(&cluster), shared.pace.clone());
+    let mut realized = agent.wake.realized.subscribe();
+    // Nodes do not all write at the same moment.
+    let soon = || Instant::now() + shared.size.stretch(REPORT).mul_f64(fastrand::f64());
+    let mut due = None;
+    loop {
+        let done = tokio::select! {
+            batch = follow.next() => {
+                let Some(batch) = batch else { return };
+                due.get_or_insert_with(soon);
+                agent.with(move |node| node.apply_cluster_policies(&batch)).await
+            }
+            changed = realized.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                due.get_or_insert_with(soon);
+                continue;
+            }
+            () = until(due), if due.is_some() => {
+                due = None;
+                agent.with(|node| node.report_cluster_policies()).await
+            }
+        };
+        if done.is_err() {
+            return;
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
     }
 }

@@ -19,6 +19,22 @@ pub struct Policy {
     /// Changes that wait for `policy confirm`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<WaitingChange>,
+    /// Where the policies come from, in their order: a file, `api`, `cluster`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<PolicyOrigin>,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyOrigin {
+    /// The policy: `CiliumNetworkPolicy shop/web`.
+    pub policy: String,
+    /// A file, `api` for what was imported, `cluster` for what the shared store holds for all nodes.
+    pub origin: String,
+    /// Its version, where the origin counts them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub version: u64,
 }
 
 /// Query of `GET /policy`.

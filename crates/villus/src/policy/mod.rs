@@ -16,7 +16,9 @@ mod validate;
 mod verify;
 
 use clap::{Args, Subcommand};
-use villus_api::model::{Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery};
+use villus_api::model::{
+    Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyOrigin, PolicyQuery, PolicyWaitQuery,
+};
 use villus_print::{SelectorRow, selector_list};
 
 use crate::{
@@ -251,14 +253,20 @@ fn changed(change: &PolicyChange) -> String {
 
 fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
     let query = PolicyQuery { name: args.name, namespace: args.namespace, labels: args.labels };
-    let Policy { policy, revision, waiting } = host.client()?.policy(&query)?;
+    let Policy { policy, revision, waiting, origins } = host.client()?.policy(&query)?;
     let rules: serde_json::Value = serde_json::from_str(&policy)
         .map_err(|error| Failure::new(format!("the agent's rules are no JSON: {error}")))?;
     args.output.print(&rules, || {
         let rules = serde_json::to_string_pretty(&rules).unwrap_or(policy);
         let waiting: String = waiting.iter().map(confirm::line).collect();
-        format!("{rules}\nRevision: {revision}\n{waiting}")
+        let origins: String = origins.iter().map(origin).collect();
+        format!("{rules}\nRevision: {revision}\n{origins}{waiting}")
     })
+}
+
+fn origin(origin: &PolicyOrigin) -> String {
+    let version = if origin.version > 0 { format!(", version {}", origin.version) } else { String::new() };
+    format!("{} comes from {}{version}\n", origin.policy, origin.origin)
 }
 
 fn wait(host: &Host, revision: u64, timeout: u32, output: &OutputArgs) -> Result<(), Failure> {
