@@ -5,6 +5,7 @@
 mod agent;
 mod cost;
 mod load;
+mod mesh;
 mod path;
 mod policy;
 mod report;
@@ -17,9 +18,9 @@ use anyhow::{Context, Result, bail};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let name = args
-        .next()
-        .context("villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, path, policy, store")?;
+    let name = args.next().context(
+        "villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, mesh, path, policy, store",
+    )?;
     let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -30,11 +31,14 @@ fn main() -> Result<()> {
     }
     let rows = match name.as_str() {
         "agent" => agent::run()?,
+        "mesh" => mesh::run()?,
         "path" => path::run()?,
         "policy" => policy::run()?,
         "store" => store::run()?,
         "datapath" => wire::run(&only)?,
-        other => bail!("no benchmark is called {other}; there are: agent, datapath, path, policy, store"),
+        other => {
+            bail!("no benchmark is called {other}; there are: agent, datapath, mesh, path, policy, store")
+        }
     };
     report::print(&rows);
     if let Some(file) = json {

@@ -23,6 +23,7 @@ pub mod remotes;
 mod serve;
 mod status;
 mod table;
+mod troubleshoot;
 
 pub use cluster::{ClusterConfig, Own, Refused, config_key, is_name};
 pub use filter::{Dropped, Filter, Judge, Nudge, Reason, Verdict};
@@ -33,6 +34,7 @@ pub use record::{RECORDS, Record};
 pub use remote::Connect;
 pub use serve::{file, http};
 pub use status::{Board, ConfigStatus, MeshStatus, PrefixStatus, RemoteStatus, State, StoreStatus, metrics};
+pub use troubleshoot::{Check, Findings, troubleshoot};
 
 /// The lock of the replica that copies.
 pub const LOCK: &str = "cilium/kvstoremesh-lock";

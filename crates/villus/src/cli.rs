@@ -60,6 +60,9 @@ pub enum Command {
     Map(MapCommand),
     /// Watch packets being dropped, judged and passed on.
     Monitor(MonitorArgs),
+    /// Look at connections to other clusters step by step.
+    #[command(subcommand)]
+    Troubleshoot(TroubleshootCommand),
     /// Explain why a packet passes or does not.
     Why(WhyArgs),
     /// Open endpoints by hand and take that back; needs no agent.
@@ -91,7 +94,7 @@ pub struct AgentArgs {}
 pub const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "operator", "kvstoremesh", "gate", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
-    ("See", &["monitor", "why", "bpf", "map"]),
+    ("See", &["monitor", "why", "troubleshoot", "bpf", "map"]),
     ("Many nodes", &["certs", "plan"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),
     ("Shell", &["completion", "man"]),

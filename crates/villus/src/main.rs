@@ -31,6 +31,7 @@ mod policy;
 mod ports;
 mod shell;
 mod status;
+mod troubleshoot;
 mod version;
 mod why;
 
@@ -78,6 +79,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Bpf(command) => bpf::run(&host, command),
         Command::Map(command) => map::run(&host, command),
         Command::Monitor(args) => monitor::run(&host, &args),
+        Command::Troubleshoot(command) => troubleshoot::run(&command),
         Command::Why(args) => why::run(&host, &args),
         Command::Emergency(command) => emergency::run(&host, command),
         Command::Gate(args) => gate::run(&args),

@@ -3,9 +3,11 @@
 
 mod copying;
 mod election;
+mod etcd;
 mod failures;
 mod filters;
 mod layouts;
 mod previews;
 mod random;
+mod troubleshooting;
 mod world;

@@ -62,34 +62,36 @@ impl Chance {
 }
 
 /// A store that is restored or wiped is filled again by its agents.
-async fn refill(memory: &Memory, model: &Content) {
+async fn refill(world: &World, memory: &Memory, model: &Content) {
     // Injected faults are for the mesh.
     memory.heal();
     let store: Arc<dyn Store> = Arc::new(memory.clone());
-    put(&store, "cilium/cluster-config/c2", r#"{"id":2}"#).await;
     for key in content(&store, "cilium/state/").await.keys().filter(|key| !model.contains_key(*key)) {
         store.delete(key).await.unwrap();
     }
     for (key, value) in model {
         put(&store, key, value).await;
     }
+    world.says_when_complete("c2", 2).await;
 }
 
 async fn run(seed: u64, layout: Layout) {
     let (mut world, local, memories) = World::in_memory(&[("c2", 2)]).await;
     world.settings.layouts = vec![layout];
     world.settings.grace = Duration::from_secs(3600);
-    world.settings.rewind_grace = Duration::from_secs(3);
+    // The remote says when it is complete: that alone must be enough.
+    world.settings.rewind_grace = Duration::from_millis(1);
     world.settings.election = seed % 2 == 1;
     let remote = world.remotes["c2"].clone();
     let memory = &memories[0];
     let mut model = stable();
-    refill(memory, &model).await;
+    // A backup of its first day, before it had written anything.
+    let backup = memory.backup();
+    refill(&world, memory, &model).await;
     world.start();
     world.ready("c2").await;
     let witness = Witness::of(&world.local, "cilium/");
     let mut chance = Chance(fastrand::Rng::with_seed(seed));
-    let backup = memory.backup();
     // A backup is old when it is put back: the store's revision is far below what it was.
     for n in 0..5000 {
         put(&remote, "elsewhere", &n.to_string()).await;
@@ -119,11 +121,11 @@ async fn run(seed: u64, layout: Layout) {
             }
             10 if chance.0.u8(0..4) == 0 => {
                 memory.wipe().await.unwrap();
-                refill(memory, &model).await;
+                refill(&world, memory, &model).await;
             }
             11 if chance.0.u8(0..4) == 0 => {
                 memory.restore(&backup).await.unwrap();
-                refill(memory, &model).await;
+                refill(&world, memory, &model).await;
             }
             12 => {
                 world.unconfigure("c2");

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use villus_kvstore::{Follow, Item, Memory, Store};
+use villus_kvstore::{Follow, Item, Memory, Store, StoreError};
 use villus_labels::MaxConnectedClusters;
 use villus_mesh::{Board, Layout, Mesh, MeshStatus, Own, RemoteStatus, Settings, State};
 use villus_table::{Backoff, Stop};
@@ -56,12 +56,24 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl Fn
     }
 }
 
+/// Tries until it works: a store that was restarted breaks connections.
+pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(mut ask: impl FnMut() -> F) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.is_transient() && Instant::now() < end, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 pub async fn put(store: &Arc<dyn Store>, key: &str, value: &str) {
-    store.update(key, value.to_owned().into(), None).await.unwrap();
+    patiently(|| store.update(key, value.to_owned().into(), None)).await;
 }
 
 pub async fn content(store: &Arc<dyn Store>, prefix: &str) -> Content {
-    let listing = store.list_prefix(prefix).await.unwrap();
+    let listing = patiently(|| store.list_prefix(prefix)).await;
     listing.entries.iter().map(|e| (e.key.to_string(), e.text().unwrap().to_owned())).collect()
 }
 
@@ -94,6 +106,15 @@ impl World {
             world.configure(name, "");
         }
         world
+    }
+
+    /// The remote says that all of it is there, and that it says so.
+    pub async fn says_when_complete(&self, name: &str, id: u32) {
+        let config = format!(r#"{{"id":{id},"capabilities":{{"syncedCanaries":true}}}}"#);
+        put(&self.remotes[name], &format!("cilium/cluster-config/{name}"), &config).await;
+        for kind in ["nodes", "services", "identities", "ip"] {
+            put(&self.remotes[name], &format!("cilium/synced/{name}/cilium/state/{kind}/v1"), "now").await;
+        }
     }
 
     pub fn configure(&self, name: &str, extra: &str) {

@@ -5,7 +5,7 @@ mod status;
 
 use clap::{Args, Subcommand};
 
-pub use status::DEFAULT_FILE;
+pub use status::{DEFAULT_FILE, read as read_status};
 
 use crate::failure::Failure;
 
