@@ -16,7 +16,7 @@ use crate::{
     LOCK,
     cluster::{Claims, Own},
     drain,
-    guard::Guard,
+    guard::{Guard, Highest},
     layout::{Layout, NOBODYS, Space},
     leases::Leases,
     mirror::End,
@@ -160,24 +160,32 @@ impl Mesh {
             settings: Arc::clone(&self.settings),
             local: Arc::clone(&self.local),
             guard: Guard(lock.map(Lock::held)),
+            highest: Highest::default(),
             leases: Arc::clone(&leases),
             claims: Claims::default(),
             board: self.board.clone(),
             connect: Arc::clone(&self.connect),
             local_changed: changed.subscribe(),
         };
+        let highest = shared.highest.clone();
         let mut lead = Lead { shared, running: BTreeMap::new(), leaving: BTreeMap::new(), caught_up: false };
         tokio::select! {
             () = stop.stopped() => {}
             () = leases.keep_alive() => {}
-            () = self.pulse(locks, lock, &changed) => {}
+            () = self.pulse(locks, lock, &highest, &changed) => {}
             () = lead.supervise() => {}
         }
         lead.end().await;
     }
 
     /// Returns when the lock is lost.
-    async fn pulse(&self, locks: &Locks, lock: Option<&Lock>, changed: &watch::Sender<u64>) {
+    async fn pulse(
+        &self,
+        locks: &Locks,
+        lock: Option<&Lock>,
+        highest: &Highest,
+        changed: &watch::Sender<u64>,
+    ) {
         let mut last: Option<Header> = None;
         let mut tick = tokio::time::interval(PULSE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -193,11 +201,14 @@ impl Mesh {
             }
             let status = self.local.status().await;
             self.say_local(status.healthy, status.text);
+            // Asked before: what is acknowledged meanwhile is no sign of anything.
+            let acknowledged = highest.get();
             let Ok(now) = self.local.header().await else { continue };
-            let rewound =
-                last.is_some_and(|last| last.cluster != now.cluster || now.revision < last.revision);
+            let rewound = now.revision < acknowledged
+                || last.is_some_and(|last| last.cluster != now.cluster || now.revision < last.revision);
             if rewound {
                 tracing::warn!("the local store was restored or replaced; copies are compared with it again");
+                highest.begin_anew(now.revision);
                 changed.send_modify(|n| *n += 1);
             }
             last = Some(now);

@@ -11,7 +11,10 @@ use tokio::task::JoinSet;
 use villus_kvstore::{LeaseId, Op, Store, StoreError, Txn, TxnOutcome};
 use villus_table::Backoff;
 
-use crate::{guard::Guard, leases::Leases};
+use crate::{
+    guard::{Guard, Highest},
+    leases::Leases,
+};
 
 /// Keys in one transaction at most; etcd takes 128 operations.
 const KEYS: usize = 100;
@@ -61,6 +64,7 @@ pub(crate) struct Push {
     store: Arc<dyn Store>,
     prefix: Arc<str>,
     guard: Guard,
+    highest: Highest,
     leases: Arc<Leases>,
     waiting: HashMap<Arc<str>, Change>,
     order: VecDeque<Arc<str>>,
@@ -82,6 +86,7 @@ impl Push {
         store: Arc<dyn Store>,
         prefix: &str,
         guard: Guard,
+        highest: Highest,
         leases: Arc<Leases>,
         backoff: Backoff,
     ) -> Self {
@@ -89,6 +94,7 @@ impl Push {
             store,
             prefix: prefix.into(),
             guard,
+            highest,
             leases,
             waiting: HashMap::new(),
             order: VecDeque::new(),
@@ -195,8 +201,9 @@ impl Push {
         }
         match batch.outcome {
             Ok(outcome) if !outcome.held => Pushed::LostLead,
-            Ok(_) => {
+            Ok(outcome) => {
                 self.failures = 0;
+                self.highest.note(outcome.revision);
                 let deleted = batch.changes.iter().filter(|(_, change)| change.value.is_none()).count();
                 let since = batch.changes.iter().map(|(_, change)| change.since).min();
                 Pushed::Done {

@@ -7,7 +7,8 @@ use crate::{
     emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs, identity::IdentityCommand,
     ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs, map::MapCommand,
     monitor::MonitorArgs, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
-    shell::CompletionArgs, shell::ManArgs, status::StatusArgs, version::VersionArgs, why::WhyArgs,
+    shell::CompletionArgs, shell::ManArgs, status::StatusArgs, troubleshoot::TroubleshootCommand,
+    version::VersionArgs, why::WhyArgs,
 };
 
 /// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.

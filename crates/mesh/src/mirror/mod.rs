@@ -18,7 +18,7 @@ use villus_table::{Backoff, Stop};
 
 use crate::{
     filter::{Dropped, Judge, Nudge, Reason, Verdict},
-    guard::Guard,
+    guard::{Guard, Highest},
     layout::{Kind, Layout, Odd},
     leases::Leases,
     push::{Push, Pushed},
@@ -56,6 +56,7 @@ pub(crate) struct Plan {
     pub remote: Arc<dyn Store>,
     pub local: Arc<dyn Store>,
     pub guard: Guard,
+    pub highest: Highest,
     pub leases: Arc<Leases>,
     pub judge: Arc<Judge>,
     pub board: Board,
@@ -126,7 +127,8 @@ pub(crate) struct Mirror {
 impl Mirror {
     pub fn new(plan: Plan, nudged: mpsc::UnboundedReceiver<Nudge>) -> Self {
         let (local, leases) = (Arc::clone(&plan.local), Arc::clone(&plan.leases));
-        let push = Push::new(local, &plan.target, plan.guard.clone(), leases, plan.backoff);
+        let push =
+            Push::new(local, &plan.target, plan.guard.clone(), plan.highest.clone(), leases, plan.backoff);
         let status = plan.board.remote(&plan.cluster, |remote| remote.prefix(plan.kind, plan.layout).clone());
         Self {
             plan,
