@@ -10,14 +10,18 @@ use villus_kvstore::keys;
 
 use crate::{AGENTS, CertsError, Holder, Range, agent_user};
 
-/// Below it lie the policies that all agents apply.
-pub const POLICIES: &str = "villus/policies/";
+/// `<cluster>/…`: policies that all agents of a cluster apply.
+const POLICIES: &str = "villus/policies/v1";
+/// `<cluster>/<node>`: which of them a node has realised.
+const REALISED: &str = "villus/realised/v1";
+/// `<cluster>/leader`: which operator leads.
+const OPERATORS: &str = "villus/operator/v1";
 /// Below it lies what is Villus' own.
 const OWN: &str = "villus/";
-/// `<cluster>/<node>`: how far a node has realised them.
-const REALISED: &str = "villus/realised/v1";
 /// The role of those who may change the cluster's policies.
 pub const POLICY_WRITERS: &str = "villus:policy-writers";
+/// The role of the cluster's operators.
+pub const OPERATOR: &str = "villus:operators";
 
 /// A cluster whose agents get users.
 #[derive(Clone, Debug)]
@@ -26,6 +30,7 @@ pub struct Cluster {
     address_space: String,
     nodes: BTreeMap<String, Vec<Range>>,
     policy_writers: Vec<String>,
+    operators: Vec<String>,
 }
 
 /// A right to keys.
@@ -102,6 +107,7 @@ impl Cluster {
             address_space: address_space.to_owned(),
             nodes: BTreeMap::new(),
             policy_writers: Vec::new(),
+            operators: Vec::new(),
         })
     }
 
@@ -133,6 +139,16 @@ impl Cluster {
         Ok(())
     }
 
+    /// Adds the user of an operator.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn add_operator(&mut self, user: &str) -> Result<(), CertsError> {
+        Holder::user(user, None)?;
+        self.operators.push(user.to_owned());
+        Ok(())
+    }
+
     /// The users and roles.
     #[must_use]
     pub fn access(&self) -> Access {
@@ -145,18 +161,15 @@ impl Cluster {
                 Permission::write_below(below(&[keys::IDENTITIES])),
                 Permission::write_below(below(&[keys::INIT_LOCK])),
                 Permission::write_below(below(&[keys::SYNCED, &self.name])),
-                Permission::write_below(below(&[keys::SERVICES, &self.name])),
                 Permission::write(keys::join_key([keys::CLUSTER_CONFIG, &self.name])),
-                Permission::write(keys::HEARTBEAT),
             ],
         };
         let mut access = Access { roles: vec![common], users: Vec::new() };
         for (node, ranges) in &self.nodes {
             let user = agent_user(node);
-            let mut permissions = vec![
-                Permission::write(keys::join_key([keys::NODES, &self.name, node])),
-                Permission::write(keys::join_key([REALISED, &self.name, node])),
-            ];
+            let own =
+                |tree: &str| Permission::write(keys::join_key([tree, self.name.as_str(), node.as_str()]));
+            let mut permissions = vec![own(keys::NODES), own(REALISED)];
             permissions.extend(ranges.iter().map(|range| Permission {
                 right: "readwrite",
                 key: keys::join_key([keys::IPS, &self.address_space, range.key()]),
@@ -165,15 +178,31 @@ impl Cluster {
             access.roles.push(Role { name: user.clone(), permissions });
             access.users.push(User { name: user.clone(), roles: vec![AGENTS.to_owned(), user] });
         }
-        if !self.policy_writers.is_empty() {
-            let permissions = vec![
-                Permission::read(below(&[keys::BASE])),
-                Permission::read(OWN),
-                Permission::write_below(POLICIES),
-            ];
-            access.roles.push(Role { name: POLICY_WRITERS.to_owned(), permissions });
-            let writer = |name: &String| User { name: name.clone(), roles: vec![POLICY_WRITERS.to_owned()] };
-            access.users.extend(self.policy_writers.iter().map(writer));
+        let roles = [
+            (
+                POLICY_WRITERS,
+                &self.policy_writers,
+                vec![Permission::write_below(below(&[POLICIES, &self.name]))],
+            ),
+            (
+                OPERATOR,
+                &self.operators,
+                vec![
+                    Permission::write_below(below(&[keys::IDENTITIES])),
+                    Permission::write_below(below(&[keys::INIT_LOCK])),
+                    Permission::write(keys::HEARTBEAT),
+                    Permission::write_below(below(&[OPERATORS, &self.name])),
+                ],
+            ),
+        ];
+        for (name, users, mut permissions) in roles {
+            if users.is_empty() {
+                continue;
+            }
+            permissions.splice(0..0, [Permission::read(below(&[keys::BASE])), Permission::read(OWN)]);
+            access.roles.push(Role { name: name.to_owned(), permissions });
+            let user = |user: &String| User { name: user.clone(), roles: vec![name.to_owned()] };
+            access.users.extend(users.iter().map(user));
         }
         access
     }

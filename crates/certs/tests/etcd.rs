@@ -32,7 +32,7 @@ impl Lab {
         for node in [A, B, "stranger"] {
             pki.issue(&Holder::agent(node).unwrap(), 365).unwrap();
         }
-        for user in ["root", "ann"] {
+        for user in ["root", "ann", "operator"] {
             pki.issue(&Holder::user(user, None).unwrap(), 365).unwrap();
         }
         // Where the testbed's servers look for them.
@@ -48,6 +48,7 @@ impl Lab {
         cluster.add(A, ranges(&["10.0.1.0/24", "fd00:1:2:3:1::/80"])).unwrap();
         cluster.add(B, ranges(&["10.0.2.0/24", "192.0.2.7"])).unwrap();
         cluster.add_policy_writer("ann").unwrap();
+        cluster.add_operator("operator").unwrap();
         let lab = Self { directory, server };
         let script = format!("set -e\n{}{}", cluster.access().script(), Access::enable_script());
         let made = lab.shell("users/root", &script);
@@ -109,12 +110,13 @@ async fn a_certificate_writes_its_node_and_its_addresses_and_no_others() {
         (&a, "put", "cilium/state/ip/v1/default/fd00:1:2:4:1::9", false),
         (&b, "put", "cilium/state/ip/v1/default/192.0.2.70", false),
         (&a, "put", "cilium/cluster-config/c2", false),
-        (&a, "put", "villus/policies/x", false),
+        (&a, "put", "cilium/.heartbeat", false),
+        (&a, "put", "villus/policies/v1/c1/x", false),
         (&a, "put", "elsewhere", false),
         (&a, "get", "elsewhere", false),
         // What all read, and what etcd cannot tell apart.
         (&a, "get", "cilium/state/nodes/v1/c1/node-b", true),
-        (&a, "get", "villus/policies/x", true),
+        (&a, "get", "villus/policies/v1/c1/x", true),
         (&b, "put", "cilium/state/identities/v1/id/300", true),
         (&a, "put", "cilium/state/identities/v1/id/300", true),
         (&a, "del", "cilium/state/identities/v1/id/300", true),
@@ -125,8 +127,20 @@ async fn a_certificate_writes_its_node_and_its_addresses_and_no_others() {
     // A certificate of the same authority whose user nobody made.
     assert!(!lab.may("agents/stranger", "get", "cilium/state/nodes/v1/c1/node-b"));
     // Policies are for those whose certificate says so.
-    assert!(lab.may("users/ann", "put", "villus/policies/x"));
+    assert!(lab.may("users/ann", "put", "villus/policies/v1/c1/x"));
+    assert!(!lab.may("users/ann", "put", "villus/policies/v1/c2/x"));
     assert!(!lab.may("users/ann", "put", "cilium/state/nodes/v1/c1/node-a"));
+
+    // The operator collects identities and leads; nodes and policies are not its own.
+    for (key, wanted) in [
+        ("cilium/state/identities/v1/id/300", true),
+        ("cilium/.heartbeat", true),
+        ("villus/operator/v1/c1/leader", true),
+        ("cilium/state/nodes/v1/c1/node-a", false),
+        ("villus/policies/v1/c1/x", false),
+    ] {
+        assert_eq!(lab.may("users/operator", "put", key), wanted, "operator {key}");
+    }
 
     // The same through the agent's own client: leases, transactions, locks' keys.
     let store = lab.store(&a);
