@@ -62,6 +62,8 @@ impl Lab {
         Command::new("sh")
             .args(["-c", script])
             .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_COMMAND_TIMEOUT", "60s")
+            .env("ETCDCTL_DIAL_TIMEOUT", "60s")
             .env("ETCDCTL_ENDPOINTS", self.server.url())
             .env("ETCDCTL_CACERT", file("ca.crt"))
             .env("ETCDCTL_CERT", file(&format!("{who}.crt")))

@@ -63,7 +63,8 @@ fn renewing_keeps_the_key_and_touches_only_what_ends_soon() {
     let key = fs::read(&old.key).unwrap();
     let renewal = Renewal { days: 365, within: 30, ..Renewal::default() };
     let would = pki.renew(&Renewal { dry_run: true, ..renewal.clone() }).unwrap();
-    assert_eq!(would, std::slice::from_ref(&old));
+    assert!(would.len() == 1 && would[0].certificate == old.certificate, "{would:?}");
+    assert_eq!(would[0].found, old.found);
     let renewed = pki.renew(&renewal).unwrap();
     assert_eq!(renewed.len(), 1);
     assert!(renewed[0].days > 300 && renewed[0].holder == Some(soon), "{renewed:?}");

@@ -3,10 +3,10 @@
 use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs, config::ConfigArgs,
-    emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs, identity::IdentityCommand,
-    ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs, map::MapCommand,
-    monitor::MonitorArgs, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
+    bgp::BgpCommand, bgp::BirdConfigArgs, bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs,
+    config::ConfigArgs, emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs,
+    identity::IdentityCommand, ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs,
+    map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
     shell::CompletionArgs, shell::ManArgs, status::StatusArgs, troubleshoot::TroubleshootCommand,
     version::VersionArgs, why::WhyArgs,
 };
@@ -77,6 +77,11 @@ pub enum Command {
     /// Make a certificate for every agent, and say what it may do.
     #[command(subcommand)]
     Certs(CertsCommand),
+    /// Render the configuration of BIRD 2 that announces this node's pod ranges.
+    BirdConfig(BirdConfigArgs),
+    /// Show how BIRD's sessions are.
+    #[command(subcommand)]
+    Bgp(BgpCommand),
     /// Remove everything of Villus from this node, and nothing else.
     Cleanup(CleanupArgs),
     /// Show the versions of this program and of the agent.
@@ -96,7 +101,7 @@ pub const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "operator", "kvstoremesh", "gate", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "troubleshoot", "bpf", "map"]),
-    ("Many nodes", &["certs", "plan"]),
+    ("Many nodes", &["certs", "plan", "bird-config", "bgp"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),
     ("Shell", &["completion", "man"]),
 ];
@@ -134,7 +139,7 @@ fn groups(command: &clap::Command) -> String {
         for name in names {
             let about = command.find_subcommand(name).and_then(clap::Command::get_about);
             let about = about.map(ToString::to_string).unwrap_or_default();
-            list.push_str(&format!("  {name:11} {about}\n"));
+            list.push_str(&format!("  {name:12} {about}\n"));
         }
         list.push('\n');
     }

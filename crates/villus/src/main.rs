@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod bgp;
 mod bpf;
 mod certs;
 mod cleanup;
@@ -85,6 +86,8 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Gate(args) => gate::run(&args),
         Command::Plan(command) => plan::run(command),
         Command::Certs(command) => certs::run(command),
+        Command::BirdConfig(args) => bgp::bird_config(&args),
+        Command::Bgp(command) => bgp::run(&command),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Version(args) => version::run(&host, &args),
         Command::Completion(args) => shell::completion(&args),

@@ -13,7 +13,7 @@ use common::{Said, command, said, villus};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A node of a cluster of ten: a window of 52 s.
+/// A node of a cluster of a thousand: a window of 20 min.
 struct Node(TempDir);
 
 impl Node {
@@ -41,7 +41,7 @@ impl Node {
 
     /// A gate that waits for its turn; returns once it says so.
     fn waiting(&self, args: &[&str]) -> Waiting {
-        let mut command = self.command(&[&["gate", "--cluster-size=10"], args].concat());
+        let mut command = self.command(&[&["gate", "--cluster-size=1000"], args].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut errors = BufReader::new(child.stderr.take().unwrap());
@@ -86,8 +86,8 @@ fn the_first_start_is_let_through_and_the_next_waits_for_its_turn() {
 #[test]
 fn a_short_window_is_really_waited_for_and_the_command_then_runs() {
     let node = Node::new();
-    node.gate(&["--window=200ms"]).ok();
-    let said = node.gate(&["--window=200ms", "--", "sh", "-c", "echo in its place: $VILLUS_LIB_DIR"]);
+    node.gate(&["--window=2s"]).ok();
+    let said = node.gate(&["--window=2s", "--", "sh", "-c", "echo in its place: $VILLUS_LIB_DIR"]);
     assert!(said.err.contains("waiting"), "{said:?}");
     let out = said.ok();
     assert!(
@@ -102,14 +102,14 @@ fn who_waits_takes_a_grant() {
     let node = Node::new();
     node.gate(&[]).ok();
     let waiting = node.waiting(&["-o", "json"]);
-    let turn = node.json(&["status", "--cluster-size=10"])["wait"].as_f64().unwrap();
+    let turn = node.json(&["status", "--cluster-size=1000"])["wait"].as_f64().unwrap();
     assert!(turn > 1.0, "{turn}");
     assert!(node.gate(&["grant", "--dry-run"]).ok().contains("would be"));
     assert_eq!(node.json(&["status"])["state"]["grant"], Value::Null);
     node.gate(&["grant", "--for=10m"]).ok();
     let passed: Value = serde_json::from_str(&waiting.output().ok()).unwrap();
     assert_eq!(passed["reason"], "granted");
-    assert_eq!(node.json(&["--cluster-size=10", "--dry-run"])["outcome"], "wait");
+    assert_eq!(node.json(&["--cluster-size=1000", "--dry-run"])["outcome"], "wait");
 }
 
 #[test]

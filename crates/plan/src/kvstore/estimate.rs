@@ -1,0 +1,116 @@
+//! The largest cluster that a store would carry, by what it did.
+
+use std::num::NonZeroU32;
+
+use serde::Serialize;
+use villus_gate::window;
+use villus_kvstore::PAGE;
+
+/// The share of what was measured that is counted on: the rest is for compactions, elections and bad days.
+const SHARE: f64 = 0.5;
+/// Largest cluster that is considered.
+const LARGEST: u32 = 200_000;
+
+/// What a store did in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Pages listed.
+    pub pages: f64,
+    /// Single writes.
+    pub writes: f64,
+    /// Changes delivered to watches, all together.
+    pub deliveries: f64,
+}
+
+/// What keeps a cluster from being larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bound {
+    /// All agents start within one window of the gate, and each lists everything.
+    Lists,
+    /// Every change is written.
+    Writes,
+    /// Every change goes to every agent.
+    Deliveries,
+    /// Nothing, up to the largest that is considered.
+    Nothing,
+}
+
+/// The largest cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// Its nodes.
+    pub nodes: u32,
+    /// What keeps it from being larger.
+    pub bound: Bound,
+}
+
+/// The largest cluster with so many pods a node of which each changes so often in a second, if the store does no more than half of
+/// what was measured. Writes and deliveries were measured under a load that may not have been the most: they are what is proven.
+#[must_use]
+pub fn estimate(measured: &Measured, pods_per_node: f64, changes_per_pod: f64) -> Estimate {
+    let fits = |nodes: u32| -> Option<Bound> {
+        let count = f64::from(nodes);
+        let pods = count * pods_per_node;
+        // Addresses, one identity for fifteen of them, nodes.
+        let pages = (pods * (1.0 + 1.0 / 15.0) + count) / PAGE as f64 + 3.0;
+        let window = NonZeroU32::new(nodes).map_or(1.0, |nodes| window::of_nodes(nodes).as_secs_f64());
+        let changes = pods * changes_per_pod;
+        [
+            (count * pages / window, measured.pages, Bound::Lists),
+            (changes, measured.writes, Bound::Writes),
+            (changes * count, measured.deliveries, Bound::Deliveries),
+        ]
+        .into_iter()
+        .find(|(needed, there, _)| *needed > there * SHARE)
+        .map(|(_, _, bound)| bound)
+    };
+    // Every need grows with the nodes, so the largest that fits is found by halving.
+    let (mut below, mut above) = (0, LARGEST + 1);
+    while above - below > 1 {
+        let middle = below + (above - below) / 2;
+        if fits(middle).is_none() { below = middle } else { above = middle }
+    }
+    Estimate {
+        nodes: below,
+        bound: if below == LARGEST { Bound::Nothing } else { fits(above).unwrap_or(Bound::Nothing) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: f64 = 1.0 / 86_400.0;
+
+    #[test]
+    fn what_is_scarcest_bounds_the_cluster() {
+        let plenty = Measured { pages: 1e9, writes: 1e9, deliveries: 1e12 };
+        assert_eq!(estimate(&plenty, 30.0, DAY), Estimate { nodes: LARGEST, bound: Bound::Nothing });
+        let bound = |measured| estimate(&measured, 30.0, DAY);
+        assert_eq!(bound(Measured { pages: 1_000.0, ..plenty }).bound, Bound::Lists);
+        assert_eq!(bound(Measured { writes: 1.0, ..plenty }).nodes, 1440);
+        assert_eq!(bound(Measured { deliveries: 10_000.0, ..plenty }).bound, Bound::Deliveries);
+        assert_eq!(bound(Measured { pages: 0.0, ..plenty }).nodes, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn more_of_anything_never_makes_it_smaller(
+            pages in 1.0f64..1e6, writes in 1.0f64..1e5, deliveries in 1.0f64..1e8, pods in 1.0f64..200.0, more in 1.0f64..10.0,
+        ) {
+            let measured = Measured { pages, writes, deliveries };
+            let base = estimate(&measured, pods, DAY).nodes;
+            for better in [
+                Measured { pages: pages * more, ..measured },
+                Measured { writes: writes * more, ..measured },
+                Measured { deliveries: deliveries * more, ..measured },
+            ] {
+                prop_assert!(estimate(&better, pods, DAY).nodes >= base);
+            }
+            prop_assert!(estimate(&measured, pods * more, DAY).nodes <= base);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The load of a cluster, replayed against its store before the machines are chosen.
+//!
+//! Everything is written below a prefix of its own and taken away again; what agents use is not touched.
+
+mod estimate;
+mod latency;
+mod replay;
+mod report;
+
+pub use estimate::{Bound, Estimate, Measured, estimate};
+pub use latency::Latency;
+pub use replay::{Load, Outcome, PREFIX, ReplayError, replay};
+pub use report::text;
