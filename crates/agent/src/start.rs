@@ -1,6 +1,7 @@
 //! The start: from options and files to a node whose endpoints' packets may pass.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,11 @@ impl Node {
         let state = StateDir::open(&config.paths.lib_dir)?;
         let lock = AgentLock::take(&state)?;
         let mut conditions = Conditions::default();
+        if !config.kvstore.etcd {
+            // Nobody else asks the store of a node that has its own.
+            let written = state.remember_size(NonZeroU32::MIN);
+            conditions.note("size of the cluster on disk", written.err().map(|error| error.to_string()));
+        }
         let (runtime, changed_options) = crate::options::kept(&config, &state, &mut conditions)?;
         let repository = Repository::new(settings(&config, runtime.enforcement)?);
         let kernel = Kernel::open(&config)?;

@@ -159,6 +159,10 @@ fn an_agent_started_without_the_store_knows_all_from_the_snapshot() {
         std::fs::read_to_string(node.root.join("lib/cluster.json"))
             .is_ok_and(|text| text.contains("10.3.192.65"))
     });
+    eventually("the start gate is told how many nodes there are", || {
+        std::fs::read_to_string(node.root.join("lib/cluster-size.json"))
+            .is_ok_and(|text| text == r#"{"nodes":1}"#)
+    });
     etcd.kill();
     node.kill();
     node.start();

@@ -1,5 +1,6 @@
 //! What the agent does by itself with the shared store.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -161,12 +162,18 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
                 );
                 let is_news = allocator.is_synced() && before != Some(now);
                 let state = node.state.clone();
-                is_news.then(|| (now, state, Snapshot::new(header, allocator.rows(), remote.record())))
+                let nodes = NonZeroU32::new(u32::try_from(node.nodes.len()).unwrap_or(u32::MAX));
+                is_news.then(|| (now, state, Snapshot::new(header, allocator.rows(), remote.record()), nodes))
             })
             .await;
         let Ok(taken) = taken else { return };
-        let Some((now, state, snapshot)) = taken else { continue };
-        let result = tokio::task::spawn_blocking(move || snapshot.save(&state)).await;
+        let Some((now, state, snapshot, nodes)) = taken else { continue };
+        let save = move || {
+            snapshot.save(&state)?;
+            // The start gate goes by it.
+            nodes.map_or(Ok(()), |nodes| state.remember_size(nodes))
+        };
+        let result = tokio::task::spawn_blocking(save).await;
         let problem = match result {
             Ok(Ok(())) => {
                 saved = Some(now);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,14 @@ impl StateDir {
     /// A file in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// Writes down how many nodes the cluster has, for the start gate.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn remember_size(&self, nodes: NonZeroU32) -> io::Result<()> {
+        villus_gate::size::remember(&self.root, nodes).map_err(io::Error::other)
     }
 
     /// Where endpoints' files are.
