@@ -133,6 +133,8 @@ impl Object {
             return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
         }
         raise_memlock();
+        // The loader reads all types of the kernel, ten megabytes, and forgets them.
+        sys::return_large_blocks();
         // The verifier gives up when a signal is pending for this thread; and it writes down what it does only when
         // it is asked again, for that takes three times as long.
         let mut quiet = attempt(object, pins, VerifierLogLevel::STATS);
@@ -142,12 +144,9 @@ impl Object {
             }
             quiet = attempt(object, pins, VerifierLogLevel::STATS);
         }
-        let loaded = quiet
+        quiet
             .or_else(|_| attempt(object, pins, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
-            .map_err(|failed| failed.error);
-        // The loader has read all types of the kernel, ten megabytes, and an allocator keeps what it was given once.
-        sys::release_free_memory();
-        loaded
+            .map_err(|failed| failed.error)
     }
 
     /// All programs.

@@ -1,10 +1,15 @@
-//! The allocator's free memory.
+//! What the allocator does with memory that nobody uses any more.
 
-/// Gives what the allocator holds and nobody uses back to the kernel.
-pub fn release_free_memory() {
+/// Makes large blocks go back to the kernel when they are freed, once and for all. Left alone, glibc's allocator takes a large
+/// block that was freed for a sign that it is wanted again, and keeps as much.
+pub fn return_large_blocks() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes the allocator's own locks and touches nothing but its free blocks.
-    unsafe {
-        libc::malloc_trim(0);
+    {
+        const LARGE: libc::c_int = 1 << 20;
+        // SAFETY: both only set numbers of the allocator, under its own lock.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+        }
     }
 }
