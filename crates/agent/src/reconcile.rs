@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use villus_datapath::{Differences, policy_pin};
+use villus_datapath::{Differences, Shapes, policy_pin, view_policy};
 
 use crate::kernel::make_equal;
 use crate::node::Node;
@@ -80,8 +80,10 @@ impl Node {
             + make_equal(&maps.devices, &self.wanted_devices())?.total()
             + self.write_nodes()?
             + self.follow_routes();
+        let found = maps.endpoints.entries()?;
+        self.learn_shapes(&found);
         let wanted = self.wanted_records();
-        for (slot, found) in maps.endpoints.entries()? {
+        for (slot, found) in found {
             let want = wanted.get(&slot).copied().unwrap_or_default();
             if want != found {
                 maps.endpoints.insert(&slot, &want)?;
@@ -99,6 +101,30 @@ impl Node {
         Ok(())
     }
 
+    /// A key that an operator put in by hand may need look-ups that policy does not ask for: they are the endpoint's as long
+    /// as the key is there.
+    pub fn learn_shapes(&mut self, records: &[(u32, villus_abi::Endpoint)]) {
+        for (slot, record) in records {
+            let Some(id) = u16::try_from(*slot).ok().filter(|id| self.endpoints.contains_key(id)) else {
+                continue;
+            };
+            let there = Shapes::load(record);
+            let known = self.endpoints.get(&id).map_or(there, |endpoint| endpoint.shapes);
+            if known.union(there) != known {
+                self.learn_shapes_by_hand(id);
+            }
+        }
+    }
+
+    /// Adds the shapes of what was put into an endpoint's map by hand; says whether they are new.
+    fn learn_shapes_by_hand(&mut self, id: u16) -> bool {
+        let Ok(view) = view_policy(&self.kernel.pins, &self.kernel.maps, id) else { return false };
+        let by_hand = Shapes::of(view.entries.iter().filter(|(key, _)| view.hand_made.contains(key)));
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return false };
+        let all = endpoint.shapes.union(by_hand);
+        std::mem::replace(&mut endpoint.shapes, all) != all
+    }
+
     fn reconcile_policy(&mut self, id: u16) {
         self.adopt_put_back(id);
         let Some(wanted) = self.wanted_entries(id) else { return };
@@ -112,6 +138,11 @@ impl Node {
         self.conditions.note(&format!("policy map of endpoint {id}"), None);
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.hand_made = differences.hand_made.len();
+        }
+        if !differences.hand_made.is_empty() && self.learn_shapes_by_hand(id) {
+            let result = self.write_record(id);
+            let failed = result.err().map(|error| error.to_string());
+            self.conditions.note(&format!("record of endpoint {id}"), failed);
         }
         if differences.is_none() || self.is_held(id) {
             return;

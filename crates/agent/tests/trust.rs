@@ -4,8 +4,10 @@
 mod common;
 
 use common::{TestNode, allow};
+use villus_abi::{Direction, PolicyEntry, PolicyKey};
 use villus_api::EndpointRef;
-use villus_api::model::{DifferenceKind, HoldRequest, VerifyRequest, WhyRequest};
+use villus_api::model::{DifferenceKind, EndpointConfigPatch, HoldRequest, VerifyRequest, WhyRequest};
+use villus_datapath::{Maps, Pins, hand_insert, hand_remove};
 use villus_testbed::{alone, eventually, run};
 
 const GLOBALS: &str = "/tmp/node/bpf/tc/globals";
@@ -59,6 +61,43 @@ fn an_entry_by_hand_counts_at_once_is_kept_and_shown_until_undone() {
     let left = node.client().undo_emergency(&list.entries[0].id).unwrap();
     assert!(left.entries.is_empty());
     assert!(intruder.asks_in_vain(server.v4(), 80));
+}
+
+#[test]
+fn a_range_by_hand_is_looked_up_as_long_as_it_is_there() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let intruder = node.workload("intruder", &["k8s:app=intruder"]);
+    server.serves(server.v4(), 4097);
+    node.import(&allow("web", "server", "client", 80));
+    let pins = Pins::existing(&node.root.join("bpf")).unwrap();
+    let maps = Maps::existing(&pins).unwrap();
+    let range = PolicyKey::block(0, 4096, 4, 6, Direction::Ingress);
+    assert!(!intruder.asks(server.v4(), 4097));
+    assert!(hand_insert(&pins, &maps, server.id(), &range, &PolicyEntry::ALLOW).unwrap());
+    assert!(intruder.asks(server.v4(), 4097));
+    // A comparison of everything, another of its records, a record that is written for another reason.
+    let report = node.client().verify(&VerifyRequest { repair: true, ..VerifyRequest::default() }).unwrap();
+    assert!(report.clean(), "{report:?}");
+    eventually("the entry is seen", || {
+        let metrics = node.client().metrics().unwrap();
+        metrics.iter().any(|m| m.name == "villus_policy_hand_made_entries" && m.value == 1.0)
+    });
+    let audit = |on: &str| {
+        let options = [("PolicyAuditMode".to_owned(), on.to_owned())].into();
+        let patch = EndpointConfigPatch { options };
+        node.client().configure_endpoint(&EndpointRef::Id(server.id()), &patch).unwrap();
+    };
+    audit("true");
+    audit("false");
+    let record = maps.endpoints.get(&server.id().into()).unwrap().unwrap();
+    assert_eq!(record.mask[0], 1 << 4);
+    assert!(intruder.asks(server.v4(), 4097));
+    node.import(&allow("more", "server", "nobody", 81));
+    assert!(intruder.asks(server.v4(), 4097));
+    assert!(hand_remove(&pins, &maps, server.id(), &range).unwrap());
+    assert!(!intruder.asks(server.v4(), 4097));
 }
 
 #[test]

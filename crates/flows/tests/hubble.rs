@@ -13,7 +13,7 @@ use villus_flows::hubble::{
     ExportFile, Flow, FlowReader, Limits, Origin, ReadReport, Verdict, Workload, Workloads, open_flows,
     write_line, write_lost,
 };
-use villus_flows::{Direction, LossSource, Reason};
+use villus_flows::{Direction, FlowEvent, LossSource, PolicyName, Reason};
 use villus_labels::Labels;
 
 #[derive(Default)]
@@ -90,6 +90,25 @@ fn an_event_has_the_line_of_the_exporter() {
     }
     let judged = line(verdict(0, abi::matched::L3_L4));
     assert!(judged.contains(r#""event_type":{"type":5}"#) && judged.contains(r#""policy_match_type":2"#));
+}
+
+#[test]
+fn the_policies_that_decided_are_named_as_hubble_names_them() {
+    let names = |event: Event, name: &str| {
+        let policy =
+            PolicyName { kind: "CiliumNetworkPolicy".into(), namespace: "shop".into(), name: name.into() };
+        let mut out = Vec::new();
+        let event = FlowEvent { policies: Some([policy].into()), ..flow(event) };
+        write_line(&mut out, &event, &origin(), &known());
+        let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let by = ["ingress_allowed_by", "egress_allowed_by", "ingress_denied_by", "egress_denied_by"];
+        by.map(|field| line["flow"][field][0]["name"].as_str().unwrap_or_default().to_owned())
+    };
+    let audited = Event { flags: syn().flags | abi::FLAG_AUDITED, ..verdict(-133, 0) };
+    assert_eq!(names(verdict(0, abi::matched::L3_L4), "web"), ["web", "", "", ""]);
+    assert_eq!(names(Event { direction: 1, ..verdict(0, abi::matched::L3_L4) }, "web"), ["", "web", "", ""]);
+    assert_eq!(names(drop_of(181), "web"), ["", "", "web", ""]);
+    assert_eq!(names(Event { direction: 1, ..audited }, "web"), ["", "", "", "web"]);
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub struct Unresolved {
     pub position: Option<Position>,
     /// `CIDR group vpn`, `service shop/web`, `port http`.
     pub what: String,
+    /// It is a port, which workloads have and not objects.
+    pub is_port: bool,
 }
 
 impl fmt::Display for Unresolved {
@@ -32,8 +34,13 @@ pub fn unresolved(policy: &Policy, referents: &Referents) -> Vec<Unresolved> {
     let elements = policy.rules.iter().flat_map(Rule::elements).map(|(.., element)| element);
     elements
         .flat_map(|element| {
-            let of = |what| Unresolved { path: element.path.to_string(), position: element.position, what };
-            missing(element, referents).into_iter().map(of)
+            let of = |(what, is_port)| {
+                let path = element.path.to_string();
+                Unresolved { path, position: element.position, what, is_port }
+            };
+            let objects = missing(element, referents).into_iter().map(|what| (what, false));
+            let ports = missing_ports(element, referents).into_iter().map(|what| (what, true));
+            objects.chain(ports).map(of).collect::<Vec<_>>()
         })
         .collect()
 }
@@ -58,6 +65,11 @@ fn missing(element: &Element, referents: &Referents) -> Vec<String> {
             ServiceBase::Labels(selector) => format!("services of {namespace} with labels {selector}"),
         });
     }
+    found
+}
+
+fn missing_ports(element: &Element, referents: &Referents) -> Vec<String> {
+    let mut found = Vec::new();
     for item in element.transport.iter().flatten() {
         let Transport::Named { protocol, name } = item else { continue };
         let mut protocols = protocol_numbers(*protocol).into_iter().flatten();

@@ -11,9 +11,9 @@ use std::{
 
 use villus_abi::{
     Config, Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey,
-    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6},
+    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY},
     endpoint::{
-        ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, SLOT_HOST,
+        ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, HOST_ID, SLOT_HOST,
     },
 };
 use villus_datapath::{
@@ -355,6 +355,53 @@ impl Node {
         }
     }
 
+    // === the node itself ===
+
+    /// From now on the node is judged as well, by a policy that lets nothing pass.
+    pub fn judge_host(&self) {
+        self.policies.lock().unwrap().create(HOST_ID).unwrap();
+        let record = Endpoint {
+            id: HOST_ID,
+            flags: FLAG_ACTIVE,
+            identity: HOST,
+            policy: SLOT_HOST,
+            ..Endpoint::default()
+        };
+        self.maps.endpoints.insert(&SLOT_HOST, &record).unwrap();
+        let links = Links::new(&self.pins);
+        for &uplink in &self.uplinks {
+            self.host.run(|| links.attach(&self.object, Hook::ToNetwork, uplink, self.spec.attach)).unwrap();
+        }
+        self.edit_config(|config| config.flags |= FLAG_HOST_POLICY);
+    }
+
+    /// Whether the node is judged.
+    #[must_use]
+    pub(crate) fn is_host_judged(&self) -> bool {
+        let flags = self.maps.config.get(&0).unwrap().map_or(0, |config| config.flags);
+        flags & FLAG_HOST_POLICY != 0
+    }
+
+    /// Writes an entry of the node's own policy that allows.
+    pub fn host_allow(&self, direction: Direction, identity: u32, port: u16, proto: u8) -> PolicyKey {
+        let key = PolicyKey::new(identity, port, proto, direction);
+        hand_insert(&self.pins, &self.maps, HOST_ID, &key, &PolicyEntry::ALLOW).unwrap();
+        key
+    }
+
+    /// Removes an entry of the node's own policy.
+    pub fn host_forget(&self, key: &PolicyKey) {
+        hand_remove(&self.pins, &self.maps, HOST_ID, key).unwrap();
+    }
+
+    fn end_host(&self) {
+        if self.is_host_judged() {
+            self.edit_config(|config| config.flags &= !FLAG_HOST_POLICY);
+            self.maps.endpoints.insert(&SLOT_HOST, &Endpoint::default()).unwrap();
+            self.policies.lock().unwrap().remove(HOST_ID).unwrap();
+        }
+    }
+
     /// Path of a pin as commands that we start see it: the bpffs is mounted nowhere but known to this process.
     #[must_use]
     pub fn pin_for_commands(&self, name: &str) -> String {
@@ -425,6 +472,7 @@ impl Node {
         for workload in std::mem::take(&mut self.workloads) {
             self.remove(workload);
         }
+        self.end_host();
         let links = Links::new(&self.pins);
         let errors = self.host.run(|| links.remove_all(&self.uplinks));
         assert!(errors.is_empty(), "{errors:?}");

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use villus_abi::{Direction, Flow, PolicyKey, Reason, metrics};
+use villus_abi::{Direction, Flow, PolicyKey, Reason, endpoint::HOST_ID, metrics};
 use villus_datapath::{FlowKey, view_policy};
 
 use crate::{node::Node, workload::Workload};
@@ -41,9 +41,10 @@ impl Node {
     #[must_use]
     pub fn tally(&self) -> Tally {
         let mut policy = BTreeMap::new();
-        for workload in &self.workloads {
-            let view = view_policy(&self.pins, &self.maps, workload.id).unwrap();
-            policy.extend(view.entries.into_iter().map(|(key, entry)| ((workload.id, key), entry.packets)));
+        let host = self.is_host_judged().then_some(HOST_ID);
+        for id in self.workloads.iter().map(|workload| workload.id).chain(host) {
+            let view = view_policy(&self.pins, &self.maps, id).unwrap();
+            policy.extend(view.entries.into_iter().map(|(key, entry)| ((id, key), entry.packets)));
         }
         let metrics = villus_datapath::metrics(&self.maps).unwrap();
         Tally {
@@ -161,11 +162,18 @@ impl Delta {
     /// Packets that entries of one endpoint's policy have decided in a direction.
     #[must_use]
     pub fn asked(&self, workload: &Workload, direction: Direction) -> u64 {
-        self.policy
-            .iter()
-            .filter(|((id, key), _)| *id == workload.id && key.dir() == direction)
-            .map(|(_, packets)| packets)
-            .sum()
+        self.asked_of(workload.id, direction)
+    }
+
+    /// As [`Self::asked`], of the node's own policy.
+    #[must_use]
+    pub fn asked_of_host(&self, direction: Direction) -> u64 {
+        self.asked_of(HOST_ID, direction)
+    }
+
+    fn asked_of(&self, endpoint: u16, direction: Direction) -> u64 {
+        let entries = self.policy.iter().filter(|((id, key), _)| *id == endpoint && key.dir() == direction);
+        entries.map(|(_, packets)| packets).sum()
     }
 
     /// Packets of a reason and direction.

@@ -8,21 +8,56 @@ use villus_api::EndpointRef;
 use villus_config::{Config, Sources, config::Paths};
 use villus_datapath::{Maps, Pins};
 use villus_emergency::Journal;
+use villus_policy::Settings;
 
 use crate::{connect::Host, failure::Failure, out};
 
 /// The options that say where things are; with all their other sources, as for the agent.
 const PLACES: [&str; 3] = ["bpf-root", "lib-dir", "state-dir"];
 
-/// Where the agent keeps what it keeps. Give what the agent was given.
+/// Where the agent's options are. Give what the agent was given.
 #[derive(Args, Clone, Debug, Default)]
-pub struct PlaceArgs {
+pub struct ConfigArgs {
     /// Directory with one file per option, as given to the agent [env: VILLUS_CONFIG_DIR].
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::DirPath, help_heading = "Places")]
     config_dir: Option<String>,
     /// YAML file of options, as given to the agent [env: VILLUS_CONFIG].
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath, help_heading = "Places")]
     config: Option<String>,
+}
+
+impl ConfigArgs {
+    fn flags(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [("config-dir", &self.config_dir), ("config", &self.config)]
+            .into_iter()
+            .filter_map(|(name, value)| value.as_deref().map(|value| (name, value)))
+    }
+
+    /// Whether the command line names any.
+    pub const fn is_given(&self) -> bool {
+        self.config_dir.is_some() || self.config.is_some()
+    }
+
+    /// The agent's options from all sources; `cluster` takes the place of the name of its cluster.
+    pub fn load(&self, cluster: Option<&str>) -> Result<Config, Failure> {
+        let named = cluster.map(|name| ("cluster-name", name));
+        let sources = Sources::new().process_env();
+        let sources =
+            self.flags().chain(named).fold(sources, |sources, (name, value)| sources.flag(name, value));
+        Config::load(sources).map_err(|error| Failure::new(error).fix("correct what is named above"))
+    }
+}
+
+/// What options make of policies.
+pub fn policy_settings(config: &Config) -> Result<Settings, Failure> {
+    villus_agent::policy_settings(config, config.policy.enforcement).map_err(Failure::new)
+}
+
+/// Where the agent keeps what it keeps. Give what the agent was given.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PlaceArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Mount point of the BPF file system [env: VILLUS_BPF_ROOT] [default: /sys/fs/bpf].
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::DirPath, help_heading = "Places")]
     bpf_root: Option<String>,
@@ -36,15 +71,16 @@ pub struct PlaceArgs {
 
 impl PlaceArgs {
     fn flags(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        [
-            ("config-dir", &self.config_dir),
-            ("config", &self.config),
-            ("bpf-root", &self.bpf_root),
-            ("lib-dir", &self.lib_dir),
-            ("state-dir", &self.state_dir),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| value.as_deref().map(|value| (name, value)))
+        let places =
+            [("bpf-root", &self.bpf_root), ("lib-dir", &self.lib_dir), ("state-dir", &self.state_dir)];
+        let places =
+            places.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
+        self.config.flags().chain(places)
+    }
+
+    /// The places of a bpffs, where options say the rest.
+    pub fn of_bpf_root(config: &ConfigArgs, bpf_root: Option<&str>) -> Self {
+        Self { config: config.clone(), bpf_root: bpf_root.map(str::to_owned), ..Self::default() }
     }
 
     /// The agent's configuration from all sources.

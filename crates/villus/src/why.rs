@@ -124,7 +124,7 @@ fn without_agent(
     })?;
     out::complain(&format!("villus: {absent}"));
     out::complain(
-        "  only the kernel's maps were asked: identities are numbers, and what policy wants is for the agent to say",
+        "  only the kernel's maps were asked: identities are numbers, and which rules ask for an entry is for the agent to say",
     );
     Ok(())
 }

@@ -181,9 +181,9 @@ fn owners_see_who_can_reach_whom_as_the_maps_say() {
     kernel.endpoint(7, 302, &open);
     let mapped = IpcacheValue { identity: 303, ..IpcacheValue::default() };
     kernel.maps.ipcache.insert(&IpcacheKey::v4([10, 2, 6, 113], 32), &mapped).unwrap();
-    let ask = |kernel: &Kernel, args: &[&str]| {
-        squeezed(&kernel.villus(&[&["policy"], args, &["--from-kernel"]].concat()).ok())
-    };
+    let from_kernel =
+        |args: &[&str]| villus(&[&["policy"], args, &["--from-kernel", "--bpf-root", "/tmp/bpf"]].concat());
+    let ask = |_: &Kernel, args: &[&str]| squeezed(&from_kernel(args).ok());
     assert_eq!(
         ask(&kernel, &["who-can", "300", "5432"]),
         ["IDENTITY PORTS LABELS", "301 (endpoint 6) 5432/tcp"]
@@ -197,7 +197,7 @@ fn owners_see_who_can_reach_whom_as_the_maps_say() {
     kernel.villus(&["bpf", "policy", "add", "8", "ingress", "302", "22/tcp"]).ok();
     let who = ask(&kernel, &["who-can", "300", "22"]);
     assert_eq!(who, ["IDENTITY PORTS LABELS", "302 (endpoint 7) 22/tcp"]);
-    let json = kernel.villus(&["policy", "who-can", "300", "22", "--from-kernel", "-o", "json"]).ok();
+    let json = from_kernel(&["who-can", "300", "22", "-o", "json"]).ok();
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(
         rows,
@@ -223,10 +223,9 @@ fn owners_see_who_can_reach_whom_as_the_maps_say() {
     let audited = ask(&kernel, &["who-can", "10.15.0.5", "5432"]);
     assert!(audited.contains(&"302 (endpoint 7) 5432/tcp (audit)".to_owned()), "{audited:?}");
 
-    let nobody = kernel.villus(&["policy", "who-can", "999", "80", "--from-kernel"]).fails(1);
+    let nobody = from_kernel(&["who-can", "999", "80"]).fails(1);
     assert!(nobody.contains("no endpoint of this node is \"999\""), "{nobody}");
-    let both = ["policy", "who-can", "300", "80", "--from-kernel", "--policies", "/tmp/none"];
-    kernel.villus(&both).fails(2);
+    from_kernel(&["who-can", "300", "80", "--policies", "/tmp/none"]).fails(2);
 }
 
 #[test]

@@ -107,6 +107,57 @@ Final verdict: ALLOWED
 }
 
 #[test]
+fn options_change_what_policies_mean() {
+    let files = files();
+    let dir = tempfile::tempdir().unwrap();
+    let who = || {
+        let scene = ["--policies", &files.policies, "--identities", &files.identities];
+        let config = ["--config-dir", dir.path().to_str().unwrap()];
+        villus(&[&["policy", "who-can", "app=cron", "80"][..], &scene, &config].concat()).ok()
+    };
+    assert!(who().contains("k8s:app=db"), "nobody selects it");
+    std::fs::write(dir.path().join("enable-policy"), "always").unwrap();
+    assert_eq!(who(), "nobody\n");
+    std::fs::write(dir.path().join("enable-policy"), "sometimes").unwrap();
+    let scene = ["--policies", &files.policies, "--identities", &files.identities];
+    let config = ["--config-dir", dir.path().to_str().unwrap()];
+    let said = villus(&[&["policy", "who-can", "app=cron", "80"][..], &scene, &config].concat()).fails(1);
+    assert!(said.contains("enable-policy"), "{said}");
+}
+
+#[test]
+fn references_are_looked_for_in_all_files_that_are_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let policy = write(
+        "policy.yaml",
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web}\nspec:\n  \
+         endpointSelector: {}\n  egress:\n  - toCIDRSet: [{cidrGroupRef: friends}]\n  \
+         - toServices: [{k8sService: {serviceName: api, namespace: default}}]\n    \
+         toPorts: [{ports: [{port: http, protocol: TCP}]}]\n",
+    );
+    let alone = villus(&["policy", "validate", &policy]).ok();
+    assert!(
+        alone.contains("spec.egress[0] names CIDR group friends, which none of these files has"),
+        "{alone}"
+    );
+    assert!(alone.contains("spec.egress[1] names service default/api"), "{alone}");
+    assert!(!alone.contains("port http"), "workloads have ports, not files: {alone}");
+    let groups = write(
+        "groups.yaml",
+        "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: friends}\n\
+         spec: {externalCIDRs: [198.51.100.0/24]}\n---\napiVersion: v1\nkind: Service\n\
+         metadata: {name: api}\nspec: {selector: {app: api}}\n",
+    );
+    let all = villus(&["policy", "validate", &policy, &groups]).ok();
+    assert!(!all.contains("none of these files"), "{all}");
+}
+
+#[test]
 fn owners_see_who_can_reach_whom() {
     let files = files();
     let scene = ["--policies", &files.policies, "--identities", &files.identities];

@@ -53,6 +53,7 @@ impl Node {
     fn compare_all(&mut self, only: Option<u16>) -> villus_datapath::Result<VerifyReport> {
         self.read_journal();
         let mut report = VerifyReport::default();
+        self.learn_shapes(&self.kernel.maps.endpoints.entries()?);
         if only.is_none() {
             self.compare_tables(&mut report)?;
             self.compare_masquerading(&mut report);

@@ -56,6 +56,11 @@ pub(crate) struct FileState {
     pub warnings: Vec<String>,
 }
 
+/// Whether this process runs in a pod: Kubernetes tells every container where its API is.
+fn is_in_kubernetes() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
 /// What options make of policies.
 ///
 /// # Errors
@@ -68,8 +73,12 @@ pub fn settings(config: &Config, enforcement: Enforcement) -> Result<Settings, A
         Enforcement::Always => EnforcementMode::Always,
         Enforcement::Never => EnforcementMode::Never,
     };
-    // Without Kubernetes nobody probes endpoints from the node.
-    settings.allow_localhost = config.policy.allow_localhost == AllowLocalhost::Always;
+    settings.allow_localhost = match config.policy.allow_localhost {
+        AllowLocalhost::Always => true,
+        AllowLocalhost::Policy => false,
+        // Its nodes probe their pods.
+        AllowLocalhost::Auto => is_in_kubernetes(),
+    };
     settings.max_entries = (config.datapath.policy_map_max as usize).saturating_sub(ROOM);
     settings.default_local_cluster = config.policy.default_local_cluster;
     settings.cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)

@@ -317,7 +317,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         Choice(&["auto", "always", "policy"]),
         "auto",
         "Whether processes of this node reach its endpoints: always, as policy says, or auto (always in a \
-         Kubernetes cluster, else as policy says).",
+         pod of Kubernetes, whose nodes probe it, else as policy says).",
     ),
     opt(
         Group::Policy,

@@ -8,7 +8,8 @@ use villus_labels::Labels;
 
 use super::{Verdict, reason::reason_name};
 use crate::{
-    Action, Direction, EventType, FlowEvent, Kind, LossSource, Packet, Point, Reason, State, TcpFlags,
+    Action, Direction, EventType, FlowEvent, Kind, LossSource, Packet, Point, PolicyName, Reason, State,
+    TcpFlags,
 };
 
 /// What is known about identities and endpoints. What it does not know is left out of the line.
@@ -123,6 +124,14 @@ struct FlowOut<'a> {
     interface: Option<InterfaceOut>,
     #[serde(rename = "Summary", skip_serializing_if = "String::is_empty")]
     summary: String,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    egress_allowed_by: &'a [PolicyName],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ingress_allowed_by: &'a [PolicyName],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    egress_denied_by: &'a [PolicyName],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ingress_denied_by: &'a [PolicyName],
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -201,7 +210,14 @@ struct InterfaceOut {
 // === impl FlowOut ===
 
 impl<'a> FlowOut<'a> {
-    fn of(event: &FlowEvent, time: Timestamp, origin: &'a Origin, workloads: &'a dyn Workloads) -> Self {
+    fn of(event: &'a FlowEvent, time: Timestamp, origin: &'a Origin, workloads: &'a dyn Workloads) -> Self {
+        // What audit lets pass is denied by them all the same.
+        let allows = event.reason().is_none_or(|reason| reason == Reason::FORWARDED);
+        let by = |direction, allowed| {
+            let decided =
+                event.policies.as_deref().filter(|_| (event.direction, allows) == (direction, allowed));
+            decided.unwrap_or_default()
+        };
         let verdict = verdict_of(event.kind);
         let dropped = event.reason().filter(|_| verdict == Verdict::Dropped);
         let packet = &event.packet;
@@ -236,6 +252,10 @@ impl<'a> FlowOut<'a> {
             is_reply: is_reply(event),
             interface: (event.ifindex != 0).then_some(InterfaceOut { index: event.ifindex }),
             summary: summary_of(packet),
+            egress_allowed_by: by(Direction::Egress, true),
+            ingress_allowed_by: by(Direction::Ingress, true),
+            egress_denied_by: by(Direction::Egress, false),
+            ingress_denied_by: by(Direction::Ingress, false),
         }
     }
 }

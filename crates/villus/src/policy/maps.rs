@@ -30,8 +30,15 @@ pub struct KernelArgs {
     /// Ask the policy maps of this node's kernel, which packets are judged by, instead of policies.
     #[arg(long, conflicts_with = "policies")]
     pub from_kernel: bool,
-    #[command(flatten)]
-    places: PlaceArgs,
+    /// Mount point of the BPF file system [env: VILLUS_BPF_ROOT] [default: /sys/fs/bpf].
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_hint = clap::ValueHint::DirPath,
+        requires = "from_kernel",
+        help_heading = "Places"
+    )]
+    bpf_root: Option<String>,
 }
 
 /// Endpoints of one identity whose maps say the same.
@@ -53,7 +60,7 @@ pub struct KernelScene {
 impl KernelArgs {
     /// Reads the maps. Labels of identities are those of a file or of the agent, as far as it answers.
     pub fn load(&self, scene: &SceneArgs, host: &Host) -> Result<KernelScene, Failure> {
-        let kernel = self.places.kernel()?;
+        let kernel = PlaceArgs::of_bpf_root(&scene.config, self.bpf_root.as_deref()).kernel()?;
         let snapshot = Snapshot::without_flows(&kernel.pins, &kernel.maps)?;
         let whole_node = snapshot.config.is_some_and(|config| config.flags & FLAG_AUDIT != 0);
         let mut groups: Vec<Group> = Vec::new();

@@ -6,14 +6,19 @@ use clap::Args;
 use villus_api::model::{Identity, PolicyName, PolicyText, PreviewRequest};
 use villus_flows::protocol_name;
 use villus_labels::{Label, Labels, NumericIdentity};
-use villus_policy::{ObjectKey, ParsedFile, Settings, parse};
+use villus_policy::{Audit, ObjectKey, ParsedFile, parse};
 use villus_print::Table;
 use villus_rollout::{
     EndpointChange, Entry, FlowChange, Numbers, Objects, Outcome, Plan, Preview, Step, preview, subjects_of,
 };
 
 use super::{files, observed::FlowArgs, validate};
-use crate::{connect::Host, failure::Failure, out::OutputArgs};
+use crate::{
+    connect::Host,
+    failure::Failure,
+    kernel::{ConfigArgs, policy_settings},
+    out::OutputArgs,
+};
 
 /// Flows that pass now would be dropped.
 const DENIES: u8 = 4;
@@ -23,15 +28,13 @@ const AUDITS: u8 = 5;
 const OVERFLOWS: u8 = 6;
 /// Lines of a table for people; `-o json` has them all.
 const SHOWN: usize = 40;
-/// Most entries of a map where no agent says how many.
-const MOST: usize = 16_384;
 
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  villus policy preview web.yaml\n  villus policy preview web.yaml --enforced -o json\n  \
                   villus policy preview --delete web --namespace shop\n  villus policy preview web.yaml --policies \
                   policies/ --flows node1.log node2.log\n\nNothing is changed. With --policies no agent is asked: endpoints \
-                  are those that the flows show, by their labels.\n\nExit codes: 0 no observed flow would be denied; 4 \
+                  are those that the flows show, by their labels, and options those of --config-dir or --config.\n\nExit codes: 0 no observed flow would be denied; 4 \
                   some that pass now would be dropped; 5 none would be dropped, but some that policy allows now would \
                   pass by audit mode only; 6 an endpoint's policy would not fit its map; 1 and 2 as always."
 )]
@@ -53,9 +56,12 @@ pub struct PreviewArgs {
     /// Identities beside those of the flows: what `villus identity list -o json` printed.
     #[arg(long, value_name = "FILE", requires = "policies", value_hint = clap::ValueHint::FilePath)]
     identities: Option<String>,
-    /// Name of the cluster, for entities and selectors of clusters.
-    #[arg(long, value_name = "NAME", default_value = "default", requires = "policies")]
-    cluster_name: String,
+    /// Name of the cluster, for entities and selectors of clusters, in place of what the options say.
+    #[arg(long, value_name = "NAME", requires = "policies")]
+    cluster_name: Option<String>,
+    /// Options that change what policies mean, with --policies.
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Judge as if audit mode were off everywhere.
     #[arg(long)]
     enforced: bool,
@@ -64,6 +70,10 @@ pub struct PreviewArgs {
 }
 
 pub fn run(host: &Host, args: &PreviewArgs) -> Result<(), Failure> {
+    if args.policies.is_none() && args.config.is_given() {
+        return Err(Failure::usage("the agent that is asked has options of its own")
+            .fix("leave out --config-dir and --config, or give --policies to ask no agent"));
+    }
     let files = files::read(&args.files)?;
     validate::refuse(&files)?;
     let preview = match &args.policies {
@@ -118,15 +128,16 @@ fn offline(args: &PreviewArgs, policies: &[String], files: Vec<files::File>) -> 
     for file in files {
         put(&mut after, parsed(&file)?);
     }
+    let config = args.config.load(args.cluster_name.as_deref())?;
+    let settings = policy_settings(&config)?;
     let plan = Plan {
-        settings: Settings::new(&args.cluster_name)
-            .map_err(|error| Failure::usage(format!("--cluster-name: {error}")))?,
         before,
         after,
         subjects: subjects_of(&observations),
         numbers: Numbers::new(identities, []),
-        audit: villus_policy::Audit::NONE,
-        max_entries: MOST,
+        audit: if args.enforced { Audit::NONE } else { config.policy.audit.into() },
+        max_entries: settings.max_entries,
+        settings,
     };
     Ok(preview(plan, &observations))
 }

@@ -7,7 +7,11 @@ use villus_labels::{Labels, NumericIdentity, source};
 use villus_policy::{EndpointPolicy, Policy, Referent, Repository, Settings, parse};
 
 use super::files;
-use crate::{connect::Host, failure::Failure};
+use crate::{
+    connect::Host,
+    failure::Failure,
+    kernel::{ConfigArgs, policy_settings},
+};
 
 /// More entries than any map holds: what is reasoned about need not fit.
 const ENTRIES: usize = 1 << 20;
@@ -21,9 +25,12 @@ pub struct SceneArgs {
     /// A file of identities instead of those of the agent: the JSON of `villus identity list -o json`.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     identities: Option<String>,
-    /// Name of the local cluster.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    cluster_name: String,
+    /// Name of the local cluster, in place of what the options say.
+    #[arg(long, value_name = "NAME")]
+    cluster_name: Option<String>,
+    /// Options that change what policies mean.
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 /// Policies, and who there is.
@@ -43,8 +50,7 @@ impl SceneArgs {
 
     /// The policies, without identities.
     pub fn policies(&self, host: &Host) -> Result<Scene, Failure> {
-        let settings = Settings::new(&self.cluster_name)
-            .map_err(|error| Failure::usage(format!("--cluster-name {:?}: {error}", self.cluster_name)))?;
+        let settings = policy_settings(&self.config.load(self.cluster_name.as_deref())?)?;
         let mut scene =
             Scene { settings, policies: Vec::new(), referents: Vec::new(), identities: Vec::new() };
         if self.is_offline() {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use villus_policy::{ObjectKey, Problem, parse};
+use villus_policy::{ObjectKey, ParsedFile, Policy, Problem, Referents, parse, unresolved};
 
 use super::files::{self, File};
 use crate::{
@@ -12,7 +12,8 @@ use crate::{
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  villus policy validate policies/ web.yaml\n\nExit code 1 if anything is wrong. What is not enforced is wrong."
+    after_help = "Example:\n  villus policy validate policies/ web.yaml\n\nExit code 1 if anything is wrong. What is not enforced is wrong. \
+                  Groups and services that a policy names and none of the files has are said: until they come, it means nobody there."
 )]
 pub struct ValidateArgs {
     /// Files of YAML or JSON, directories of them, - for standard input.
@@ -32,25 +33,53 @@ struct Checked {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     referents: Vec<ObjectKey>,
     problems: Vec<Problem>,
+    /// What its policies refer to and no file has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
 }
 
 impl Checked {
-    fn of(file: &File) -> Self {
-        match parse(&file.name, &file.text) {
-            Ok(parsed) => Self {
-                file: file.name.clone(),
-                valid: true,
-                policies: parsed.policies.into_iter().map(|policy| policy.key).collect(),
-                referents: parsed.referents.into_iter().map(|referent| referent.key).collect(),
-                problems: parsed.warnings,
-            },
+    /// Checks files, and what they refer to in each other.
+    fn all(files: &[File]) -> Vec<Self> {
+        let parsed: Vec<_> = files.iter().map(|file| parse(&file.name, &file.text)).collect();
+        let mut referents = Referents::default();
+        for referent in parsed.iter().flatten().flat_map(|parsed| &parsed.referents) {
+            referents.upsert(referent.clone());
+        }
+        let checked = files.iter().zip(parsed).map(|(file, parsed)| match parsed {
+            Ok(parsed) => Self::valid(file, parsed, &referents),
             Err(refused) => Self {
                 file: file.name.clone(),
                 valid: false,
                 policies: Vec::new(),
                 referents: Vec::new(),
                 problems: refused.problems,
+                missing: Vec::new(),
             },
+        });
+        checked.collect()
+    }
+
+    fn valid(file: &File, parsed: ParsedFile, referents: &Referents) -> Self {
+        let missing_of = |policy: &Policy| {
+            let objects = unresolved(policy, referents).into_iter().filter(|missing| !missing.is_port);
+            let line = |missing: villus_policy::Unresolved| {
+                let at = missing.position.map(|at| format!(":{}", at.line)).unwrap_or_default();
+                let name = &policy.key;
+                format!(
+                    "{}{at}: {name} {} names {}, which none of these files has: until it comes, it means nobody",
+                    file.name, missing.path, missing.what
+                )
+            };
+            objects.map(line).collect::<Vec<_>>()
+        };
+        Self {
+            file: file.name.clone(),
+            valid: true,
+            missing: parsed.policies.iter().flat_map(missing_of).collect(),
+            policies: parsed.policies.into_iter().map(|policy| policy.key).collect(),
+            referents: parsed.referents.into_iter().map(|referent| referent.key).collect(),
+            problems: parsed.warnings,
         }
     }
 
@@ -63,21 +92,21 @@ impl Checked {
             (true, names) => format!("valid: {}", names.join(", ")),
         };
         let word = if self.valid { "warning: " } else { "" };
-        self.problems
-            .iter()
-            .fold(format!("{}: {verdict}\n", self.file), |text, problem| format!("{text}  {word}{problem}\n"))
+        let problems = self.problems.iter().map(|problem| format!("  {word}{problem}\n"));
+        let missing = self.missing.iter().map(|missing| format!("  warning: {missing}\n"));
+        [format!("{}: {verdict}\n", self.file)].into_iter().chain(problems).chain(missing).collect()
     }
 }
 
 pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
-    let checked: Vec<Checked> = files::read(&args.files)?.iter().map(Checked::of).collect();
+    let checked = Checked::all(&files::read(&args.files)?);
     args.output.print(&checked, || checked.iter().map(Checked::text).collect())?;
     if checked.iter().all(|checked| checked.valid) { Ok(()) } else { Err(Failure::silent(FAILED)) }
 }
 
 /// Fails if any of the files is wrong, having said what is.
 pub fn refuse(files: &[File]) -> Result<(), Failure> {
-    let wrong: Vec<Checked> = files.iter().map(Checked::of).filter(|checked| !checked.valid).collect();
+    let wrong: Vec<Checked> = Checked::all(files).into_iter().filter(|checked| !checked.valid).collect();
     if wrong.is_empty() {
         return Ok(());
     }
