@@ -157,6 +157,22 @@ fn a_policy_for_nodes_is_never_silent() {
 }
 
 #[test]
+fn in_a_pod_of_kubernetes_the_node_reaches_its_endpoints_whatever_policy_says() {
+    alone!();
+    let mut node = TestNode::new(&[]);
+    node.in_a_pod = true;
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let answers = || try_run("ping", &["-c1", "-W1", &server.v4().to_string()]).status.success();
+    node.import(&policy("web", "ingress: [{}]"));
+    assert!(answers(), "allow-localhost is auto");
+    node.stop();
+    node.in_a_pod = false;
+    node.start();
+    assert!(!answers());
+}
+
+#[test]
 fn prefixes_mean_the_node_where_the_option_says_so() {
     alone!();
     let mut node = TestNode::started(&[("policy-cidr-match-mode", "nodes")]);

@@ -22,6 +22,8 @@ pub const SHORT: Duration = Duration::from_secs(1);
 
 /// Tells a process that it is the agent, and its options.
 const AGENT: &str = "VILLUS_TEST_AGENT";
+/// Tells a process that it runs in a pod of Kubernetes.
+const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 
 /// The agent itself; every test file has a test of this name that calls this.
 pub fn be_the_agent() {
@@ -38,7 +40,10 @@ pub fn be_the_agent() {
 
 /// Makes the running of this program that of the agent.
 pub fn as_agent<'a>(command: &'a mut Command, options: &[(String, String)]) -> &'a mut Command {
-    command.args(["--exact", "the_agent", "--nocapture"]).env(AGENT, serde_json::to_string(options).unwrap())
+    command
+        .args(["--exact", "the_agent", "--nocapture"])
+        .env(AGENT, serde_json::to_string(options).unwrap())
+        .env_remove(IN_A_POD)
 }
 
 /// Directories, options and the agent of one node.
@@ -48,6 +53,8 @@ pub struct TestNode {
     pub agent: Option<Child>,
     /// The network namespace that is the node; none: that of the test.
     pub netns: Option<String>,
+    /// The agent runs in a pod of Kubernetes.
+    pub in_a_pod: bool,
 }
 
 impl TestNode {
@@ -76,7 +83,7 @@ impl TestNode {
         .into();
         all.retain(|(name, _)| !options.iter().any(|(other, _)| other == name));
         all.extend(options.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
-        Self { root, options: all, agent: None, netns: netns.map(str::to_owned) }
+        Self { root, options: all, agent: None, netns: netns.map(str::to_owned), in_a_pod: false }
     }
 
     /// A node with an agent that serves.
@@ -97,7 +104,11 @@ impl TestNode {
                 command
             }
         };
-        let child = as_agent(&mut command, &self.options).stdout(Stdio::null()).spawn().unwrap();
+        let command = as_agent(&mut command, &self.options).stdout(Stdio::null());
+        if self.in_a_pod {
+            command.env(IN_A_POD, "10.96.0.1");
+        }
+        let child = command.spawn().unwrap();
         self.agent = Some(child);
     }
 

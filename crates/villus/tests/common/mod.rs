@@ -39,7 +39,7 @@ impl Said {
 /// The program, without what the environment of the test says.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_villus"));
-    let ours = |name: &str| name.starts_with("VILLUS_") || name.starts_with("CILIUM_");
+    let ours = |name: &str| ["VILLUS_", "CILIUM_", "KUBERNETES_"].iter().any(|start| name.starts_with(start));
     for name in std::env::vars().map(|(name, _)| name).filter(|name| ours(name)) {
         command.env_remove(name);
     }
