@@ -5,7 +5,7 @@ mod common;
 
 use common::{TestNode, Workload};
 use villus_api::EndpointRef;
-use villus_api::model::{EndpointChangeRequest, IpQuery, PolicyDelete, PolicyImport, PolicyQuery};
+use villus_api::model::{EndpointChangeRequest, IpQuery, PolicyDelete, PolicyImport};
 use villus_net::NetnsRef;
 use villus_testbed::{alone, eventually, run, try_run};
 
@@ -137,10 +137,6 @@ fn a_service_is_imported_and_outlives_the_policy_of_its_name() {
         "egress: [{toServices: [{k8sService: {serviceName: api, namespace: default}}]}]",
     ));
     assert!(client.asks(backend.v4(), 80), "the service is still there");
-    let all = node.client().policy(&PolicyQuery::default()).unwrap().policy;
-    let all: Vec<serde_json::Value> = serde_json::from_str(&all).unwrap();
-    let kinds: Vec<&str> = all.iter().map(|object| object["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["CiliumNetworkPolicy", "Service"]);
     assert_eq!(delete("api"), ["default/api"]);
     assert!(client.asks_in_vain(backend.v4(), 80));
 }

@@ -12,25 +12,23 @@ use crate::agent::Agent;
 use crate::node::Node;
 
 impl Node {
-    /// The policies that a query picks, and the groups and services that they may refer to.
+    /// The policies in force that a query picks.
     pub(super) fn policies(&mut self, query: &PolicyQuery) -> ApiResult<Policy> {
         let selector = match query.labels.as_str() {
             "" => LabelSelector::everything(),
             text => LabelSelector::parse(text)
                 .map_err(|error| ApiError::bad_field("labels", error.to_string()))?,
         };
-        let is_meant = |key: &ObjectKey| {
-            let in_namespace = || key.namespace.as_deref() == Some(query.namespace.as_str());
-            (query.name.is_empty() || *key.name == *query.name)
-                && (query.namespace.is_empty() || in_namespace())
-        };
-        let policies = self.repository.policies_with_labels(&selector);
-        let policies = policies.map(|policy| (policy.object.text(), &policy.key));
-        // Labels are those that policies have.
-        let others = self.repository.referents().objects().filter(|_| query.labels.is_empty());
-        let others = others.map(|referent| (referent.object.text(), &referent.key));
-        let (objects, keys): (Vec<&str>, Vec<&ObjectKey>) =
-            policies.chain(others).filter(|entry| is_meant(entry.1)).unzip();
+        let (objects, keys): (Vec<&str>, Vec<&ObjectKey>) = self
+            .repository
+            .policies_with_labels(&selector)
+            .filter(|policy| query.name.is_empty() || *policy.key.name == *query.name)
+            .filter(|policy| {
+                query.namespace.is_empty()
+                    || policy.key.namespace.as_deref() == Some(query.namespace.as_str())
+            })
+            .map(|policy| (policy.object.text(), &policy.key))
+            .unzip();
         if objects.is_empty()
             && !(query.name.is_empty() && query.labels.is_empty() && query.namespace.is_empty())
         {

@@ -41,7 +41,7 @@ pub enum PolicyCommand {
     Rollback(cluster::RollbackArgs),
     /// Show which nodes of the cluster have realised its policies.
     Status(cluster::StatusArgs),
-    /// Show the policies in effect, and the groups and services that they may refer to, as JSON.
+    /// Show the rules in effect, as JSON.
     Get(GetArgs),
     /// Say what files hold and what is wrong with them; needs no agent.
     Validate(validate::ValidateArgs),
