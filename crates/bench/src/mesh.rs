@@ -186,7 +186,7 @@ fn first_sync(runtime: &Runtime, addresses: usize) -> Result<Vec<Row>> {
         drop(reference);
         let to = store(&local)?;
         let start = Instant::now();
-        let mut mesh = Mesh::start(&local, &[remote])?;
+        let mut mesh = Mesh::start(&local, std::slice::from_ref(&remote))?;
         copied(&mut mesh, &to, keys as u64 - 1).await?;
         let took = start.elapsed();
         let resident = mesh.resident()?;
@@ -221,7 +221,7 @@ fn steady(runtime: &Runtime) -> Result<Vec<Row>> {
     runtime.block_on(async {
         let (from, to) = (store(&remote)?, store(&local)?);
         write(&from, entries(0, KEYS, 1000)).await?;
-        let mut mesh = Mesh::start(&local, &[remote])?;
+        let mut mesh = Mesh::start(&local, std::slice::from_ref(&remote))?;
         copied(&mut mesh, &to, (KEYS + 1000) as u64).await?;
         let revision = to.header().await?.revision;
         let mut watch = to.watch("cilium/cache/ip/", revision + 1).await?;

@@ -65,7 +65,10 @@ impl Mesh {
     }
 
     fn ready(&self) {
-        eventually("all are ready", || self.status().code == 0);
+        eventually("all are ready", || {
+            let said = self.status();
+            said.code == 0 && said.out.contains(": 1/1 remote clusters ready")
+        });
     }
 }
 

@@ -33,7 +33,7 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     args.output.print(&status, || text(&status, args.verbose))?;
     let sound = status.local.connected && status.directory.is_none();
     let all_ready = status.remotes.iter().all(|remote| remote.ready);
-    if !status.leading || (sound && all_ready) { Ok(()) } else { Err(Failure::silent(FAILED)) }
+    if sound && (!status.leading || all_ready) { Ok(()) } else { Err(Failure::silent(FAILED)) }
 }
 
 /// The status that a mesh has left.
@@ -60,7 +60,11 @@ pub fn read(path: &Path) -> Result<MeshStatus, Failure> {
 fn text(status: &MeshStatus, verbose: bool) -> String {
     let ready = status.remotes.iter().filter(|remote| remote.ready).count();
     let layouts: Vec<&str> = status.layouts.iter().map(|layout| layout.name()).collect();
-    let role = if status.leading { "copying" } else { "waiting, another replica copies" };
+    let role = match (status.leading, status.local.connected) {
+        (true, _) => "copying",
+        (false, true) => "waiting, another replica copies",
+        (false, false) => "waiting for the local store",
+    };
     let mut text = format!(
         "KVStoreMesh of {} (id {}): {ready}/{} remote clusters ready, layout {}, {role}\nLocal store: {}\n",
         status.cluster,
