@@ -1,0 +1,239 @@
+//! Three nodes, one etcd of three members, traffic from node to node, and everything that can happen to a store.
+//!
+//! Each time: nothing that is allowed is lost, nothing that is denied arrives, and when the store is back the nodes
+//! agree again without a hand.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod nodes;
+mod traffic;
+
+use std::time::Duration;
+
+use villus_testbed::{alone, eventually};
+
+use crate::{
+    common::Workload,
+    nodes::{Nodes, Routing},
+    traffic::{PORT, Traffic},
+};
+
+/// How long a store is away: long enough for every retry to have begun to wait.
+const AWAY: Duration = Duration::from_secs(15);
+
+const BACKUP: &str = "/tmp/backup";
+
+const POLICY: &str = "apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: server, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: server}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {role: friend}}]
+";
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+/// A server on the first node, a client on the second, an intruder on the third, and their traffic.
+struct Scene {
+    nodes: Nodes,
+    server: Workload,
+    traffic: Traffic,
+    others: Vec<Workload>,
+    late: usize,
+}
+
+impl Scene {
+    fn start(routing: Routing, more: &[(&str, &str)]) -> Self {
+        let options: Vec<(&str, &str)> =
+            [("bpf-ct-global-any-max", "65536")].into_iter().chain(more.iter().copied()).collect();
+        let nodes = Nodes::start(routing, &options);
+        for node in &nodes.all {
+            node.policy_file("server.yaml", POLICY);
+        }
+        let server = nodes.all[0].workload("server", &["k8s:app=server"]);
+        let client = nodes.all[1].workload("client", &["k8s:app=client", "k8s:role=friend"]);
+        let intruder = nodes.all[2].workload("intruder", &["k8s:app=intruder"]);
+        for workload in [&server, &client, &intruder] {
+            eventually("every node knows the workload", || nodes.knows(workload));
+        }
+        for address in [server.v4(), server.v6()] {
+            server.serves(address, PORT);
+            eventually("the client gets through", || client.asks(address, PORT));
+            eventually("the intruder does not", || intruder.asks_in_vain(address, PORT));
+        }
+        let traffic = Traffic::start(&client, &server, &intruder);
+        Self { nodes, server, traffic, others: vec![client, intruder], late: 0 }
+    }
+
+    /// A workload with labels that nobody had before is known everywhere, and policy for its labels holds.
+    fn converges(&mut self) {
+        self.traffic.goes_on();
+        self.late += 1;
+        let run = format!("k8s:run=late{}", self.late);
+        let friend = self.nodes.all[2].workload(&format!("friend{}", self.late), &["k8s:role=friend", &run]);
+        let other = self.nodes.all[1].workload(&format!("other{}", self.late), &["k8s:role=other", &run]);
+        for workload in [&friend, &other] {
+            eventually("every node knows the late workload", || self.nodes.knows(workload));
+        }
+        for address in [self.server.v4(), self.server.v6()] {
+            eventually("the late friend gets through", || friend.asks(address, PORT));
+            assert!(other.asks_in_vain(address, PORT), "somebody else gets through");
+        }
+        self.others.extend([friend, other]);
+        for workload in [&self.server].into_iter().chain(&self.others) {
+            eventually("every node knows every workload", || self.nodes.knows(workload));
+        }
+        for node in &self.nodes.all {
+            eventually("the store is followed again", || node.kvstore().0 == "Ok");
+        }
+        self.traffic.goes_on();
+    }
+
+    /// The addresses of all workloads are in the store again.
+    fn is_stored(&self) {
+        for workload in [&self.server].into_iter().chain(&self.others) {
+            for address in [workload.v4(), workload.v6()] {
+                let key = format!("cilium/state/ip/v1/default/{address}");
+                eventually("the store has the address", || {
+                    self.nodes.etcdctl(&["get", &key]).is_some_and(|found| found.contains(&key))
+                });
+            }
+        }
+    }
+}
+
+fn a_dead_store_is_waited_for(routing: Routing) {
+    let mut scene = Scene::start(routing, &[]);
+    scene.converges();
+    let leader = scene.nodes.etcd.iter().position(|member| member.leads()).unwrap();
+    scene.nodes.etcd[leader].kill();
+    scene.converges();
+    scene.nodes.etcd[leader].resume();
+    scene.nodes.etcd[leader].wait();
+    scene.converges();
+
+    scene.nodes.kill_etcd();
+    std::thread::sleep(AWAY);
+    scene.traffic.goes_on();
+    for n in 0..scene.nodes.all.len() {
+        scene.nodes.all[n].kill();
+        scene.traffic.goes_on();
+        scene.nodes.all[n].start();
+        scene.traffic.goes_on();
+        let (state, message) = scene.nodes.all[n].kvstore();
+        assert!(state != "Ok" && message.contains("snapshot"), "{state} {message}");
+    }
+    scene.nodes.resume_etcd();
+    scene.converges();
+    scene.traffic.stop();
+}
+
+#[test]
+fn a_dead_store_is_waited_for_with_native_routing() {
+    alone!();
+    a_dead_store_is_waited_for(Routing::Native);
+}
+
+#[test]
+fn a_dead_store_is_waited_for_with_a_tunnel() {
+    alone!();
+    a_dead_store_is_waited_for(Routing::Tunnel);
+}
+
+#[test]
+fn a_node_without_the_store_catches_up_over_a_compaction() {
+    alone!();
+    let mut scene = Scene::start(Routing::Native, &[]);
+    for n in 0..3 {
+        scene.nodes.cut(n);
+        scene.traffic.goes_on();
+        // Others go on, and what happened is forgotten by the store before the node is back.
+        let other = (n + 1) % 3;
+        let late =
+            scene.nodes.all[other].workload(&format!("meanwhile{n}"), &["k8s:role=friend", "k8s:late=yes"]);
+        let status = scene.nodes.etcdctl(&["get", "nothing", "-w", "json"]).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let revision = status["header"]["revision"].as_u64().unwrap();
+        scene.nodes.etcdctl(&["compact", &revision.to_string()]).unwrap();
+        scene.traffic.goes_on();
+        scene.nodes.mend(n);
+        scene.others.push(late);
+        scene.converges();
+    }
+    scene.traffic.stop();
+}
+
+#[test]
+fn expired_leases_are_made_again() {
+    alone!();
+    let mut scene = Scene::start(Routing::Native, &[]);
+    let leases = scene.nodes.etcdctl(&["lease", "list"]).unwrap();
+    let leases: Vec<&str> = leases.lines().skip(1).map(str::trim).collect();
+    assert!(leases.len() >= 3, "each node has leases: {leases:?}");
+    for lease in leases {
+        let _ = scene.nodes.etcdctl(&["lease", "revoke", lease]);
+    }
+    scene.traffic.goes_on();
+    scene.is_stored();
+    scene.converges();
+    scene.is_stored();
+    scene.traffic.stop();
+}
+
+#[test]
+fn a_wiped_store_is_filled_again_and_an_old_backup_is_brought_up_to_date() {
+    alone!();
+    let mut scene = Scene::start(Routing::Native, &[]);
+    scene.nodes.etcd[0].save(BACKUP.as_ref());
+    scene.converges();
+
+    scene.nodes.kill_etcd();
+    scene.nodes.etcd.iter().for_each(|member| member.wipe());
+    scene.nodes.resume_etcd();
+    scene.is_stored();
+    scene.converges();
+    scene.is_stored();
+
+    scene.nodes.kill_etcd();
+    scene.nodes.etcd.iter().for_each(|member| member.restore(BACKUP.as_ref()));
+    scene.nodes.resume_etcd();
+    scene.is_stored();
+    scene.converges();
+    scene.is_stored();
+    scene.traffic.stop();
+}
+
+#[test]
+fn a_store_without_space_is_waited_for() {
+    alone!();
+    let mut scene = Scene::start(Routing::Native, &[]);
+    // As long as one argument of a command may be.
+    let junk = "x".repeat(120 << 10);
+    let mut n = 0;
+    while scene.nodes.etcdctl(&["put", &format!("junk/{n}"), &junk]).is_some() {
+        n += 1;
+        assert!(n < 1000, "the quota holds");
+    }
+    scene.traffic.goes_on();
+    for n in 0..scene.nodes.all.len() {
+        scene.nodes.all[n].kill();
+        scene.nodes.all[n].start();
+        scene.traffic.goes_on();
+    }
+    scene.nodes.etcdctl(&["del", "--prefix", "junk/"]).unwrap();
+    let status = scene.nodes.etcdctl(&["get", "nothing", "-w", "json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    scene.nodes.etcdctl(&["compact", &status["header"]["revision"].to_string()]).unwrap();
+    for member in &scene.nodes.etcd {
+        member.etcdctl(&["defrag"]).unwrap();
+    }
+    scene.nodes.etcdctl(&["alarm", "disarm"]).unwrap();
+    scene.converges();
+    scene.traffic.stop();
+}

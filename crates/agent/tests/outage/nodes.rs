@@ -1,0 +1,147 @@
+//! Three nodes in namespaces of their own, joined by a switch, with a real etcd of three members beside them.
+
+use std::path::PathBuf;
+
+use villus_testbed::{EtcdServer, eventually, run};
+
+use crate::common::{TestNode, Workload};
+
+/// Where the members of etcd listen, as the nodes see it.
+const STORE: &str = "192.168.50.254";
+
+/// The cluster. Gone with this value.
+pub struct Nodes {
+    pub etcd: Vec<EtcdServer>,
+    pub all: Vec<TestNode>,
+}
+
+/// How packets get from node to node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Routing {
+    Native,
+    Tunnel,
+}
+
+fn ip(arguments: &str) {
+    run("ip", &arguments.split_whitespace().collect::<Vec<_>>());
+}
+
+/// Name of the namespace that is node `n`.
+pub fn name(n: usize) -> String {
+    format!("n{n}")
+}
+
+/// Address of node `n` on the switch.
+pub fn address(n: usize) -> String {
+    format!("192.168.50.{}", n + 1)
+}
+
+impl Nodes {
+    /// Three agents on one store, all serving. `more` are options of all.
+    pub fn start(routing: Routing, more: &[(&str, &str)]) -> Self {
+        ip("link add br0 type bridge");
+        ip(&format!("addr add {STORE}/24 dev br0"));
+        ip("addr add fd99::fe/64 dev br0 nodad");
+        ip("link set br0 up");
+        let etcd = EtcdServer::cluster_at(STORE, 3, &["--quota-backend-bytes=16777216"]);
+        let urls: Vec<String> = etcd.iter().map(EtcdServer::url).collect();
+        std::fs::write("/tmp/etcd.yaml", format!("endpoints: [{}]\n", urls.join(", "))).unwrap();
+        for n in 0..3 {
+            let node = name(n);
+            ip(&format!("netns add {node}"));
+            ip(&format!("link add port{n} type veth peer name eth0 netns {node}"));
+            ip(&format!("link set port{n} master br0 up"));
+            ip(&format!("-n {node} link set lo up"));
+            ip(&format!("-n {node} link set eth0 up"));
+            ip(&format!("-n {node} addr add {}/24 dev eth0", address(n)));
+            ip(&format!("-n {node} addr add fd99::{}/64 dev eth0 nodad", n + 1));
+            ip(&format!("-n {node} route add default via {STORE}"));
+            ip(&format!("-n {node} -6 route add default via fd99::fe"));
+        }
+        let mut all: Vec<TestNode> = (0..3).map(|n| Self::node(n, routing, more)).collect();
+        for node in &mut all {
+            node.start();
+        }
+        let nodes = Self { etcd, all };
+        for node in &nodes.all {
+            eventually("every node follows the store", || node.kvstore().0 == "Ok");
+        }
+        nodes
+    }
+
+    fn node(n: usize, routing: Routing, more: &[(&str, &str)]) -> TestNode {
+        let (v4, v6) = (format!("10.5{n}.0.0/24"), format!("fd5{n}::/112"));
+        let node = name(n);
+        let mut options = vec![
+            ("node-name", node.as_str()),
+            ("cluster-name", "outage"),
+            ("cluster-id", "1"),
+            ("kvstore", "etcd"),
+            ("kvstore-opt", "etcd.config=/tmp/etcd.yaml"),
+            ("ipv4-range", &v4),
+            ("ipv6-range", &v6),
+        ];
+        match routing {
+            Routing::Native => options.extend([
+                ("routing-mode", "native"),
+                ("auto-direct-node-routes", "true"),
+                ("ipv4-native-routing-cidr", "10.0.0.0/8"),
+                ("ipv6-native-routing-cidr", "fd00::/8"),
+            ]),
+            Routing::Tunnel => options.extend([("routing-mode", "tunnel"), ("tunnel-protocol", "vxlan")]),
+        }
+        options.extend(more);
+        TestNode::at(PathBuf::from(format!("/tmp/{node}")), Some(&node), &options)
+    }
+
+    /// Whether an address is known on every node as that of the same, real identity.
+    pub fn knows(&self, workload: &Workload) -> bool {
+        [workload.v4(), workload.v6()].iter().all(|address| {
+            let identities: Vec<Option<u32>> =
+                self.all.iter().map(|node| node.identity_of(&address.to_string())).collect();
+            identities[0].is_some_and(|first| first >= 256) && identities.iter().all(|i| *i == identities[0])
+        })
+    }
+
+    /// A member of etcd that answers.
+    pub fn etcdctl(&self, arguments: &[&str]) -> Option<String> {
+        self.etcd.iter().find_map(|member| member.etcdctl(arguments))
+    }
+
+    /// Kills all members of etcd.
+    pub fn kill_etcd(&mut self) {
+        self.etcd.iter_mut().for_each(EtcdServer::kill);
+    }
+
+    /// Starts all members again and waits for them.
+    pub fn resume_etcd(&mut self) {
+        self.etcd.iter_mut().for_each(EtcdServer::resume);
+        self.etcd.iter().for_each(EtcdServer::wait);
+    }
+
+    /// Takes the store away from one node, and nothing else.
+    pub fn cut(&self, n: usize) {
+        ip(&format!("-n {} route add blackhole {STORE}/32", name(n)));
+    }
+
+    /// Gives it back.
+    pub fn mend(&self, n: usize) {
+        ip(&format!("-n {} route del blackhole {STORE}/32", name(n)));
+    }
+}
+
+impl TestNode {
+    /// Identity of an address as this node's `ip list` has it.
+    pub fn identity_of(&self, address: &str) -> Option<u32> {
+        let entries = self.client().ips(&villus_api::model::IpQuery::default()).unwrap();
+        entries.iter().find(|e| e.cidr.split('/').next() == Some(address)).map(|e| e.identity)
+    }
+
+    /// State and message of the store in `villus status`.
+    pub fn kvstore(&self) -> (String, String) {
+        let status = self.client().status_details().unwrap();
+        let line =
+            status.lines.into_iter().find(|line| line.label == "KVStore").expect("a line of the store");
+        (line.state.to_string(), line.message)
+    }
+}
