@@ -15,7 +15,7 @@ use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
-use crate::cluster::Feed;
+use crate::cluster::{Feed, Freeze};
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
@@ -57,6 +57,8 @@ pub(crate) struct Node {
     pub remote: Option<Remote>,
     pub awaited: HashSet<Feed>,
     pub store_source: Option<Source>,
+    /// Whether what others say is applied.
+    pub freeze: Freeze,
     /// When the state of the cluster was written down that this agent began with.
     pub snapshot_saved: Option<jiff::Timestamp>,
     /// Identities that policy knows, and those of which addresses have not been told yet.

@@ -96,6 +96,7 @@ impl Node {
             remote,
             cluster_policies: is_shared.then(|| ClusterPolicies::new(&config.node.cluster_name)),
             store_source,
+            freeze: Default::default(),
             snapshot_saved: snapshot.as_ref().map(|snapshot| snapshot.saved),
             known: Default::default(),
             arrived: Vec::new(),

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{TestNode, allow, echoes};
-use villus_api::model::IpQuery;
+use villus_api::model::{FreezeRequest, IpQuery, NodeForget};
 use villus_datapath::{Maps, Pins, view_policy};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
@@ -134,10 +134,10 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     let key = format!("cilium/state/ip/v1/default/{}", server.v4());
     eventually("its addresses are told", || value(&etcd, &key).contains("cilium-global:cluster1:node-a:"));
     assert!(value(&etcd, "cilium/state/nodes/v1/cluster1/node-a").contains("10.3.9.1"));
-    assert_eq!(
-        value(&etcd, "cilium/cluster-config/cluster1"),
-        r#"{"id":238,"capabilities":{"maxConnectedClusters":255}}"#
-    );
+    eventually("the cluster is said", || {
+        value(&etcd, "cilium/cluster-config/cluster1")
+            == r#"{"id":238,"capabilities":{"maxConnectedClusters":255}}"#
+    });
     eventually("all is well", || {
         status(&node).contains("1/1 connected") && !status(&node).contains("interim")
     });
@@ -291,4 +291,73 @@ fn two_nodes_know_each_other() {
 
     b.client().delete_endpoint(&villus_api::EndpointRef::Id(client.id())).unwrap();
     eventually("a forgets it", || who(&a, &there).is_none());
+}
+
+#[test]
+fn a_frozen_agent_stands_still_and_makes_up_for_it_when_it_is_thawed() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    eventually("the store was read", || {
+        status(&node).contains("1/1 connected") && !status(&node).contains("not asked")
+    });
+    node.client().freeze(&FreezeRequest { reason: "a test".into() }).unwrap();
+    assert!(status(&node).contains("frozen: by an operator (a test)"));
+    for (key, value) in OUTSIDE {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    node.policy_file("later.yaml", LETS_IN);
+    let import =
+        villus_api::model::PolicyImport { file: "x".into(), text: LETS_IN.into(), ..Default::default() };
+    let refused = node.client().import_policy(&import).unwrap_err().to_string();
+    assert!(refused.contains("frozen"), "{refused}");
+    // Endpoints come and go all the same, which takes longer than word from the store would.
+    let twin = node.workload("twin", &["k8s:app=server"]);
+    assert_eq!(twin.endpoint.status.identity, server.endpoint.status.identity);
+    assert_eq!(who(&node, "10.3.192.65/32"), None);
+    node.client().thaw().unwrap();
+    eventually("it is known", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));
+    eventually("the file is read", || lets_in(&node, server.id(), 15_614_229));
+    assert!(!status(&node).contains("frozen"));
+}
+
+#[test]
+fn a_node_that_does_not_come_back_is_forgotten_by_all() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let lease = etcd.etcdctl(&["lease", "grant", "86400"]).unwrap();
+    let lease = lease.split_whitespace().nth(1).unwrap().to_owned();
+    let dead = r#"{"Name":"dead","Cluster":"cluster1","IPAddresses":[{"Type":"InternalIP","IP":"10.3.9.77"}],"IPv4AllocCIDR":{"IP":"10.77.0.0","Mask":"////AA=="},"ClusterID":238}"#;
+    let address =
+        r#"{"IP":"10.77.0.5","Mask":null,"HostIP":"10.3.9.77","ID":15614229,"Key":0,"Metadata":""}"#;
+    let keys = ["cilium/state/nodes/v1/cluster1/dead", "cilium/state/ip/v1/default/10.77.0.5"];
+    for (key, value) in keys.iter().zip([dead, address]) {
+        etcd.etcdctl(&["put", &format!("--lease={lease}"), key, value]).unwrap();
+    }
+    let mut node = new(&shared(&etcd));
+    node.start();
+    eventually("it is known", || {
+        who(&node, "10.77.0.5/32").is_some() && who(&node, "10.77.0.0/24").is_some()
+    });
+    let nodes = node.client().nodes().unwrap();
+    let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(names, ["cluster1/dead", "cluster1/node-a"]);
+    let mut forget = NodeForget { name: "dead".into(), ..NodeForget::default() };
+    let refused = node.client().forget_node(&forget).unwrap_err().to_string();
+    assert!(refused.contains("not silent"), "{refused}");
+    forget.force = true;
+    let forgotten = node.client().forget_node(&forget).unwrap();
+    assert_eq!((forgotten.keys.len(), forgotten.leases), (2, 1));
+    for key in keys {
+        assert_eq!(value(&etcd, key), "");
+    }
+    assert!(!etcd.etcdctl(&["lease", "list"]).unwrap().contains(&lease));
+    eventually("nothing of it is left", || {
+        who(&node, "10.77.0.5/32").is_none() && who(&node, "10.77.0.0/24").is_none()
+    });
+    assert_eq!(node.client().nodes().unwrap().len(), 1);
+    let own = node.client().forget_node(&NodeForget { name: "node-a".into(), ..forget }).unwrap_err();
+    assert!(own.to_string().contains("this node"), "{own}");
 }

@@ -2,10 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use villus_print::{EndpointRow, Enforcement, IdentityRow, IpRow, MapEntryRow, MapRow, SelectorRow};
+use villus_print::{EndpointRow, Enforcement, IdentityRow, IpRow, MapEntryRow, MapRow, NodeRow, SelectorRow};
 
 use crate::model::{
-    BpfMap, BpfMapEntry, Endpoint, Identity, IdentityEndpoints, IpListEntry, PolicyEnabled, Selector,
+    BpfMap, BpfMapEntry, ClusterNode, Endpoint, Identity, IdentityEndpoints, IpListEntry, PolicyEnabled,
+    Selector,
 };
 
 impl PolicyEnabled {
@@ -71,9 +72,27 @@ impl From<&IpListEntry> for IpRow {
             cidr: entry.cidr.clone(),
             identity: entry.identity,
             labels: Vec::new(),
-            source: entry.metadata.source.clone(),
+            source: match entry.metadata.pending {
+                true => format!("{} (pending)", entry.metadata.source),
+                false => entry.metadata.source.clone(),
+            },
             host: entry.host_ip.clone(),
             encrypt_key: entry.encrypt_key,
+        }
+    }
+}
+
+impl From<&ClusterNode> for NodeRow {
+    fn from(node: &ClusterNode) -> Self {
+        Self {
+            name: format!("{}{}", node.name, if node.local { " (local)" } else { "" }),
+            addresses: node.addresses.clone(),
+            ranges: node.ranges.clone(),
+            source: node.source.clone(),
+            status: match node.silent_since.as_str() {
+                "" => "present".to_owned(),
+                since => format!("silent since {since}"),
+            },
         }
     }
 }

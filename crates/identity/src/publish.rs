@@ -196,9 +196,6 @@ impl Publisher {
             let inner = self.inner();
             (inner.wanted.clone(), inner.anew)
         };
-        if compare || anew {
-            self.say_cluster().await?;
-        }
         let superfluous: Vec<String> =
             self.session.keys().into_iter().filter(|key| !wanted.contains_key(key)).collect();
         for key in superfluous {
@@ -222,6 +219,10 @@ impl Publisher {
             self.inner().anew = false;
         }
         self.settle_fights().await?;
+        if compare || anew {
+            // Last, for not everybody may write it.
+            self.say_cluster().await?;
+        }
         Ok(compare || anew)
     }
 

@@ -58,10 +58,11 @@ async fn wanted_keys_are_written_under_lease_the_node_last_and_go_when_they_are_
         entry("cilium/state/z").await.mod_revision < node.mod_revision,
         "the node's key says that all are there"
     );
-    assert_eq!(
-        value(&memory, "cilium/cluster-config/c1").await.as_deref(),
-        Some(r#"{"id":7,"capabilities":{"maxConnectedClusters":255}}"#)
-    );
+    let said = async || value(&memory, "cilium/cluster-config/c1").await;
+    eventually("the cluster is said", async || {
+        said().await.as_deref() == Some(r#"{"id":7,"capabilities":{"maxConnectedClusters":255}}"#)
+    })
+    .await;
     publisher.want(keys(&[(NODE, "node"), (IP, "other")]));
     eventually("z is gone", async || value(&memory, "cilium/state/z").await.is_none()).await;
     eventually("the other value is there", async || value(&memory, IP).await.as_deref() == Some("other"))

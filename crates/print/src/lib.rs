@@ -20,8 +20,8 @@ pub use bpf::{
 };
 pub use ct::{CtOptions, CtRow, ct_list};
 pub use lists::{
-    EndpointRow, Enforcement, IdentityRow, IpRow, SelectorRow, endpoint_list, identity_list, ip_list,
-    selector_list,
+    EndpointRow, Enforcement, IdentityRow, IpRow, NodeRow, SelectorRow, endpoint_list, identity_list,
+    ip_list, node_list, selector_list,
 };
 pub use output::{Output, OutputError};
 pub use policy::{PolicyRow, policy_list};

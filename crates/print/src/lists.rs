@@ -149,6 +149,37 @@ pub fn ip_list(rows: &[IpRow], numeric: bool, verbose: bool) -> String {
     table.render()
 }
 
+/// A row of `node list`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// `<cluster>/<node>`.
+    pub name: String,
+    /// The addresses by which other nodes reach it.
+    pub addresses: Vec<String>,
+    /// The prefixes that its endpoints have addresses of.
+    pub ranges: Vec<String>,
+    /// Who told of it.
+    pub source: String,
+    /// `present`, or since when nobody stands behind it.
+    pub status: String,
+}
+
+/// The table of `node list`: second and later addresses and prefixes on rows of their own.
+#[must_use]
+pub fn node_list(rows: &[NodeRow]) -> String {
+    let mut table = Table::new(["NAME", "ADDRESSES", "ENDPOINT CIDRS", "SOURCE", "STATUS"]);
+    for row in rows {
+        table.rows([
+            cell(&row.name),
+            row.addresses.clone(),
+            row.ranges.clone(),
+            cell(&row.source),
+            cell(&row.status),
+        ]);
+    }
+    table.render()
+}
+
 /// A row of `policy selectors`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SelectorRow {

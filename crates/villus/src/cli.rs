@@ -6,7 +6,7 @@ use crate::{
     bgp::BgpCommand, bgp::BirdConfigArgs, bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs,
     config::ConfigArgs, emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs,
     identity::IdentityCommand, ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs,
-    map::MapCommand, monitor::MonitorArgs, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
+    map::MapCommand, monitor::MonitorArgs, node::{FreezeArgs, NodeCommand, ThawArgs}, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
     shell::CompletionArgs, shell::ManArgs, status::StatusArgs, troubleshoot::TroubleshootCommand,
     version::VersionArgs, why::WhyArgs,
 };
@@ -53,6 +53,15 @@ pub enum Command {
     /// Show and change what lies in the store that nodes share; needs no agent.
     #[command(subcommand)]
     Kvstore(KvstoreCommand),
+    /// List the nodes of the cluster, and end those that do not come back.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Apply nothing that others say until `villus thaw`.
+    #[command(after_help = "Example:\n  villus freeze 'the store is being restored'")]
+    Freeze(FreezeArgs),
+    /// Apply again what others say, and make up for what was missed.
+    #[command(after_help = "Example:\n  villus thaw")]
+    Thaw(ThawArgs),
     /// Look into the kernel's maps of the packet path and write into them; needs no agent.
     #[command(subcommand)]
     Bpf(BpfCommand),

@@ -25,6 +25,7 @@ mod kvstore;
 mod kvstoremesh;
 mod map;
 mod monitor;
+mod node;
 mod operator;
 mod out;
 mod plan;
@@ -76,6 +77,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Identity(command) => identity::run(&host, command),
         Command::Ip(command) => ip::run(&host, command),
         Command::Policy(command) => policy::run(&host, command),
+        Command::Node(command) => node::run(&host, command),
+        Command::Freeze(args) => node::freeze(&host, args),
+        Command::Thaw(args) => node::thaw(&host, args),
         Command::Kvstore(command) => kvstore::run(&host, command),
         Command::Bpf(command) => bpf::run(&host, command),
         Command::Map(command) => map::run(&host, command),

@@ -66,6 +66,7 @@ impl Node {
             self.identities.allocator.usage().used as f64,
         );
         add("cilium_identity", &[("type", "node_local".into())], self.identities.local.len() as f64);
+        self.cluster_metrics(&mut add);
         add("cilium_controllers_failing", &[], self.conditions.iter().count() as f64);
         add("villus_reconcile_repaired_total", &[], self.counts.repaired as f64);
         add("villus_reconcile_runs_total", &[], self.counts.compared as f64);

@@ -16,12 +16,12 @@ mod why;
 
 use async_trait::async_trait;
 use villus_api::model::{
-    BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
-    EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest, Identity,
-    IdentityEndpoints, IpListEntry, IpQuery, MetricValue, ObservedFlows, Policy, PolicyChange, PolicyDelete,
-    PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
-    SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusResponse, VerifyReport,
-    VerifyRequest, WhyReply, WhyRequest,
+    BpfMap, BpfMapList, ClusterNode, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
+    EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, FreezeRequest, Hold,
+    HoldRequest, Identity, IdentityEndpoints, IpListEntry, IpQuery, MetricValue, NodeForget, NodeForgotten,
+    ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyQuery, PolicyValidation,
+    PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit, SelectorAuditDelete,
+    SelectorAuditRequest, StatusDetails, StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
 };
 use villus_api::{ApiResult, Backend, EndpointRef};
 use villus_flows::{Filter, Observer};
@@ -187,6 +187,22 @@ impl Backend for Api {
 
     async fn undo_emergency(&self, id: String) -> ApiResult<EmergencyList> {
         self.0.with(move |node| node.undo_emergency(&id)).await?
+    }
+
+    async fn nodes(&self) -> ApiResult<Vec<ClusterNode>> {
+        self.0.with(|node| node.list_nodes()).await
+    }
+
+    async fn forget_node(&self, forget: NodeForget) -> ApiResult<NodeForgotten> {
+        crate::cluster::forget(&self.0, forget).await
+    }
+
+    async fn freeze(&self, request: FreezeRequest) -> ApiResult<()> {
+        self.0.with(move |node| node.freeze(&request)).await
+    }
+
+    async fn thaw(&self) -> ApiResult<()> {
+        self.0.with(|node| node.thaw()).await
     }
 
     async fn hold(&self, id: EndpointRef, request: HoldRequest) -> ApiResult<Hold> {

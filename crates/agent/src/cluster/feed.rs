@@ -70,6 +70,9 @@ impl Node {
 
     /// Does what time has decided about entries of others. Returns when there is more to do, if that is soon.
     pub fn tick_cluster(&mut self) -> Option<Instant> {
+        if self.freeze.is_frozen() {
+            return None;
+        }
         let remote = self.remote.as_mut()?;
         remote.tick(Instant::now());
         let due = remote.due();

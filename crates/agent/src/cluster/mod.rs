@@ -2,7 +2,10 @@
 //! what of all that is on disk for a start without it.
 
 mod feed;
+mod forget;
+mod freeze;
 mod health;
+mod metrics;
 mod own;
 mod settle;
 mod shared;
@@ -10,5 +13,7 @@ mod snapshot;
 pub(crate) mod tasks;
 
 pub(crate) use feed::Feed;
+pub(crate) use forget::forget;
+pub(crate) use freeze::Freeze;
 pub(crate) use shared::SharedStore;
 pub(crate) use snapshot::Snapshot;

@@ -10,7 +10,7 @@ use crate::node::Node;
 impl Node {
     /// Gives endpoints the identities that the store has said. What they had before is kept until the last has its new one.
     pub fn settle_identities(&mut self) {
-        if self.identities.shared.is_none() || !self.sources.complete {
+        if self.identities.shared.is_none() || !self.sources.complete || self.freeze.is_frozen() {
             return;
         }
         let changed: Vec<(u16, NumericIdentity)> = self

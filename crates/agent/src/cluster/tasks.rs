@@ -33,6 +33,7 @@ pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
     };
     let past = Past { keys, seen: shared.seen };
     let mut follow = Follow::resume(shared.store.clone(), &format!("{prefix}/"), shared.pace.clone(), past);
+    let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
     loop {
         let batch = tokio::select! {
@@ -43,6 +44,7 @@ pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
             }
         };
         let Some(batch) = batch else { return };
+        freeze.thawed().await;
         let lost = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
         let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
         let Ok((altered, next)) = done else { return };

@@ -11,6 +11,9 @@ use crate::node::Node;
 impl Node {
     /// The labels that an endpoint would have after a patch.
     pub fn relabelled(&self, id: u16, patch: &EndpointPatch) -> ApiResult<Labelled> {
+        if !patch.dry_run {
+            self.must_not_be_frozen()?;
+        }
         let endpoint = self.endpoints.get(&id).ok_or_else(|| gone(id))?;
         if endpoint.is_host() {
             return Err(ApiError::conflict(

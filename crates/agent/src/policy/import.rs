@@ -43,6 +43,9 @@ impl Node {
 
     /// Takes over all policies of a text, or none.
     pub fn import(&mut self, import: &PolicyImport) -> ApiResult<ChangeReply> {
+        if !import.dry_run {
+            self.must_not_be_frozen()?;
+        }
         let parsed = parse_import(&import.file, &import.text)?;
         let mut reply = ChangeReply {
             revision: self.repository.revision(),
@@ -105,6 +108,9 @@ impl Node {
 
     /// Removes imported policies.
     pub fn delete_policies(&mut self, delete: &PolicyDelete) -> ApiResult<ChangeReply> {
+        if !delete.dry_run {
+            self.must_not_be_frozen()?;
+        }
         if delete.name.is_empty() && delete.labels.is_empty() && !delete.all {
             return Err(ApiError::bad_request("nothing says which policies are to go")
                 .hint("give a name, labels, or all"));

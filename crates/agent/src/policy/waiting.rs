@@ -188,6 +188,7 @@ impl Node {
 
     /// Does what waited.
     pub fn confirm_policies(&mut self, id: u64) -> ApiResult<ChangeReply> {
+        self.must_not_be_frozen()?;
         self.must_be_complete()?;
         let held = self.take_waiting(id)?;
         tracing::info!(

@@ -53,6 +53,9 @@ pub(super) async fn watch(agent: Agent) {
 
 /// Reads the directory; when every source was read for the first time, first packets may pass.
 fn scan(node: &mut crate::node::Node) -> bool {
+    if node.sources.complete && node.freeze.is_frozen() {
+        return true;
+    }
     if node.sources.complete {
         let result = node.scan_directory();
         node.conditions.note("sources of policy", result.err());
@@ -92,7 +95,8 @@ pub(super) async fn collect_identities(agent: Agent) {
 
 /// Keeps the cluster's policies in force, and tells the store how far they are realised.
 pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
-    let Ok(cluster) = agent.with(|node| node.cluster.clone()).await else { return };
+    let begun = agent.with(|node| (node.cluster.clone(), node.freeze.clone())).await;
+    let Ok((cluster, freeze)) = begun else { return };
     let mut follow = Follow::start(shared.store.clone(), &Policies::prefix(&cluster), shared.pace.clone());
     let mut realized = agent.wake.realized.subscribe();
     // Nodes do not all write at the same moment.
@@ -102,6 +106,7 @@ pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
         let done = tokio::select! {
             batch = follow.next() => {
                 let Some(batch) = batch else { return };
+                freeze.thawed().await;
                 due.get_or_insert_with(soon);
                 agent.with(move |node| node.apply_cluster_policies(&batch)).await
             }

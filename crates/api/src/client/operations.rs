@@ -8,13 +8,14 @@ use super::{Client, ClientError, Monitor, connection::Call};
 use crate::{
     EndpointRef,
     model::{
-        BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
-        EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointHealth, EndpointLogEntry,
-        EndpointPatch, Hold, HoldRequest, Identity, IdentityEndpoints, IpListEntry, IpQuery, LabelQuery,
-        MetricValue, MonitorQuery, ObservedFlows, OperatorStatus, Policy, PolicyChange, PolicyDelete,
-        PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector,
-        SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusQuery, StatusResponse,
-        VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+        BpfMap, BpfMapList, ClusterNode, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList,
+        Endpoint, EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointHealth,
+        EndpointLogEntry, EndpointPatch, FreezeRequest, Hold, HoldRequest, Identity, IdentityEndpoints,
+        IpListEntry, IpQuery, LabelQuery, MetricValue, MonitorQuery, NodeForget, NodeForgotten,
+        ObservedFlows, OperatorStatus, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyQuery,
+        PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit,
+        SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusQuery, StatusResponse, VerifyReport,
+        VerifyRequest, WhyReply, WhyRequest,
     },
 };
 
@@ -199,6 +200,26 @@ impl Client {
     /// Why a packet passes or does not.
     pub fn why(&self, request: &WhyRequest) -> Result<WhyReply> {
         self.call(Call::new("POST", &["villus", "why"]).json(request)?)
+    }
+
+    /// Nodes of the cluster.
+    pub fn nodes(&self) -> Result<Vec<ClusterNode>> {
+        self.call(Call::new("GET", &["villus", "nodes"]))
+    }
+
+    /// The word that a node does not come back.
+    pub fn forget_node(&self, forget: &NodeForget) -> Result<NodeForgotten> {
+        self.call(Call::new("DELETE", &["villus", "nodes"]).query(forget)?)
+    }
+
+    /// No change of others is applied until the agent is thawed.
+    pub fn freeze(&self, request: &FreezeRequest) -> Result<()> {
+        self.call::<serde::de::IgnoredAny>(Call::new("PUT", &["villus", "freeze"]).json(request)?).map(drop)
+    }
+
+    /// Changes of others are applied again.
+    pub fn thaw(&self) -> Result<()> {
+        self.call::<serde::de::IgnoredAny>(Call::new("DELETE", &["villus", "freeze"])).map(drop)
     }
 
     /// What operators did by hand.

@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields; answers leave out what is empty, and readers of answers ignore what they
 //! do not know, so that agent and command line of different versions understand each other.
 
+mod cluster;
 mod config;
 mod emergency;
 mod endpoint;
@@ -17,6 +18,7 @@ mod status;
 mod verify;
 mod why;
 
+pub use cluster::{ClusterNode, FreezeRequest, NodeForget, NodeForgotten};
 pub use config::{DaemonConfiguration, DaemonConfigurationSpec, DaemonConfigurationStatus};
 pub use emergency::{EmergencyEntry, EmergencyList, Hold, HoldRequest};
 pub use endpoint::{

@@ -7,12 +7,13 @@ use villus_rollout::Preview;
 use crate::{
     ApiError, ApiResult, EndpointRef,
     model::{
-        BpfMap, BpfMapList, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList, Endpoint,
-        EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, Hold, HoldRequest,
-        Identity, IdentityEndpoints, IpListEntry, IpQuery, MetricValue, ObservedFlows, Policy, PolicyChange,
-        PolicyDelete, PolicyImport, PolicyQuery, PolicyValidation, PolicyWait, PolicyWaitQuery,
-        PreviewRequest, Selector, SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, StatusDetails,
-        StatusResponse, VerifyReport, VerifyRequest, WhyReply, WhyRequest,
+        BpfMap, BpfMapList, ClusterNode, DaemonConfiguration, DaemonConfigurationSpec, EmergencyList,
+        Endpoint, EndpointChangeRequest, EndpointConfigPatch, EndpointDeleted, EndpointPatch, FreezeRequest,
+        Hold, HoldRequest, Identity, IdentityEndpoints, IpListEntry, IpQuery, MetricValue, NodeForget,
+        NodeForgotten, ObservedFlows, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyQuery,
+        PolicyValidation, PolicyWait, PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit,
+        SelectorAuditDelete, SelectorAuditRequest, StatusDetails, StatusResponse, VerifyReport,
+        VerifyRequest, WhyReply, WhyRequest,
     },
 };
 
@@ -220,6 +221,28 @@ pub trait Backend: Send + Sync + 'static {
     async fn undo_emergency(&self, id: String) -> ApiResult<EmergencyList> {
         let _ = id;
         not_offered("emergency entries")
+    }
+
+    /// `GET /villus/nodes`.
+    async fn nodes(&self) -> ApiResult<Vec<ClusterNode>> {
+        not_offered("nodes")
+    }
+
+    /// `DELETE /villus/nodes`: the word that a node does not come back.
+    async fn forget_node(&self, forget: NodeForget) -> ApiResult<NodeForgotten> {
+        let _ = forget;
+        not_offered("nodes")
+    }
+
+    /// `PUT /villus/freeze`: no change of others is applied until it is thawed.
+    async fn freeze(&self, request: FreezeRequest) -> ApiResult<()> {
+        let _ = request;
+        not_offered("standing still")
+    }
+
+    /// `DELETE /villus/freeze`.
+    async fn thaw(&self) -> ApiResult<()> {
+        not_offered("standing still")
     }
 
     /// `PUT /villus/hold/{endpoint}`: keeps the agent's hands off its policy map.

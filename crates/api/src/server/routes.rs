@@ -23,9 +23,9 @@ use crate::{
     ApiError, ApiResult, EndpointRef,
     model::{
         DaemonConfigurationSpec, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,
-        EndpointDeleted, EndpointPatch, HoldRequest, IpQuery, LabelConfigurationSpec, LabelQuery,
-        MonitorQuery, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery, PreviewRequest,
-        SelectorAuditDelete, SelectorAuditRequest, StatusQuery, VerifyRequest, WhyRequest,
+        EndpointDeleted, EndpointPatch, FreezeRequest, HoldRequest, IpQuery, LabelConfigurationSpec,
+        LabelQuery, MonitorQuery, NodeForget, PolicyDelete, PolicyImport, PolicyQuery, PolicyWaitQuery,
+        PreviewRequest, SelectorAuditDelete, SelectorAuditRequest, StatusQuery, VerifyRequest, WhyRequest,
     },
 };
 
@@ -114,6 +114,8 @@ fn own_routes() -> Router<Context> {
         .route("/policy/audit", get(audits).put(put_audit).delete(delete_audit))
         .route("/verify", post(verify))
         .route("/why", post(why))
+        .route("/nodes", get(nodes).delete(forget_node))
+        .route("/freeze", put(freeze).delete(thaw))
         .route("/emergency", get(emergencies))
         .route("/emergency/{id}", delete(undo_emergency))
         .route("/hold/{id}", put(hold).delete(release))
@@ -345,6 +347,22 @@ async fn verify(State(context): Ctx, Json(request): Json<VerifyRequest>) -> Answ
 
 async fn why(State(context): Ctx, Json(request): Json<WhyRequest>) -> Answer {
     ok(context.backend.why(request).await?)
+}
+
+async fn nodes(State(context): Ctx) -> Answer {
+    ok(context.backend.nodes().await?)
+}
+
+async fn forget_node(State(context): Ctx, Query(forget): Query<NodeForget>) -> Answer {
+    ok(context.backend.forget_node(forget).await?)
+}
+
+async fn freeze(State(context): Ctx, Json(request): Json<FreezeRequest>) -> Answer {
+    ok(context.backend.freeze(request).await?)
+}
+
+async fn thaw(State(context): Ctx) -> Answer {
+    ok(context.backend.thaw().await?)
 }
 
 async fn emergencies(State(context): Ctx) -> Answer {

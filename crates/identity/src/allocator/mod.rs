@@ -8,10 +8,7 @@ mod watcher;
 
 use std::{
     ops::RangeInclusive,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -104,11 +101,13 @@ struct Shared {
     state: Mutex<State>,
     synced: watch::Sender<bool>,
     /// The store does not answer: label sets get numbers without it.
-    dark: AtomicBool,
+    dark: watch::Sender<bool>,
     /// There are numbers to confirm.
     opened: Notify,
     /// What is owned is to be compared with the store now.
     compare: Notify,
+    /// What the store says of others' identities is not taken in.
+    held: watch::Sender<bool>,
     /// Counts numbers of this node that the store confirmed or changed.
     settled: watch::Sender<u64>,
 }
@@ -147,9 +146,10 @@ impl Allocator {
             session: Session::new(Arc::clone(&store), config.lease_ttl),
             state: Mutex::new(State::default()),
             synced: watch::Sender::new(false),
-            dark: AtomicBool::new(false),
+            dark: watch::Sender::new(false),
             opened: Notify::new(),
             compare: Notify::new(),
+            held: watch::Sender::new(false),
             settled: watch::Sender::new(0),
             store,
             config,
@@ -198,22 +198,31 @@ impl Allocator {
         if let Some(number) = self.shared.state().reuse(&text) {
             return Ok(number);
         }
-        let patient = self.shared.config.patience.is_none();
-        if !patient && self.shared.is_dark() {
-            return open::assume(&self.shared, labels, &text, wanted);
-        }
         let limit = self.shared.config.timeout;
         let allocation = protocol::allocate(&self.shared, labels, &text, wanted);
-        match tokio::time::timeout(limit, allocation).await {
-            Ok(Ok(number)) => Ok(number),
-            Ok(Err(error @ AllocateError::Store { .. })) if !patient => {
+        let Some(patience) = self.shared.config.patience else {
+            let timeout = || AllocateError::Timeout { labels: text.clone(), limit };
+            return tokio::time::timeout(limit, allocation).await.unwrap_or_else(|_| Err(timeout()));
+        };
+        // A store that has not said yet what it knows may never do.
+        let is_listed = tokio::time::timeout(patience, self.shared.synced()).await.is_ok();
+        if !is_listed || self.shared.is_dark() {
+            return open::assume(&self.shared, labels, &text, wanted);
+        }
+        let mut dark = self.shared.dark.subscribe();
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(limit, allocation) => outcome,
+            // An error means that the sender is gone, which `self` prevents.
+            _ = dark.wait_for(|dark| *dark) => return open::assume(&self.shared, labels, &text, wanted),
+        };
+        match outcome {
+            Ok(Err(error @ AllocateError::Store { .. })) => {
                 tracing::warn!(%error, "a label set gets a number without the store");
                 self.shared.set_dark(true);
                 open::assume(&self.shared, labels, &text, wanted)
             }
-            Ok(Err(error)) => Err(error),
-            Err(_) if !patient => open::assume(&self.shared, labels, &text, wanted),
-            Err(_) => Err(AllocateError::Timeout { labels: text, limit }),
+            Ok(outcome) => outcome,
+            Err(_) => open::assume(&self.shared, labels, &text, wanted),
         }
     }
 
@@ -273,6 +282,11 @@ impl Allocator {
         let last = NumericIdentity(NumericIdentity::SCOPE_LOCAL);
         let rows = self.shared.table.snapshot();
         rows.range(first..last).map(|(number, labels)| (*number, labels.clone())).collect()
+    }
+
+    /// While it is held the table does not follow the store; what was missed is made up afterwards.
+    pub fn hold(&self, hold: bool) {
+        self.shared.held.send_replace(hold);
     }
 
     /// Compares what this node uses with the store at once, in the background.
@@ -354,11 +368,11 @@ impl Shared {
     }
 
     fn is_dark(&self) -> bool {
-        self.dark.load(Ordering::Relaxed)
+        *self.dark.borrow()
     }
 
     fn set_dark(&self, dark: bool) {
-        if self.dark.swap(dark, Ordering::Relaxed) && !dark {
+        if self.dark.send_replace(dark) && !dark {
             self.opened.notify_one();
         }
     }

@@ -64,7 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Stop) {
             }
         }
         if settled > 0 {
-            shared.dark.store(false, std::sync::atomic::Ordering::Relaxed);
+            shared.dark.send_replace(false);
             shared.settled.send_modify(|count| *count += settled);
         }
         failures = match failed {

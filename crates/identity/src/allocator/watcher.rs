@@ -28,7 +28,10 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
     let pace = shared.config.pace.clone();
     let mut follow = Follow::resume(Arc::clone(&shared.store), &prefix, pace, past);
     let mut source = Some(source);
+    let mut held = shared.held.subscribe();
     while let Some(batch) = follow.next().await {
+        // An error means that the sender is gone, which `shared` prevents.
+        let _ = held.wait_for(|held| !held).await;
         let lost = apply(&shared, &batch);
         if matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore)) {
             shared.compare.notify_one();

@@ -42,6 +42,25 @@ pub struct AddressRecord {
     pub stale: Option<Instant>,
 }
 
+// === impl AddressRecord ===
+
+impl AddressRecord {
+    /// A value that says what is known of it, for its key.
+    pub(super) fn value(&self, key: &str) -> String {
+        let mask = match self.prefix {
+            IpNet::V4(net) => net.netmask().octets().to_vec(),
+            IpNet::V6(net) => net.netmask().octets().to_vec(),
+        };
+        let is_prefix = key.rsplit('/').next().is_some_and(|last| last.parse::<IpAddr>().is_err());
+        let pair = IpIdentityPair {
+            mask: is_prefix.then_some(mask),
+            key: self.key,
+            ..IpIdentityPair::new(self.prefix.addr(), self.identity.0, self.host)
+        };
+        pair.to_json()
+    }
+}
+
 // === impl Remote ===
 
 impl Remote {

@@ -152,8 +152,21 @@ impl Remote {
         keys.into_iter().filter_map(|key| self.drop_address(&mut edit, &key)).count()
     }
 
-    /// The operator's word that a node does not come back: its row and what is stale of it go now. Returns its keys, of the
-    /// addresses first; `None` if no such node is known.
+    /// Keys and values of a node: of its addresses first, then its own.
+    pub fn keys_of(&self, name: &NodeName) -> Vec<(String, String)> {
+        let Some((key, member)) = self.members.iter().find(|(_, m)| !m.own && m.name == *name) else {
+            return Vec::new();
+        };
+        let of = |a: &AddressRecord| {
+            a.host.and_then(|host| self.hosts.get(&host)).is_some_and(|owner| owner == key)
+        };
+        let addresses = self.addresses.iter().filter(|(_, address)| of(address));
+        let addresses = addresses.map(|(key, address)| (key.to_string(), address.value(key)));
+        addresses.chain([(key.to_string(), member.entry.to_json())]).collect()
+    }
+
+    /// The operator's word that a node does not come back: its row and its addresses go now. Returns its keys; `None` if no
+    /// such node is known.
     pub fn forget(&mut self, name: &NodeName) -> Option<BTreeSet<String>> {
         let (key, member) = self
             .members

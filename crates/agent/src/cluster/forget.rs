@@ -1,0 +1,119 @@
+//! Nodes as the API shows them, and the operator's word that one does not come back.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use villus_api::model::{ClusterNode, NodeForget, NodeForgotten};
+use villus_api::{ApiError, ApiResult};
+use villus_identity::NodeName;
+use villus_kvstore::{Compare, Op, Store, StoreError, Txn};
+
+use crate::agent::Agent;
+use crate::node::Node;
+
+/// Keys and values of a node, as far as they are known: those of its addresses, then its own.
+struct Known {
+    name: NodeName,
+    keys: Vec<(String, String)>,
+}
+
+impl Node {
+    /// All nodes, by name.
+    pub fn list_nodes(&self) -> Vec<ClusterNode> {
+        let rows = self.nodes.snapshot();
+        let row = |(name, node): (&NodeName, &villus_identity::Node)| ClusterNode {
+            name: name.to_string(),
+            local: node.is_local(),
+            addresses: [true, false]
+                .iter()
+                .filter_map(|v4| node.entry.address(*v4))
+                .map(|ip| ip.to_string())
+                .collect(),
+            ranges: node.entry.ranges().map(|range| range.to_string()).collect(),
+            source: node.rank.name().to_owned(),
+            silent_since: node.stale.map(time_text).unwrap_or_default(),
+        };
+        rows.iter().map(row).collect()
+    }
+
+    fn known_of(&self, forget: &NodeForget) -> ApiResult<Known> {
+        let name = match forget.name.split_once('/') {
+            Some((cluster, name)) => NodeName::new(cluster, name),
+            None => NodeName::new(&self.cluster, &forget.name),
+        };
+        let Some(row) = self.nodes.get(&name) else {
+            return Err(
+                ApiError::not_found(format!("no node {name} is known")).hint("`villus node list` shows all")
+            );
+        };
+        if row.is_local() {
+            return Err(ApiError::conflict(format!("{name} is this node")).field("name"));
+        }
+        if row.stale.is_none() && !forget.force {
+            return Err(ApiError::conflict(format!("{name} is not silent: its key is in the store"))
+                .field("name")
+                .hint("if the machine is dead and only its lease lasts, say --force; an agent that lives writes its keys again"));
+        }
+        let keys = self.remote.as_ref().map(|remote| remote.keys_of(&name)).unwrap_or_default();
+        Ok(Known { name, keys })
+    }
+}
+
+/// Ends a node for the whole cluster: its keys are deleted so that everybody sees that this is meant, and its leases end.
+pub(crate) async fn forget(agent: &Agent, forget: NodeForget) -> ApiResult<NodeForgotten> {
+    let dry_run = forget.dry_run;
+    let Known { name, keys } = agent.with(move |node| node.known_of(&forget)).await??;
+    let mut forgotten = NodeForgotten { name: name.to_string(), ..NodeForgotten::default() };
+    forgotten.keys = keys.iter().map(|(key, _)| key.clone()).collect();
+    if dry_run {
+        return Ok(forgotten);
+    }
+    let Some(shared) = &agent.identities.shared else {
+        return Err(ApiError::conflict("this node has a store of its own: there are no others"));
+    };
+    let ended = end_keys(shared.store.as_ref(), &keys).await;
+    forgotten.leases = ended.map_err(|error| ApiError::unavailable(error.to_string()))?;
+    tracing::warn!(node = %name, keys = keys.len(), "an operator says that a node does not come back");
+    agent.with(move |node| node.drop_forgotten(&name)).await?;
+    Ok(forgotten)
+}
+
+/// A key that goes without a lease was deleted on purpose, for everybody: so each loses its lease first.
+async fn end_keys(store: &dyn Store, keys: &[(String, String)]) -> Result<u64, StoreError> {
+    let mut leases = BTreeSet::new();
+    for (key, known) in keys {
+        let there = store.get(key).await?;
+        leases.extend(there.as_ref().and_then(|entry| entry.lease));
+        let (condition, value) = match there {
+            Some(entry) => (Compare::ModRevision(key.clone(), entry.mod_revision), entry.value),
+            None => (Compare::Absent(key.clone()), known.clone().into()),
+        };
+        let put = Txn::new().when(condition).then(Op::put(key.as_str(), value.clone(), None));
+        if store.txn(put).await?.held {
+            store.compare_and_delete(key, Compare::Value(key.clone(), value)).await?;
+        }
+    }
+    for lease in &leases {
+        store.revoke(*lease).await?;
+    }
+    Ok(leases.len() as u64)
+}
+
+impl Node {
+    fn drop_forgotten(&mut self, name: &NodeName) {
+        if let Some(remote) = &mut self.remote {
+            remote.forget(name);
+        }
+        if self.open {
+            self.step_ipcache();
+        }
+        self.note_silent();
+    }
+}
+
+fn time_text(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .and_then(|time| jiff::Timestamp::from_second(time.as_second()))
+        .map(|time| time.to_string())
+        .unwrap_or_default()
+}
