@@ -3,12 +3,31 @@
 use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    bgp::BgpCommand, bgp::BirdConfigArgs, bpf::BpfCommand, certs::CertsCommand, cleanup::CleanupArgs,
-    config::ConfigArgs, emergency::EmergencyCommand, endpoint::EndpointCommand, gate::GateArgs,
-    identity::IdentityCommand, ip::IpCommand, kvstore::KvstoreCommand, kvstoremesh::KvstoremeshArgs,
-    map::MapCommand, monitor::MonitorArgs, node::{FreezeArgs, NodeCommand, ThawArgs}, operator::OperatorArgs, plan::PlanCommand, policy::PolicyCommand,
-    shell::CompletionArgs, shell::ManArgs, status::StatusArgs, troubleshoot::TroubleshootCommand,
-    version::VersionArgs, why::WhyArgs,
+    bgp::BgpCommand,
+    bgp::BirdConfigArgs,
+    bpf::BpfCommand,
+    certs::CertsCommand,
+    cleanup::CleanupArgs,
+    config::ConfigArgs,
+    emergency::EmergencyCommand,
+    endpoint::EndpointCommand,
+    gate::GateArgs,
+    identity::IdentityCommand,
+    ip::IpCommand,
+    kvstore::KvstoreCommand,
+    kvstoremesh::KvstoremeshArgs,
+    map::MapCommand,
+    monitor::MonitorArgs,
+    node::{FreezeArgs, NodeCommand, ThawArgs},
+    operator::OperatorArgs,
+    plan::PlanCommand,
+    policy::PolicyCommand,
+    shell::CompletionArgs,
+    shell::ManArgs,
+    status::StatusArgs,
+    troubleshoot::TroubleshootCommand,
+    version::VersionArgs,
+    why::WhyArgs,
 };
 
 /// Identity-based networking with eBPF: the agent of a node, and everything to look at it with.
@@ -110,7 +129,7 @@ pub const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "operator", "kvstoremesh", "gate", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "troubleshoot", "bpf", "map"]),
-    ("Many nodes", &["certs", "plan", "bird-config", "bgp"]),
+    ("Many nodes", &["node", "certs", "plan", "bird-config", "bgp", "freeze", "thaw"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),
     ("Shell", &["completion", "man"]),
 ];
