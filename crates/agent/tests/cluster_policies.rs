@@ -144,7 +144,8 @@ fn nodes_that_lag_are_named_until_they_are_there() {
         of_b.push((name.to_owned(), text.to_owned()));
     }
     let mut b = TestNode::at("/tmp/node-b".into(), Some("b"), &refs(&of_b));
-    (a.start(), b.start());
+    a.start();
+    b.start();
     writer.apply(&allow("web", "server", "client", 80));
     eventually("both have it", || writer.realised("web").nodes == ["node-a", "node-b"]);
     b.kill();
