@@ -40,9 +40,9 @@ impl Entry {
 pub struct LeaseId(pub u64);
 
 impl fmt::Display for LeaseId {
-    /// Hexadecimal, as etcd prints it.
+    /// Sixteen hexadecimal digits, as `etcdctl` prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}", self.0)
+        write!(f, "{:016x}", self.0)
     }
 }
 
