@@ -76,60 +76,54 @@ struct Peer {
 }
 
 pub fn who_can(host: &Host, args: &WhoCanArgs) -> Result<(), Failure> {
-    let ports = |sides: &[Side<'_>]| {
+    let how = (&args.scene, &args.kernel, &args.output);
+    reach(host, how, &args.server, Direction::Ingress, |sides| {
         let audited = passes(sides, args.port.port, args.port.proto)?;
         Some(vec![Open { ports: args.port.to_string(), audited }])
-    };
-    if args.kernel.from_kernel {
-        return by_maps(
-            host,
-            (&args.scene, &args.kernel, &args.output),
-            &args.server,
-            Direction::Ingress,
-            ports,
-        );
-    }
-    let scene = args.scene.load(host)?;
-    let everybody = scene.repository(&scene.identities);
-    let mut rows = Vec::new();
-    for server in scene.find(&args.server, host)? {
-        let ingress = compiled(&everybody, &server.1)?;
-        let to_server = scene.repository([server]);
-        for peer in &scene.identities {
-            let egress = compiled(&to_server, &peer.1)?;
-            if let Some(ports) = ports(&between(&egress, server.0, &ingress, peer.0)) {
-                rows.push(row(server.0, peer, ports));
-            }
-        }
-    }
-    args.output.print(&rows, || table(&rows, &scene.identities, "SERVER"))
+    })
 }
 
 pub fn can_reach(host: &Host, args: &CanReachArgs) -> Result<(), Failure> {
-    let ports = |sides: &[Side<'_>]| Some(open_ports(sides)).filter(|ports| !ports.is_empty());
-    if args.kernel.from_kernel {
-        return by_maps(
-            host,
-            (&args.scene, &args.kernel, &args.output),
-            &args.client,
-            Direction::Egress,
-            ports,
-        );
+    let how = (&args.scene, &args.kernel, &args.output);
+    reach(host, how, &args.client, Direction::Egress, |sides| {
+        Some(open_ports(sides)).filter(|ports| !ports.is_empty())
+    })
+}
+
+/// All peers of one end, whose own policy is that of `direction`, and the ports that are open between them.
+fn reach(
+    host: &Host,
+    how: (&SceneArgs, &KernelArgs, &OutputArgs),
+    end: &str,
+    direction: Direction,
+    ports: impl Fn(&[Side<'_>]) -> Option<Vec<Open>>,
+) -> Result<(), Failure> {
+    let (scene, kernel, output) = how;
+    if kernel.from_kernel {
+        return by_maps(host, how, end, direction, ports);
     }
-    let scene = args.scene.load(host)?;
+    let scene = scene.load(host)?;
     let everybody = scene.repository(&scene.identities);
     let mut rows = Vec::new();
-    for client in scene.find(&args.client, host)? {
-        let egress = compiled(&everybody, &client.1)?;
-        let from_client = scene.repository([client]);
+    for this in scene.find(end, host)? {
+        let own = compiled(&everybody, &this.1)?;
+        let with_this = scene.repository([this]);
         for peer in &scene.identities {
-            let ingress = compiled(&from_client, &peer.1)?;
-            if let Some(ports) = ports(&between(&egress, peer.0, &ingress, client.0)) {
-                rows.push(row(client.0, peer, ports));
+            let theirs = compiled(&with_this, &peer.1)?;
+            let sides = match direction {
+                Direction::Ingress => between(&theirs, this.0, &own, peer.0),
+                Direction::Egress => between(&own, peer.0, &theirs, this.0),
+            };
+            if let Some(ports) = ports(&sides) {
+                rows.push(row(this.0, peer, ports));
             }
         }
     }
-    args.output.print(&rows, || table(&rows, &scene.identities, "CLIENT"))
+    let heading = match direction {
+        Direction::Ingress => "SERVER",
+        Direction::Egress => "CLIENT",
+    };
+    output.print(&rows, || table(&rows, &scene.identities, heading))
 }
 
 /// The answer of the kernel's maps about one end, whose policy is asked in `direction`.
