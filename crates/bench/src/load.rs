@@ -32,17 +32,17 @@ const FROM: u16 = 10_000;
 const MESSAGE: usize = 64;
 
 /// Servers in a namespace, stopped on drop.
-pub struct Servers {
+pub struct Servers<'a> {
     _sink: UdpSocket,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     wake: Vec<SocketAddr>,
-    netns: Arc<Netns>,
+    netns: &'a Netns,
 }
 
-impl Servers {
+impl<'a> Servers<'a> {
     /// Starts the servers on an address of the namespace.
-    pub fn start(netns: Arc<Netns>, address: IpAddr) -> Result<Self> {
+    pub fn start(netns: &'a Netns, address: IpAddr) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let sink = netns
             .run(move || UdpSocket::bind(SocketAddr::new(address, SINK)))
@@ -74,7 +74,7 @@ impl Servers {
     }
 }
 
-impl Drop for Servers {
+impl Drop for Servers<'_> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for at in std::mem::take(&mut self.wake) {

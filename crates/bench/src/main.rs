@@ -1,11 +1,12 @@
-//! Measurements: `villus-bench NAME [--json FILE] [--only TEXT]`: `--only` keeps the cases of `datapath` whose
-//! name contains the text. Every figure stands beside a baseline taken in the same run.
+//! Measurements: `villus-bench NAME [--json FILE] [--only TEXT]`: `--only` keeps the cases of `datapath` and
+//! `overlay` whose name contains the text. Every figure stands beside a baseline taken in the same run.
 #![forbid(unsafe_code)]
 
 mod agent;
 mod cost;
 mod load;
 mod mesh;
+mod overlay;
 mod path;
 mod policy;
 mod report;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, bail};
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let name = args.next().context(
-        "villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, mesh, path, policy, store",
+        "villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, mesh, overlay, path, policy, store",
     )?;
     let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
@@ -31,13 +32,16 @@ fn main() -> Result<()> {
     }
     let rows = match name.as_str() {
         "agent" => agent::run()?,
+        "overlay" => overlay::run(&only)?,
         "mesh" => mesh::run()?,
         "path" => path::run()?,
         "policy" => policy::run()?,
         "store" => store::run()?,
         "datapath" => wire::run(&only)?,
         other => {
-            bail!("no benchmark is called {other}; there are: agent, datapath, mesh, path, policy, store")
+            bail!(
+                "no benchmark is called {other}; there are: agent, datapath, mesh, overlay, path, policy, store"
+            )
         }
     };
     report::print(&rows);

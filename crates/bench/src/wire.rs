@@ -202,26 +202,19 @@ pub fn run(only: &str) -> Result<Vec<Row>> {
     link(&plain_client, 4, |_| Ok(()))?;
     link(&plain_server, 5, |_| Ok(()))?;
     let _servers = [
-        Servers::start(server.netns.clone(), v4(3).into())?,
-        Servers::start(server.netns.clone(), v6(3).into())?,
-        Servers::start(plain_server.netns.clone(), v4(5).into())?,
+        Servers::start(&server.netns, v4(3).into())?,
+        Servers::start(&server.netns, v6(3).into())?,
+        Servers::start(&plain_server.netns, v4(5).into())?,
     ];
     let ours = Pair { from: &client.netns, to: v4(3).into() };
     let plain = Pair { from: &plain_client.netns, to: v4(5).into() };
 
     let mut rows = Vec::new();
-    compare(&mut rows, only, ("TCP stream", "Gbit/s", Goal::AtLeast(1.05)), &ours, &plain, |p| {
-        load::stream(p.from, p.to, SECOND)
-    })?;
-    compare(&mut rows, only, ("request/response, average", "us", Goal::AtMost(1.02)), &ours, &plain, |p| {
-        Ok(load::round_trip(p.from, p.to, SECOND, Place::Any)?.0)
-    })?;
-    compare(&mut rows, only, ("request/response, p99", "us", Goal::AtMost(1.05)), &ours, &plain, |p| {
-        Ok(load::round_trip(p.from, p.to, SECOND, Place::Any)?.1)
-    })?;
-    compare(&mut rows, only, ("connect/request/close", "1/s", Goal::AtLeast(1.0)), &ours, &plain, |p| {
-        load::connections(p.from, p.to, SECOND)
-    })?;
+    let beside = Beside { ours: &ours, baseline: &plain, name: "plain veth routing, no policy", only };
+    beside.compare(&mut rows, ("TCP stream", "Gbit/s", Goal::AtLeast(1.05)), stream)?;
+    beside.compare(&mut rows, ("request/response, average", "us", Goal::AtMost(1.02)), average)?;
+    beside.compare(&mut rows, ("request/response, p99", "us", Goal::AtMost(1.05)), p99)?;
+    beside.compare(&mut rows, ("connect/request/close", "1/s", Goal::AtLeast(1.0)), connections)?;
     if "TCP stream, every packet traced".contains(only) {
         rows.push(traced(&node, &ours)?);
     }
@@ -237,7 +230,28 @@ pub(crate) struct Pair<'a> {
     pub(crate) to: IpAddr,
 }
 
-enum Goal {
+/// Gbit/s of one stream.
+pub(crate) fn stream(pair: &Pair<'_>) -> Result<f64> {
+    load::stream(pair.from, pair.to, SECOND)
+}
+
+/// Average time of request and response, µs.
+pub(crate) fn average(pair: &Pair<'_>) -> Result<f64> {
+    Ok(load::round_trip(pair.from, pair.to, SECOND, Place::Any)?.0)
+}
+
+/// 99th percentile of request and response, µs.
+pub(crate) fn p99(pair: &Pair<'_>) -> Result<f64> {
+    Ok(load::round_trip(pair.from, pair.to, SECOND, Place::Any)?.1)
+}
+
+/// Connections a second.
+pub(crate) fn connections(pair: &Pair<'_>) -> Result<f64> {
+    load::connections(pair.from, pair.to, SECOND)
+}
+
+/// What a ratio to the baseline must be.
+pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
 }
@@ -247,45 +261,55 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Alternating rounds of ours and the baseline, and a control of the baseline against itself.
-fn compare(
-    rows: &mut Vec<Row>,
-    only: &str,
-    (case, unit, goal): (&str, &str, Goal),
-    ours: &Pair<'_>,
-    plain: &Pair<'_>,
-    measure: impl Fn(&Pair<'_>) -> Result<f64>,
-) -> Result<()> {
-    if !case.contains(only) {
-        return Ok(());
+/// Our way beside another one.
+pub(crate) struct Beside<'a> {
+    pub(crate) ours: &'a Pair<'a>,
+    pub(crate) baseline: &'a Pair<'a>,
+    /// What the baseline is.
+    pub(crate) name: &'a str,
+    /// Cases whose name does not contain this are left out.
+    pub(crate) only: &'a str,
+}
+
+impl Beside<'_> {
+    /// Alternating rounds of ours and the baseline, and a control of the baseline against itself.
+    pub(crate) fn compare(
+        &self,
+        rows: &mut Vec<Row>,
+        (case, unit, goal): (&str, &str, Goal),
+        measure: impl Fn(&Pair<'_>) -> Result<f64>,
+    ) -> Result<()> {
+        if !case.contains(self.only) {
+            return Ok(());
+        }
+        let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
+        measure(self.ours)?;
+        measure(self.baseline)?;
+        for _ in 0..ROUNDS {
+            a.push(measure(self.ours)?);
+            b.push(measure(self.baseline)?);
+            c.push(measure(self.baseline)?);
+        }
+        let (a, b, c) = (median(a), median(b), median(c));
+        let ratio = a / b;
+        let (text, holds) = match goal {
+            Goal::AtLeast(least) => (format!(">= {least}x"), ratio >= least),
+            Goal::AtMost(most) => (format!("<= {most}x"), ratio <= most),
+        };
+        let row = |case: String, ours: f64, goal: String, holds| Row {
+            case,
+            ours,
+            baseline: b,
+            baseline_name: self.name.into(),
+            ratio: ours / b,
+            unit: unit.into(),
+            goal,
+            holds,
+        };
+        rows.push(row(case.into(), a, text, holds));
+        rows.push(row(format!("  control: the baseline again ({case})"), c, "-".into(), true));
+        Ok(())
     }
-    let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
-    measure(ours)?;
-    measure(plain)?;
-    for _ in 0..ROUNDS {
-        a.push(measure(ours)?);
-        b.push(measure(plain)?);
-        c.push(measure(plain)?);
-    }
-    let (a, b, c) = (median(a), median(b), median(c));
-    let ratio = a / b;
-    let (text, holds) = match goal {
-        Goal::AtLeast(least) => (format!(">= {least}x"), ratio >= least),
-        Goal::AtMost(most) => (format!("<= {most}x"), ratio <= most),
-    };
-    let row = |case: String, ours: f64, goal: String, holds| Row {
-        case,
-        ours,
-        baseline: b,
-        baseline_name: "plain veth routing, no policy".into(),
-        ratio: ours / b,
-        unit: unit.into(),
-        goal,
-        holds,
-    };
-    rows.push(row(case.into(), a, text, holds));
-    rows.push(row(format!("  control: the baseline again ({case})"), c, "-".into(), true));
-    Ok(())
 }
 
 /// Every packet traced beside aggregation.
