@@ -24,6 +24,7 @@ const STACK: usize = 512 << 10;
 /// # Errors
 /// What kept the agent from starting: nothing was changed for those that are found before anything is touched.
 pub fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), AgentError> {
+    villus_datapath::sys::spare_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)

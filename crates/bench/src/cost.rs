@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use villus_datapath::{EventRing, Flows};
+use villus_datapath::{EventRing, Flows, Hook};
 
 use crate::{
     load::{self, Place},
@@ -67,7 +67,7 @@ fn case(
     if !case.contains(only) {
         return Ok(());
     }
-    let program = &node.object.from_endpoint;
+    let program = node.object.program(Hook::FromEndpoint)?;
     let mut windows = Vec::with_capacity(WINDOWS);
     for _ in 0..WINDOWS {
         let start = program.current_info()?;

@@ -5,7 +5,7 @@ use villus_abi::{
     Config, Direction, Endpoint, Local, PolicyEntry, PolicyKey,
     endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_PEER, MASK_ALL},
 };
-use villus_datapath::{Entries, Maps, Object, Pins, PolicyMaps, Program, Sizes, SkbContext};
+use villus_datapath::{Entries, Hook, Maps, Object, Pins, PolicyMaps, Program, Sizes, SkbContext};
 
 use crate::{cost::PEER, report::Row};
 
@@ -82,7 +82,7 @@ fn time(
 pub fn run() -> Result<Vec<Row>> {
     let pins = std::sync::Arc::new(Pins::detached()?);
     let maps = std::sync::Arc::new(Maps::open(&pins, &Sizes::default())?);
-    let object = Object::load(&pins, &maps)?;
+    let object = Object::load(&pins, &maps, &[Hook::FromEndpoint])?;
     let mut policies = PolicyMaps::open(pins.clone(), maps.clone(), 16384)?;
     for id in [1, 2] {
         policies.create(id)?;
@@ -100,7 +100,7 @@ pub fn run() -> Result<Vec<Row>> {
     }
     maps.config.insert(&0, &Config::default())?;
 
-    let program = &object.from_endpoint;
+    let program = object.program(Hook::FromEndpoint)?;
     let mut rows = Vec::new();
     for (v6, name) in [(false, "IPv4"), (true, "IPv6")] {
         let packet = frame(v6, 80);

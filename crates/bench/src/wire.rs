@@ -110,8 +110,8 @@ impl Node {
         let pins = Arc::new(Pins::detached()?);
         let maps = Arc::new(Maps::open(&pins, &Sizes::default())?);
         let object = match std::env::var_os("VILLUS_BENCH_OBJECT") {
-            Some(file) => Object::load_from(&std::fs::read(file)?, &pins, &maps)?,
-            None => Object::load(&pins, &maps)?,
+            Some(file) => Object::load_from(&std::fs::read(file)?, &pins, &maps, &Hook::WITHOUT_TUNNEL)?,
+            None => Object::load(&pins, &maps, &Hook::WITHOUT_TUNNEL)?,
         };
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), 16384)?;
         let gateway = Local { slot: 0, flags: villus_abi::endpoint::ADDR_GATEWAY };
@@ -166,7 +166,7 @@ impl Node {
             maps.devices.insert(&link.host_index, &u32::from(n))?;
             let links = Links::new(pins);
             for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
-                links.attach(object, hook, link.host_index, AttachMode::Tcx)?;
+                links.attach(object.program(hook)?, hook, link.host_index, AttachMode::Tcx)?;
             }
             Ok(())
         })?;

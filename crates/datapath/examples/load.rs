@@ -4,7 +4,7 @@
 
 use std::{error::Error, process::ExitCode};
 
-use villus_datapath::{Maps, Object, Pins, Sizes};
+use villus_datapath::{Hook, Maps, Object, Pins, Sizes};
 
 fn main() -> ExitCode {
     match run() {
@@ -20,8 +20,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     let pins = Pins::detached()?;
     let maps = Maps::open(&pins, &Sizes::default())?;
     let object = match std::env::args_os().nth(1) {
-        Some(path) => Object::load_from(&std::fs::read(path)?, &pins, &maps)?,
-        None => Object::load(&pins, &maps)?,
+        Some(path) => Object::load_from(&std::fs::read(path)?, &pins, &maps, &Hook::ALL)?,
+        None => Object::load(&pins, &maps, &Hook::ALL)?,
     };
     for program in object.programs() {
         let info = &program.info;

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::{Context, Result},
-    object::{Object, Program},
+    object::Program,
     pins::Pins,
     sys::{self, TcxHook},
     tc::{self, Side},
@@ -43,6 +43,11 @@ impl Hook {
         Self::FromOverlay,
         Self::ToOverlay,
     ];
+    /// Those of a node that sends and gets its packets without a tunnel.
+    pub const WITHOUT_TUNNEL: [Self; 4] =
+        [Self::FromEndpoint, Self::ToEndpoint, Self::FromNetwork, Self::ToNetwork];
+    /// Those of the tunnel's device.
+    pub const OF_TUNNEL: [Self; 2] = [Self::FromOverlay, Self::ToOverlay];
 
     /// Its name, which is its program's.
     #[must_use]
@@ -54,19 +59,6 @@ impl Hook {
             Self::ToNetwork => "to_network",
             Self::FromOverlay => "from_overlay",
             Self::ToOverlay => "to_overlay",
-        }
-    }
-
-    /// Its program.
-    #[must_use]
-    pub const fn program(self, object: &Object) -> &Program {
-        match self {
-            Self::FromEndpoint => &object.from_endpoint,
-            Self::ToEndpoint => &object.to_endpoint,
-            Self::FromNetwork => &object.from_network,
-            Self::ToNetwork => &object.to_network,
-            Self::FromOverlay => &object.from_overlay,
-            Self::ToOverlay => &object.to_overlay,
         }
     }
 
@@ -145,51 +137,14 @@ impl<'a> Links<'a> {
         Self { pins }
     }
 
-    /// Makes an interface run the object's program, and only that one of ours. If an older one of ours runs
+    /// Makes an interface run a program of ours, and no other of ours. If an older one runs
     /// there it is replaced atomically; if it was attached the other way it goes after the new one is there: of the two
     /// the kernel asks only the TCX link, whose verdict is final. An empty clsact stays behind until [`Self::detach`], for
     /// the kernel stops a device for a moment when its clsact goes.
     ///
     /// # Errors
     /// [`crate::Error::Kernel`] naming hook and interface.
-    pub fn attach(&self, object: &Object, hook: Hook, ifindex: u32, mode: AttachMode) -> Result<Attached> {
-        self.attach_program(hook.program(object), hook, ifindex, mode)
-    }
-
-    /// As [`Self::attach`], but without waiting for a grace period of the kernel, as each new TCX link does: a
-    /// program of ours that is there is replaced where it is, and where there is none a filter of clsact is made. Says whether
-    /// the interface has what `mode` asks for; if not, [`Self::attach`] gives it that.
-    ///
-    /// # Errors
-    /// As [`Self::attach`].
-    pub fn attach_at_once(
-        &self,
-        object: &Object,
-        hook: Hook,
-        ifindex: u32,
-        mode: AttachMode,
-    ) -> Result<bool> {
-        let (program, what) = (hook.program(object), what(hook, ifindex));
-        if self.replace_tcx(program, hook, ifindex).on("attach", &what)?.is_none() {
-            attach_tc(program, hook, ifindex).on("attach", &what)?;
-            return Ok(mode == AttachMode::Tc);
-        }
-        // Both are there if moving from one to the other was cut short.
-        let filtered = tc::filters(ifindex, hook.side()).on("list filters of", &what)?;
-        Ok(mode == AttachMode::Tcx && !filtered.iter().any(tc::Filter::is_ours))
-    }
-
-    /// As [`Self::attach`], with any program.
-    ///
-    /// # Errors
-    /// As [`Self::attach`].
-    pub fn attach_program(
-        &self,
-        program: &Program,
-        hook: Hook,
-        ifindex: u32,
-        mode: AttachMode,
-    ) -> Result<Attached> {
+    pub fn attach(&self, program: &Program, hook: Hook, ifindex: u32, mode: AttachMode) -> Result<Attached> {
         let what = what(hook, ifindex);
         match mode {
             AttachMode::Tcx => {
@@ -203,6 +158,29 @@ impl<'a> Links<'a> {
                 Ok(if replaced { Attached::Replaced } else { attached })
             }
         }
+    }
+
+    /// As [`Self::attach`], but without waiting for a grace period of the kernel, as each new TCX link does: a
+    /// program of ours that is there is replaced where it is, and where there is none a filter of clsact is made. Says whether
+    /// the interface has what `mode` asks for; if not, [`Self::attach`] gives it that.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_at_once(
+        &self,
+        program: &Program,
+        hook: Hook,
+        ifindex: u32,
+        mode: AttachMode,
+    ) -> Result<bool> {
+        let what = what(hook, ifindex);
+        if self.replace_tcx(program, hook, ifindex).on("attach", &what)?.is_none() {
+            attach_tc(program, hook, ifindex).on("attach", &what)?;
+            return Ok(mode == AttachMode::Tc);
+        }
+        // Both are there if moving from one to the other was cut short.
+        let filtered = tc::filters(ifindex, hook.side()).on("list filters of", &what)?;
+        Ok(mode == AttachMode::Tcx && !filtered.iter().any(tc::Filter::is_ours))
     }
 
     /// Takes our program off an interface; says whether it was there. That the interface is gone is no error.

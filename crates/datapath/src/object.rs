@@ -1,6 +1,7 @@
 //! The kernel object: from its bytes to loaded programs.
 
 use std::{
+    collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use aya::{
 
 use crate::{
     error::{Context, Error, Result},
+    links::Hook,
     maps::{KNOWN, Maps},
     pins::Pins,
     sys::{self, ProgInfo, RawMap, SkbContext, TestRun},
@@ -92,21 +94,11 @@ impl Program {
     }
 }
 
-/// The programs of the path, loaded, with the maps of [`Maps`].
+/// Programs of the path, loaded, with the maps of [`Maps`].
 #[derive(Debug)]
 pub struct Object {
-    /// On an endpoint's host-side device, ingress.
-    pub from_endpoint: Program,
-    /// On an endpoint's host-side device, egress.
-    pub to_endpoint: Program,
-    /// On an uplink, ingress.
-    pub from_network: Program,
-    /// On an uplink, egress.
-    pub to_network: Program,
-    /// On the tunnel's device, ingress.
-    pub from_overlay: Program,
-    /// On the tunnel's device, egress.
-    pub to_overlay: Program,
+    /// In the order of [`Hook::ALL`]; `None` where it was not asked for.
+    programs: [Option<Program>; Hook::ALL.len()],
 }
 
 impl Object {
@@ -116,50 +108,51 @@ impl Object {
         !EMBEDDED.is_empty()
     }
 
-    /// Loads the object that is part of this crate. The maps must have been opened on the same bpffs.
+    /// Loads the programs of these hooks from the object that is part of this crate, all at once: verifying one takes a
+    /// CPU a while. The maps must have been opened on the same bpffs.
     ///
     /// # Errors
     /// [`Error::Object`] with the end of the verifier's log.
-    pub fn load(pins: &Pins, maps: &Maps) -> Result<Self> {
-        Self::load_from(EMBEDDED, pins, maps)
+    pub fn load(pins: &Pins, maps: &Maps, hooks: &[Hook]) -> Result<Self> {
+        Self::load_from(EMBEDDED, pins, maps, hooks)
     }
 
-    /// Loads another object with the same maps and programs, 4-byte aligned.
+    /// Loads from another object with the same maps and programs, 4-byte aligned.
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_from(object: &[u8], pins: &Pins, _maps: &Maps) -> Result<Self> {
+    pub fn load_from(object: &[u8], pins: &Pins, _maps: &Maps, hooks: &[Hook]) -> Result<Self> {
         if object.is_empty() {
             return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
         }
         raise_memlock();
-        // The loader reads all types of the kernel, ten megabytes, and forgets them.
-        sys::return_large_blocks();
         // The verifier gives up when a signal is pending for this thread; and it writes down what it does only when
         // it is asked again, for that takes three times as long.
-        let mut quiet = attempt(object, pins, VerifierLogLevel::STATS);
+        let mut quiet = attempt(object, pins, hooks, VerifierLogLevel::STATS);
         for _ in 0..INTERRUPTIONS {
             if !matches!(&quiet, Err(failed) if failed.interrupted) {
                 break;
             }
-            quiet = attempt(object, pins, VerifierLogLevel::STATS);
+            quiet = attempt(object, pins, hooks, VerifierLogLevel::STATS);
         }
         quiet
-            .or_else(|_| attempt(object, pins, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
+            .or_else(|_| attempt(object, pins, hooks, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
             .map_err(|failed| failed.error)
     }
 
-    /// All programs.
-    #[must_use]
-    pub const fn programs(&self) -> [&Program; 6] {
-        [
-            &self.from_endpoint,
-            &self.to_endpoint,
-            &self.from_network,
-            &self.to_network,
-            &self.from_overlay,
-            &self.to_overlay,
-        ]
+    /// The program of a hook.
+    ///
+    /// # Errors
+    /// [`Error::Object`] when it was not among those asked for.
+    pub fn program(&self, hook: Hook) -> Result<&Program> {
+        self.programs[hook as usize]
+            .as_ref()
+            .ok_or_else(|| Error::Object { what: format!("program `{}` is not loaded", hook.name()) })
+    }
+
+    /// All programs that are loaded.
+    pub fn programs(&self) -> impl Iterator<Item = &Program> {
+        self.programs.iter().flatten()
     }
 }
 
@@ -179,35 +172,52 @@ impl From<Error> for Failed {
     }
 }
 
-/// Loads an object once.
-fn attempt(object: &[u8], pins: &Pins, level: VerifierLogLevel) -> std::result::Result<Object, Failed> {
+/// Loads programs of an object once.
+fn attempt(
+    object: &[u8],
+    pins: &Pins,
+    hooks: &[Hook],
+    level: VerifierLogLevel,
+) -> std::result::Result<Object, Failed> {
     let mut loader = EbpfLoader::new();
     loader.btf(None).verifier_log_level(level);
     for known in &KNOWN {
         loader.map_pin_path(known.symbol, pins.path(known.pin));
     }
     let mut loaded = loader.load(object).map_err(|e| refused(&e))?;
-    let mut program = |name: &'static str| {
-        let program = loaded
-            .program_mut(name)
-            .ok_or_else(|| Error::Object { what: format!("no program `{name}` in it") })?;
+    let mut found: BTreeMap<String, _> =
+        loaded.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    let mut wanted = Vec::new();
+    for &hook in hooks {
+        let program = found
+            .remove(hook.name())
+            .ok_or_else(|| Error::Object { what: format!("no program `{}` in it", hook.name()) })?;
         let program: &mut SchedClassifier = program.try_into().map_err(|e| refused(&e))?;
-        let start = Instant::now();
-        program.load().map_err(|e| Failed { interrupted: is_interruption(&e), error: refused(&e) })?;
-        let load_time = start.elapsed();
-        let fd = program.fd().map_err(|e| refused(&e))?.as_fd().try_clone_to_owned();
-        let fd = fd.on("hold program", name)?;
-        let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
-        Ok::<_, Failed>(Program { name, fd, info, load_time })
-    };
-    Ok(Object {
-        from_endpoint: program("from_endpoint")?,
-        to_endpoint: program("to_endpoint")?,
-        from_network: program("from_network")?,
-        to_network: program("to_network")?,
-        from_overlay: program("from_overlay")?,
-        to_overlay: program("to_overlay")?,
+        wanted.push((hook, program));
+    }
+    let mut object = Object { programs: [const { None }; Hook::ALL.len()] };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = wanted
+            .into_iter()
+            .map(|(hook, program)| (hook, scope.spawn(move || verified(hook.name(), program))))
+            .collect();
+        for (hook, thread) in threads {
+            let program = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            object.programs[hook as usize] = Some(program?);
+        }
+        Ok(object)
     })
+}
+
+/// Has the kernel verify and compile a program.
+fn verified(name: &'static str, program: &mut SchedClassifier) -> std::result::Result<Program, Failed> {
+    let start = Instant::now();
+    program.load().map_err(|e| Failed { interrupted: is_interruption(&e), error: refused(&e) })?;
+    let load_time = start.elapsed();
+    let fd = program.fd().map_err(|e| refused(&e))?.as_fd().try_clone_to_owned();
+    let fd = fd.on("hold program", name)?;
+    let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
+    Ok(Program { name, fd, info, load_time })
 }
 
 fn is_interruption(error: &ProgramError) -> bool {

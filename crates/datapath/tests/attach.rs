@@ -25,7 +25,7 @@ fn tcx_links_outlive_their_maker_and_are_replaced_in_place() {
     alone!();
     let (_, pins) = common::bpffs();
     let (links, ifindex) = (Links::new(&pins), veth("v0"));
-    let attach = |program: &Program| links.attach_program(program, Hook::FromEndpoint, ifindex, Tcx).unwrap();
+    let attach = |program: &Program| links.attach(program, Hook::FromEndpoint, ifindex, Tcx).unwrap();
     let (first, second) = (program(0), program(0));
     assert_eq!(attach(&first), Attached::Made);
     assert_eq!(attach(&first), Attached::Unchanged);
@@ -46,12 +46,12 @@ fn a_dead_interface_leaves_a_pin_that_is_swept() {
     let (_, pins) = common::bpffs();
     let links = Links::new(&pins);
     let (gone, program) = (veth("v0"), program(0));
-    links.attach_program(&program, Hook::ToEndpoint, gone, Tcx).unwrap();
-    links.attach_program(&program, Hook::FromEndpoint, gone, Tcx).unwrap();
+    links.attach(&program, Hook::ToEndpoint, gone, Tcx).unwrap();
+    links.attach(&program, Hook::FromEndpoint, gone, Tcx).unwrap();
     run("ip", &["link", "del", "v0"]);
     assert!(links.list(&[]).unwrap().iter().all(|link| !link.alive));
     run("ip", &["link", "add", "v1", "index", &gone.to_string(), "type", "veth", "peer", "name", "v1p"]);
-    assert_eq!(links.attach_program(&program, Hook::ToEndpoint, gone, Tcx).unwrap(), Attached::Made);
+    assert_eq!(links.attach(&program, Hook::ToEndpoint, gone, Tcx).unwrap(), Attached::Made);
     assert_eq!(links.sweep().unwrap(), 1);
     assert_eq!(links.list(&[]).unwrap().len(), 1);
     assert!(links.remove_all(&[]).is_empty());
@@ -68,7 +68,7 @@ fn clsact_filters_are_found_again_and_replaced_in_place() {
         [(&first, Attached::Made), (&first, Attached::Unchanged), (&second, Attached::Replaced)]
     {
         for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
-            assert_eq!(links.attach_program(program, hook, ifindex, Tc).unwrap(), expected);
+            assert_eq!(links.attach(program, hook, ifindex, Tc).unwrap(), expected);
         }
     }
     let shown = run("tc", &["filter", "show", "dev", "v0", "ingress"]);
@@ -91,7 +91,7 @@ fn the_way_of_attaching_can_change() {
     let (_, pins) = common::bpffs();
     let (links, ifindex, program) = (Links::new(&pins), veth("v0"), program(0));
     for mode in [Tcx, Tc, Tcx] {
-        links.attach_program(&program, Hook::FromEndpoint, ifindex, mode).unwrap();
+        links.attach(&program, Hook::FromEndpoint, ifindex, mode).unwrap();
         let found = links.list(&[ifindex]).unwrap();
         assert_eq!((found.len(), found[0].mode), (1, mode));
     }
@@ -106,27 +106,28 @@ fn what_is_attached_at_once_waits_for_nothing_and_says_whether_it_is_the_wanted_
     let (_, pins) = common::bpffs();
     let maps = Maps::open(&pins, &Sizes::default()).unwrap();
     let (links, ifindex, old) = (Links::new(&pins), veth("v0"), program(0));
-    let object = Object::load(&pins, &maps).unwrap();
-    let at_once = |mode| links.attach_at_once(&object, Hook::FromEndpoint, ifindex, mode).unwrap();
+    let object = Object::load(&pins, &maps, &[Hook::FromEndpoint]).unwrap();
+    let new = object.program(Hook::FromEndpoint).unwrap();
+    let at_once = |mode| links.attach_at_once(new, Hook::FromEndpoint, ifindex, mode).unwrap();
     let modes =
         || links.list(&[ifindex]).unwrap().iter().map(|link| (link.mode, link.program)).collect::<Vec<_>>();
-    let ours = object.from_endpoint.info.id;
+    let ours = new.info.id;
     // Nothing there: a filter.
     assert!(!at_once(Tcx));
     assert!(at_once(Tc));
     assert_eq!(modes(), [(Tc, ours)]);
     // A filter of before: replaced as it is.
-    links.attach_program(&old, Hook::FromEndpoint, ifindex, Tc).unwrap();
+    links.attach(&old, Hook::FromEndpoint, ifindex, Tc).unwrap();
     assert!(!at_once(Tcx));
     assert_eq!(modes(), [(Tc, ours)]);
     // A link of before, and a filter that moving has left.
-    links.attach_program(&old, Hook::FromEndpoint, ifindex, Tcx).unwrap();
+    links.attach(&old, Hook::FromEndpoint, ifindex, Tcx).unwrap();
     assert!(!at_once(Tc));
     assert!(at_once(Tcx));
     assert_eq!(modes(), [(Tcx, ours)]);
     tc::attach(std::os::fd::AsFd::as_fd(&old), "from_endpoint", ifindex, tc::Side::Ingress).unwrap();
     assert!(!at_once(Tcx));
-    links.attach(&object, Hook::FromEndpoint, ifindex, Tcx).unwrap();
+    links.attach(new, Hook::FromEndpoint, ifindex, Tcx).unwrap();
     assert!(at_once(Tcx));
     assert_eq!(modes(), [(Tcx, ours)]);
     assert!(links.remove_all(&[ifindex]).is_empty());
@@ -158,7 +159,7 @@ fn somebody_elses_filter_in_our_place_is_left_alone() {
             object.to_str().unwrap(),
         ],
     );
-    let error = Links::new(&pins).attach_program(&program, Hook::FromEndpoint, ifindex, Tc).unwrap_err();
+    let error = Links::new(&pins).attach(&program, Hook::FromEndpoint, ifindex, Tc).unwrap_err();
     assert!(error.to_string().contains("somebody else has preference 16"), "{error}");
 }
 
@@ -167,7 +168,7 @@ fn a_clsact_with_somebody_elses_filter_of_another_kind_stays() {
     alone!();
     let (_, pins) = common::bpffs();
     let (links, ifindex, program) = (Links::new(&pins), veth("v0"), program(0));
-    links.attach_program(&program, Hook::FromEndpoint, ifindex, Tc).unwrap();
+    links.attach(&program, Hook::FromEndpoint, ifindex, Tc).unwrap();
     let theirs = "filter add dev v0 egress pref 7 protocol ip u32 match u32 0 0 flowid 1:1";
     run("tc", &theirs.split(' ').collect::<Vec<_>>());
     assert!(links.detach(Hook::FromEndpoint, ifindex).unwrap());
@@ -178,8 +179,7 @@ fn a_clsact_with_somebody_elses_filter_of_another_kind_stays() {
 fn a_vanished_interface_is_named() {
     let pins = Pins::detached().unwrap();
     for mode in [Tcx, Tc] {
-        let error =
-            Links::new(&pins).attach_program(&program(0), Hook::FromNetwork, 999_999, mode).unwrap_err();
+        let error = Links::new(&pins).attach(&program(0), Hook::FromNetwork, 999_999, mode).unwrap_err();
         assert!(error.to_string().contains("from_network to interface 999999"), "{error}");
         assert!(error.to_string().contains("the interface is gone"), "{error}");
     }

@@ -1,7 +1,7 @@
 //! The kernel object in the running kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use villus_datapath::{Maps, Object, Pins, Sizes, SkbContext};
+use villus_datapath::{Hook, Maps, Object, Pins, Sizes, SkbContext};
 
 #[test]
 fn the_maps_of_a_node_take_less_than_forty_megabytes() {
@@ -34,7 +34,7 @@ fn the_object_is_taken_by_the_verifier_and_answers() {
     }
     let pins = Pins::detached().unwrap();
     let maps = Maps::open(&pins, &Sizes::default()).unwrap();
-    let object = Object::load(&pins, &maps).unwrap();
+    let object = Object::load(&pins, &maps, &Hook::ALL).unwrap();
     for program in object.programs() {
         assert!(program.info.instructions > 0 && program.info.btf != 0, "{program:?}");
         // An agent that has configured nothing: nothing may crash, whatever comes.
@@ -49,7 +49,7 @@ fn what_is_no_object_is_refused() {
     let pins = Pins::detached().unwrap();
     let maps = Maps::open(&pins, &Sizes::default()).unwrap();
     for bytes in [&b""[..], b"\x7fELF", &[0; 4096]] {
-        let error = Object::load_from(bytes, &pins, &maps).unwrap_err();
+        let error = Object::load_from(bytes, &pins, &maps, &Hook::ALL).unwrap_err();
         assert!(error.to_string().starts_with("kernel object: "), "{error}");
     }
 }

@@ -21,7 +21,7 @@ use villus_abi::{
     Event, Flow, FragPorts, Metric, PolicyEntry, PolicyKey, endpoint::SLOT_HOST, from_bytes, time,
 };
 use villus_datapath::{
-    EventRing, Flows, Maps, Object, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
+    EventRing, Flows, Hook as Place, Maps, Object, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
 };
 use villus_path::{
     Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome,
@@ -58,11 +58,11 @@ impl Kernel {
         devices();
         let pins = Pins::detached().unwrap();
         let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
-        let object = Object::load(&pins, &maps).unwrap();
-        let scratch = object.from_endpoint.map("SCRATCH").unwrap().unwrap();
+        let object = Object::load(&pins, &maps, &Place::ALL).unwrap();
+        let scratch = object.program(Place::FromEndpoint).unwrap().map("SCRATCH").unwrap().unwrap();
         let policies = JUDGED.map(|id| (id, slotted(&maps, id))).into_iter().collect();
         let ring = EventRing::open(&maps).unwrap();
-        let (tunnelled, _calls) = tunnelled(object.from_overlay.as_fd());
+        let (tunnelled, _calls) = tunnelled(object.program(Place::FromOverlay).unwrap().as_fd());
         Self {
             _pins: pins,
             maps,
@@ -135,14 +135,15 @@ impl Kernel {
     }
 
     fn program(&self, hook: Hook) -> &Program {
-        match hook {
-            Hook::From => &self.object.from_endpoint,
-            Hook::To => &self.object.to_endpoint,
-            Hook::Network => &self.object.from_network,
-            Hook::Out => &self.object.to_network,
-            Hook::Brought => &self.object.from_overlay,
-            Hook::Sent => &self.object.to_overlay,
-        }
+        let place = match hook {
+            Hook::From => Place::FromEndpoint,
+            Hook::To => Place::ToEndpoint,
+            Hook::Network => Place::FromNetwork,
+            Hook::Out => Place::ToNetwork,
+            Hook::Brought => Place::FromOverlay,
+            Hook::Sent => Place::ToOverlay,
+        };
+        self.object.program(place).unwrap()
     }
 
     /// Runs a packet: what the program returned, decided, and left of packet and mark.

@@ -108,7 +108,7 @@ fn a_resize_keeps_every_live_flow_and_those_of_the_old_programs() {
     let (maps, links) = (Maps::open(&pins, &SIZES).unwrap(), Links::new(&pins));
     let attach = |maps: &Maps| {
         let program = holder(maps.ct4_tcp.as_fd());
-        links.attach_program(&program, Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
+        links.attach(&program, Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
     };
     attach(&maps);
     for n in 0..1000 {
@@ -272,8 +272,8 @@ fn cleanup_takes_what_is_ours_and_leaves_the_rest() {
     agent.apply(5, &[(PolicyKey::default(), PolicyEntry::ALLOW)].into(), &mut &maps.endpoints).unwrap();
     let program = holder(maps.ct4_tcp.as_fd());
     let links = Links::new(&pins);
-    links.attach_program(&program, Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
-    links.attach_program(&program, Hook::ToEndpoint, ifindex, AttachMode::Tc).unwrap();
+    links.attach(&program, Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
+    links.attach(&program, Hook::ToEndpoint, ifindex, AttachMode::Tc).unwrap();
     let map = |name: &str, value: &str| {
         let path = pins.path(name).to_string_lossy().into_owned();
         run(

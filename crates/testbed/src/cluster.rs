@@ -154,14 +154,14 @@ impl Member {
         }
         let pins = Arc::new(Pins::detached().unwrap());
         let maps = Arc::new(Maps::open(&pins, &sizes()).unwrap());
-        let object = Object::load(&pins, &maps).unwrap();
+        let object = Object::load(&pins, &maps, &Hook::ALL).unwrap();
         let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 4096).unwrap());
         let member = Self { number, host, pod, maps, object, pins, policies };
         let tunnel = member.prepare(between);
         member.learn(between, count, tunnel);
         member.attach("up0", &[Hook::FromNetwork]);
         if tunnel.is_some() {
-            member.attach(villus_net::TUNNEL_DEVICE, &[Hook::FromOverlay, Hook::ToOverlay]);
+            member.attach(villus_net::TUNNEL_DEVICE, &Hook::OF_TUNNEL);
         }
         member.add_pod();
         member
@@ -306,7 +306,7 @@ impl Member {
             self.maps.devices.insert(&ifindex, &slot).unwrap();
             let links = Links::new(&self.pins);
             for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
-                links.attach(&self.object, hook, ifindex, AttachMode::Tcx).unwrap();
+                links.attach(self.object.program(hook).unwrap(), hook, ifindex, AttachMode::Tcx).unwrap();
             }
         };
         self.host
@@ -322,7 +322,9 @@ impl Member {
     fn attach(&self, device: &str, hooks: &[Hook]) {
         let (index, links) = (self.host.index(device), Links::new(&self.pins));
         for hook in hooks {
-            self.host.run(|| links.attach(&self.object, *hook, index, AttachMode::Tcx)).unwrap();
+            self.host
+                .run(|| links.attach(self.object.program(*hook).unwrap(), *hook, index, AttachMode::Tcx))
+                .unwrap();
         }
     }
 

@@ -146,7 +146,7 @@ impl Node {
 
         let pins = Arc::new(Pins::detached().unwrap());
         let maps = Arc::new(Maps::open(&pins, &spec.sizes).unwrap());
-        let object = Object::load(&pins, &maps).unwrap();
+        let object = Object::load(&pins, &maps, &Hook::WITHOUT_TUNNEL).unwrap();
         let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 16384).unwrap());
         let events = Mutex::new(EventRing::open(&maps).unwrap());
 
@@ -199,7 +199,14 @@ impl Node {
         let links = Links::new(&self.pins);
         for &uplink in &self.uplinks {
             self.host
-                .run(|| links.attach(&self.object, Hook::FromNetwork, uplink, self.spec.attach))
+                .run(|| {
+                    links.attach(
+                        self.object.program(Hook::FromNetwork).unwrap(),
+                        Hook::FromNetwork,
+                        uplink,
+                        self.spec.attach,
+                    )
+                })
                 .unwrap();
         }
     }
@@ -253,7 +260,9 @@ impl Node {
         self.maps.devices.insert(&ifindex, &slot).unwrap();
         let links = Links::new(&self.pins);
         for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
-            self.host.run(|| links.attach(&self.object, hook, ifindex, self.spec.attach)).unwrap();
+            self.host
+                .run(|| links.attach(self.object.program(hook).unwrap(), hook, ifindex, self.spec.attach))
+                .unwrap();
         }
     }
 
@@ -370,7 +379,16 @@ impl Node {
         self.maps.endpoints.insert(&SLOT_HOST, &record).unwrap();
         let links = Links::new(&self.pins);
         for &uplink in &self.uplinks {
-            self.host.run(|| links.attach(&self.object, Hook::ToNetwork, uplink, self.spec.attach)).unwrap();
+            self.host
+                .run(|| {
+                    links.attach(
+                        self.object.program(Hook::ToNetwork).unwrap(),
+                        Hook::ToNetwork,
+                        uplink,
+                        self.spec.attach,
+                    )
+                })
+                .unwrap();
         }
         self.edit_config(|config| config.flags |= FLAG_HOST_POLICY);
     }

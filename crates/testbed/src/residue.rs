@@ -20,7 +20,7 @@ impl Residue {
     /// What a node has in the kernel.
     #[must_use]
     pub fn of(node: &Node) -> Self {
-        let programs = node.object.programs();
+        let programs = node.object.programs().collect::<Vec<_>>();
         let maps = programs.iter().flat_map(|program| program.info.maps.iter().copied());
         let policies = node.maps.policies.entries().unwrap().into_iter().map(|(_, id)| id);
         Self {

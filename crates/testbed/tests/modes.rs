@@ -120,7 +120,7 @@ fn the_way_of_attaching_changes_without_losing_a_packet() {
     let uplink = node.host.index("up0");
     // A clsact that comes or goes stops its device for a moment, and the kernel drops what is sent just then. Here one
     // is kept by somebody else's filter.
-    node.pins.put("theirs", node.object.from_network.as_fd()).unwrap();
+    node.pins.put("theirs", node.object.program(Hook::FromNetwork).unwrap().as_fd()).unwrap();
     let theirs = node.pin_for_commands("theirs");
     for device in [client.node_device.as_str(), server.node_device.as_str(), "up0"] {
         node.host.tc(&format!("qdisc add dev {device} clsact"));
@@ -155,7 +155,9 @@ fn the_way_of_attaching_changes_without_losing_a_packet() {
                     (Hook::ToEndpoint, server.ifindex),
                     (Hook::FromNetwork, uplink),
                 ] {
-                    node.host.run(|| links.attach(&node.object, hook, ifindex, mode)).unwrap();
+                    node.host
+                        .run(|| links.attach(node.object.program(hook).unwrap(), hook, ifindex, mode))
+                        .unwrap();
                 }
             });
             while !switching.is_finished() {

@@ -18,19 +18,16 @@ impl Attacher {
     /// Makes an endpoint's device run the two programs of endpoints, the way that the options say; the old attachment goes
     /// after the new one is there. Each TCX link that is new waits for a grace period of the kernel, some 10 ms.
     pub fn attach_endpoint(&self, ifindex: u32) -> Result<()> {
-        let (object, links) = (self.programs.wait()?, Links::new(&self.pins));
         // To the endpoint first: once it can send, answers are judged as well.
-        links.attach(object, Hook::ToEndpoint, ifindex, self.mode)?;
-        links.attach(object, Hook::FromEndpoint, ifindex, self.mode)?;
-        Ok(())
+        self.attach(Hook::ToEndpoint, ifindex)?;
+        self.attach(Hook::FromEndpoint, ifindex)
     }
 
     /// As [`Self::attach_endpoint`], the way that waits for nothing. Says whether it is the way that the options say.
     pub fn attach_at_once(&self, ifindex: u32) -> Result<bool> {
-        let (object, links) = (self.programs.wait()?, Links::new(&self.pins));
-        let to = links.attach_at_once(object, Hook::ToEndpoint, ifindex, self.mode)?;
-        let from = links.attach_at_once(object, Hook::FromEndpoint, ifindex, self.mode)?;
-        Ok(to && from)
+        let links = Links::new(&self.pins);
+        let at_once = |hook| links.attach_at_once(self.programs.program(hook)?, hook, ifindex, self.mode);
+        Ok(at_once(Hook::ToEndpoint)? & at_once(Hook::FromEndpoint)?)
     }
 
     /// Takes our programs off an endpoint's device.
@@ -45,19 +42,20 @@ impl Attacher {
 
     /// Makes the tunnel's device run its two programs.
     pub fn attach_tunnel(&self, ifindex: u32) -> Result<()> {
-        let (object, links) = (self.programs.wait()?, Links::new(&self.pins));
-        links.attach(object, Hook::FromOverlay, ifindex, self.mode)?;
-        links.attach(object, Hook::ToOverlay, ifindex, self.mode)?;
-        Ok(())
+        Hook::OF_TUNNEL.into_iter().try_for_each(|hook| self.attach(hook, ifindex))
     }
 
     /// Makes an uplink run its program; with `host` also that which judges what the node itself sends.
     pub fn attach_uplink(&self, ifindex: u32, host: bool) -> Result<()> {
-        let (object, links) = (self.programs.wait()?, Links::new(&self.pins));
-        links.attach(object, Hook::FromNetwork, ifindex, self.mode)?;
+        self.attach(Hook::FromNetwork, ifindex)?;
         if host {
-            links.attach(object, Hook::ToNetwork, ifindex, self.mode)?;
+            self.attach(Hook::ToNetwork, ifindex)?;
         }
         Ok(())
+    }
+
+    fn attach(&self, hook: Hook, ifindex: u32) -> Result<()> {
+        let program = self.programs.program(hook)?;
+        Links::new(&self.pins).attach(program, hook, ifindex, self.mode).map(drop)
     }
 }

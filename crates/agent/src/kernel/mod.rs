@@ -59,7 +59,7 @@ impl Kernel {
         }
         let maps = Arc::new(Maps::open(&pins, &wanted)?);
         tracing::debug!(took = ?begin.elapsed(), "maps are open");
-        let programs = Programs::load(pins.clone(), maps.clone())?;
+        let programs = Programs::load(pins.clone(), maps.clone(), config.routing.tunnel)?;
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), config.datapath.policy_map_max)?;
         let flows = Flows::new(maps.clone());
         Ok(Self { pins, maps, programs, policies, flows, mode, features, old_flows: None })

@@ -2,42 +2,69 @@
 //! there those of the agent before go on.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use villus_datapath::{Error, Maps, Object, Pins, Result};
+use villus_datapath::{Error, Hook, Maps, Object, Pins, Program, Result};
 
 use crate::AgentError;
 
+/// The program that only a node with policy of its own runs; loaded when all others are there.
+const LATER: [Hook; 1] = [Hook::ToNetwork];
+
 /// Programs that are loaded or on their way. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Programs(Arc<OnceLock<Result<Object>>>);
+pub(crate) struct Programs(Arc<Loading>);
+
+#[derive(Default)]
+struct Loading {
+    /// What each endpoint, uplink and the tunnel needs.
+    first: OnceLock<Result<Object>>,
+    /// [`LATER`].
+    later: OnceLock<Result<Object>>,
+}
 
 impl Programs {
-    /// Begins to load.
-    pub fn load(pins: Arc<Pins>, maps: Arc<Maps>) -> std::result::Result<Self, AgentError> {
-        let programs = Self(Arc::new(OnceLock::new()));
-        let place = programs.0.clone();
+    /// Begins to load those that the node may need.
+    pub fn load(pins: Arc<Pins>, maps: Arc<Maps>, has_tunnel: bool) -> std::result::Result<Self, AgentError> {
+        let programs = Self(Arc::default());
+        let loading = programs.0.clone();
         std::thread::Builder::new()
             .name("villus-load".into())
             .spawn(move || {
-                let begin = std::time::Instant::now();
-                let object = Object::load(&pins, &maps);
+                let begin = Instant::now();
+                let first = |hook: &Hook| !LATER.contains(hook) && (has_tunnel || !hook.is_of_tunnel());
+                let hooks: Vec<Hook> = Hook::ALL.into_iter().filter(first).collect();
+                let object = Object::load(&pins, &maps, &hooks);
                 tracing::debug!(took = ?begin.elapsed(), good = object.is_ok(), "programs are loaded");
-                let _ = place.set(object);
+                let _ = loading.first.set(object);
+                let _ = loading.later.set(Object::load(&pins, &maps, &LATER));
             })
             .map_err(AgentError::Runtime)?;
         Ok(programs)
     }
 
-    /// Whether they are there.
+    /// Whether those are there that a node without policy of its own needs.
     pub fn are_loaded(&self) -> bool {
-        self.0.get().is_some()
+        self.0.first.get().is_some()
     }
 
-    /// The programs; blocks until they are there.
+    /// Blocks until [`Self::are_loaded`].
     ///
     /// # Errors
     /// They could not be loaded.
-    pub fn wait(&self) -> Result<&Object> {
-        self.0.wait().as_ref().map_err(|error| Error::Object { what: error.to_string() })
+    pub fn wait(&self) -> Result<()> {
+        object(&self.0.first).map(drop)
     }
+
+    /// The program of a hook; blocks until it is there.
+    ///
+    /// # Errors
+    /// It could not be loaded, or this node has no use for it.
+    pub fn program(&self, hook: Hook) -> Result<&Program> {
+        object(if LATER.contains(&hook) { &self.0.later } else { &self.0.first })?.program(hook)
+    }
+}
+
+fn object(loading: &OnceLock<Result<Object>>) -> Result<&Object> {
+    loading.wait().as_ref().map_err(|error| Error::Object { what: error.to_string() })
 }

@@ -1,15 +1,18 @@
 //! What the allocator does with memory that nobody uses any more.
 
-/// Makes large blocks go back to the kernel when they are freed, once and for all. Left alone, glibc's allocator takes a large
-/// block that was freed for a sign that it is wanted again, and keeps as much.
-pub fn return_large_blocks() {
+/// Makes freed memory go back to the kernel, once and for all; to be called before there are threads. Left alone, glibc's
+/// allocator takes a large block that was freed for a sign that it is wanted again, and keeps as much; and it gives each
+/// thread that meets another in it an arena of its own, whose free blocks no other thread uses.
+pub fn spare_memory() {
     #[cfg(target_env = "gnu")]
     {
         const LARGE: libc::c_int = 1 << 20;
-        // SAFETY: both only set numbers of the allocator, under its own lock.
+        const ARENAS: libc::c_int = 2;
+        // SAFETY: they only set numbers of the allocator, under its own lock.
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
             libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_ARENA_MAX, ARENAS);
         }
     }
 }

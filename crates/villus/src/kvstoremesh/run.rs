@@ -70,6 +70,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let settings = settings(args)?;
     let local = local(args)?;
     let address = args.prometheus_serve_addr.as_deref().map(address).transpose()?;
+    villus_datapath::sys::spare_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("kvstoremesh")
