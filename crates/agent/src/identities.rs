@@ -1,14 +1,13 @@
 //! Identities of this node: those of workloads through the store, those of prefixes, and the table of all.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use villus_config::Config;
 use villus_identity::{
-    AllocateError, Allocator, AllocatorConfig, Gc, Identities, KnownIdentities, LocalIdentities, Reserved,
-    new_identities,
+    AllocateError, Allocator, AllocatorConfig, Gc, Identities, KnownIdentities, LocalIdentities,
+    NodeIdentities, Numbered, Reserved, new_identities,
 };
 use villus_kvstore::{Embedded, Store};
 use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
@@ -20,7 +19,8 @@ use crate::state::StateDir;
 
 const STORE: &str = "store.redb";
 const PREFIXES: &str = "local-identities.json";
-/// How long the number of a prefix that no policy names rests before another prefix may get it.
+const NODES: &str = "node-identities.json";
+/// How long the number of a prefix that no policy names, or of a node that is gone, rests before another may get it.
 const LOCAL_REST: Duration = Duration::from_secs(600);
 /// How long a shared store that fails is waited for before an endpoint begins without it.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) struct IdentityRoom {
     pub table: Identities,
     pub local: LocalIdentities,
+    /// Of other nodes, where policy tells them apart.
+    pub nodes: Arc<NodeIdentities>,
     pub allocator: Arc<Allocator>,
     /// The store that nodes share; none where this node has one of its own.
     pub shared: Option<Arc<SharedStore>>,
@@ -55,16 +57,9 @@ impl IdentityRoom {
         let reserved = Reserved::new();
         let table = new_identities(&reserved);
         let local = LocalIdentities::new(table.clone(), LOCAL_REST);
-        match local.load(&state.path(PREFIXES)) {
-            Ok(None) => {}
-            Ok(Some((kept, reason))) => {
-                problems.push(format!(
-                    "the numbers of prefixes were damaged ({reason}) and lie in {}",
-                    kept.display()
-                ));
-            }
-            Err(error) => problems.push(error.to_string()),
-        }
+        load(&local, state, PREFIXES, "the numbers of prefixes", &mut problems);
+        let nodes = NodeIdentities::new(table.clone(), LOCAL_REST);
+        load(&nodes, state, NODES, "the numbers of nodes", &mut problems);
         let settings = allocator_config(config, node, reserved, shared.as_deref())?;
         let wrong =
             |error: IdentityError| AgentError::Option { option: "cluster-id", reason: error.to_string() };
@@ -73,7 +68,8 @@ impl IdentityRoom {
             .is_none()
             .then(|| tokio::sync::Mutex::new(Gc::new(store.clone(), range, settings.lock_patience)));
         let allocator = Allocator::resume(store, settings, table.clone(), known).map_err(wrong)?;
-        Ok(Self { table, local, allocator: Arc::new(allocator), shared, garbage, problems })
+        let nodes = Arc::new(nodes);
+        Ok(Self { table, local, nodes, allocator: Arc::new(allocator), shared, garbage, problems })
     }
 
     /// The number of a workload's identity-relevant labels; `init` where there are none.
@@ -133,16 +129,44 @@ impl IdentityRoom {
         }
     }
 
-    /// Writes the numbers of prefixes down, if they changed.
+    /// Writes the numbers of prefixes and nodes down, if they changed.
     pub fn save(&self, state: &StateDir) {
-        if let Err(error) = self.local.save(Path::new(&state.path(PREFIXES))) {
-            tracing::error!(%error, "the numbers of prefixes cannot be written down");
+        for (what, result) in [
+            ("prefixes", self.local.save(&state.path(PREFIXES))),
+            ("nodes", self.nodes.save(&state.path(NODES))),
+        ] {
+            if let Err(error) = result {
+                tracing::error!(%error, "the numbers of {what} cannot be written down");
+            }
         }
+    }
+
+    /// Numbers of before the start that nothing came back for are given up.
+    pub fn end_restore(&self, now: Instant) {
+        self.local.end_restore(now);
+        self.nodes.end_restore(now);
     }
 
     /// The labels of a number.
     pub fn labels_of(&self, identity: NumericIdentity) -> Option<Labels> {
         self.table.snapshot().get(&identity).cloned()
+    }
+}
+
+/// Takes up numbers of before the start; says what was wrong with their file.
+fn load<K: Numbered>(
+    numbers: &LocalIdentities<K>,
+    state: &StateDir,
+    file: &str,
+    what: &str,
+    problems: &mut Vec<String>,
+) {
+    match numbers.load(&state.path(file)) {
+        Ok(None) => {}
+        Ok(Some((kept, reason))) => {
+            problems.push(format!("{what} were damaged ({reason}) and lie in {}", kept.display()));
+        }
+        Err(error) => problems.push(error.to_string()),
     }
 }
 

@@ -174,7 +174,7 @@ impl Node {
     pub fn end_grace(&mut self, now: Instant) {
         if !self.grace_over && now.duration_since(self.started) > self.config.identity.restore_grace {
             self.grace_over = true;
-            self.identities.local.end_restore(now);
+            self.identities.end_restore(now);
             self.identities.save(&self.state);
         }
     }

@@ -69,7 +69,7 @@ impl Node {
         let nodes = new_nodes();
         let remote = is_shared.then(|| {
             let settings = remote_config(&config, &name);
-            Remote::new(settings, ipcache.clone(), nodes.clone())
+            Remote::new(settings, ipcache.clone(), nodes.clone(), identities.nodes.clone())
         });
         let ipcache_source = Some(ipcache.winners().source("policies and endpoints"));
         let ipcache_sync = Reconciler::new(ipcache.winners(), reconcile_config(&config)?, fastrand::u64(..));
@@ -234,6 +234,8 @@ fn remote_config(config: &Config, name: &str) -> RemoteConfig {
         tunnels: config.routing.tunnel,
         settle: SETTLE,
         stale_grace: config.kvstore.stale_grace,
+        node_labels: config.policy.node_selector_labels,
+        node_prefixes: config.policy.cidr_matches_nodes,
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{TestNode, Workload, allow, echoes};
 use villus_api::model::VerifyRequest;
-use villus_testbed::{EtcdServer, alone, eventually, run};
+use villus_testbed::{EtcdServer, alone, eventually, run, try_run};
 
 #[test]
 fn the_agent() {
@@ -119,4 +119,46 @@ fn workloads_of_three_nodes_meet_by_direct_routes() {
         ("enable-ipv4-masquerade", "false"),
         ("enable-ipv6-masquerade", "false"),
     ]);
+}
+
+#[test]
+fn nodes_are_let_in_by_their_labels_through_the_tunnel_and_beside_it() {
+    alone!();
+    network();
+    let etcd = EtcdServer::cluster_at("192.0.2.1", 1, &[]);
+    let node = |n, zone| {
+        let labels = format!("zone={zone}");
+        let mode = [
+            ("routing-mode", "tunnel"),
+            ("enable-node-selector-labels", "true"),
+            ("node-labels", labels.as_str()),
+        ];
+        self::node(n, &etcd[0], &mode)
+    };
+    let nodes = [node(1, "east"), node(2, "east"), node(3, "west")];
+    let server = nodes[1].workload("server", &["k8s:app=server"]);
+    let client = nodes[1].workload("client", &["k8s:app=client"]);
+    let policy = |subject: &str, rule: &str| {
+        nodes[1].import(&format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {subject}, namespace: default}}\n\
+             spec: {{endpointSelector: {{matchLabels: {{app: {subject}}}}}, {rule}}}\n"
+        ))
+    };
+    policy("server", "ingress: [{fromNodes: [{matchLabels: {zone: east}}]}]");
+    policy("client", "egress: [{toNodes: [{matchLabels: {zone: west}}]}]");
+    let asks = |n: &str, patience: &str| {
+        let to = server.v4().to_string();
+        try_run("ip", &["netns", "exec", n, "ping", "-c1", "-W", patience, &to]).status.success()
+    };
+    // What a node itself sends comes through the tunnel and says that some node sent it.
+    eventually("the node of the zone is let in", || asks("n1", "1"));
+    eventually("its router is known by its zone", || {
+        let ways = ["n1", "n2", "n3"].iter().all(|n| routes(n, "-4").len() == 2);
+        ways && nodes.iter().all(is_clean)
+    });
+    assert!(!asks("n3", "1"));
+    assert!(client.pings("192.0.2.13".parse().unwrap()));
+    assert!(client.pings_in_vain("192.0.2.11".parse().unwrap()));
+    policy("server", "ingress: [{fromNodes: [{matchLabels: {zone: west}}]}]");
+    assert!(asks("n3", "10") && !asks("n1", "1"));
 }

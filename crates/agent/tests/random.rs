@@ -376,7 +376,7 @@ impl Run {
         for (identity, ..) in subjects.values() {
             let alike = subjects.values().filter(|(other, ..)| other == identity);
             let ports: BTreeSet<NamedPort> = alike.flat_map(|(_, _, ports)| ports).cloned().collect();
-            repository.set_named_ports(NumericIdentity(*identity), ports);
+            repository.set_named_ports([(NumericIdentity(*identity), ports)]);
         }
         let entries = |labels: &Labels, ports: &BTreeSet<NamedPort>| {
             let policy = repository.endpoint_policy(&with_named_ports(labels, ports), usize::MAX).unwrap();

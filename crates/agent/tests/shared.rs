@@ -361,3 +361,103 @@ fn a_node_that_does_not_come_back_is_forgotten_by_all() {
     let own = node.client().forget_node(&NodeForget { name: "node-a".into(), ..forget }).unwrap_err();
     assert!(own.to_string().contains("this node"), "{own}");
 }
+
+/// The entries of an endpoint's policy map that allow an identity: its ports.
+fn ports_for(node: &TestNode, id: u16, identity: u32) -> Vec<u16> {
+    let pins = Pins::existing(&node.root.join("bpf")).unwrap();
+    let view = view_policy(&pins, &Maps::existing(&pins).unwrap(), id).unwrap();
+    view.entries.keys().filter(|key| key.identity == identity).map(|key| key.port()).collect()
+}
+
+#[test]
+fn rules_with_port_names_mean_the_ports_that_workloads_of_other_nodes_have_under_them() {
+    alone!();
+    let etcd = EtcdServer::start();
+    for (key, value) in &OUTSIDE[..2] {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    let (key, value) = OUTSIDE[2];
+    let tell = |ports: &str| {
+        let value = value
+            .replace(r#""K8sPodName":"pod1"}"#, &format!(r#""K8sPodName":"pod1","NamedPorts":{ports}}}"#));
+        etcd.etcdctl(&["put", key, &value]).unwrap();
+    };
+    tell(
+        r#"[{"Name":"http","Port":8080,"Protocol":"TCP"},{"Name":"no port name","Port":1,"Protocol":"TCP"}]"#,
+    );
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let client = node.workload("client", &["k8s:app=client"]);
+    node.import(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: out, namespace: default}\n\
+         spec:\n  endpointSelector: {matchLabels: {app: client}}\n  egress:\n  \
+         - toEndpoints: [{matchLabels: {app: app1, io.kubernetes.pod.namespace: ns1}}]\n    \
+         toPorts: [{ports: [{port: http, protocol: TCP}]}]\n",
+    );
+    let ports = |node: &TestNode| ports_for(node, client.id(), 15_614_229);
+    eventually("the port that its key names", || ports(&node) == [8080]);
+    tell(r#"[{"Name":"http","Port":9090,"Protocol":"TCP"}]"#);
+    eventually("it has moved", || ports(&node) == [9090]);
+    // The policy is there when the agent starts without the store, as it was.
+    node.stop();
+    node.start();
+    eventually("as before", || ports(&node) == [9090]);
+    tell("[]");
+    eventually("nobody has a port of that name", || ports(&node).is_empty());
+}
+
+#[test]
+fn other_nodes_are_selected_by_their_labels_and_prefixes_where_options_say_so() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let tell = |name: &str, ip: &str, zone: &str| {
+        let value = format!(
+            r#"{{"Name":"{name}","Cluster":"cluster1","IPAddresses":[{{"Type":"InternalIP","IP":"{ip}"}}],"ClusterID":238,"Labels":{{"zone":"{zone}"}}}}"#
+        );
+        etcd.etcdctl(&["put", &format!("cilium/state/nodes/v1/cluster1/{name}"), &value]).unwrap();
+    };
+    tell("east-1", "10.3.9.71", "east");
+    tell("east-2", "10.3.9.72", "east");
+    tell("west-1", "10.3.10.73", "west");
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let policy = |peers: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: nodes, namespace: default}}\n\
+             spec:\n  endpointSelector: {{matchLabels: {{app: server}}}}\n  ingress: [{{{peers}}}]\n"
+        )
+    };
+    let of = |node: &TestNode, ip: &str| who(node, &format!("{ip}/32")).map(|(identity, _)| identity);
+    let let_in = |node: &TestNode| {
+        ["10.3.9.71", "10.3.9.72", "10.3.10.73"]
+            .map(|ip| of(node, ip).is_some_and(|identity| lets_in(node, server.id(), identity)))
+    };
+    node.import(&policy("fromNodes: [{matchLabels: {zone: east}}]"));
+    eventually("without the option all are alike", || of(&node, "10.3.10.73") == Some(6));
+    assert_eq!(let_in(&node), [false; 3]);
+
+    node.stop();
+    node.options.push(("enable-node-selector-labels".into(), "true".into()));
+    node.start();
+    eventually("those of the zone", || let_in(&node) == [true, true, false]);
+    let east = of(&node, "10.3.9.71").unwrap();
+    assert!(east >> 24 == 2 && of(&node, "10.3.9.72") == Some(east) && of(&node, "10.3.10.73") != Some(east));
+    tell("west-1", "10.3.10.73", "east");
+    eventually("it has moved", || let_in(&node) == [true; 3] && of(&node, "10.3.10.73") == Some(east));
+    tell("east-2", "10.3.9.72", "west");
+    eventually("so has the other", || let_in(&node) == [true, false, true]);
+    node.kill();
+    node.start();
+    eventually("all are known again", || let_in(&node) == [true, false, true]);
+    assert_eq!(of(&node, "10.3.9.71"), Some(east), "the number outlives the agent");
+    node.import(&policy("fromEntities: [remote-node]"));
+    eventually("all of them", || let_in(&node) == [true; 3]);
+
+    node.import(&policy("fromCIDRSet: [{cidr: 10.3.9.0/24, except: [10.3.9.72/32]}]"));
+    eventually("no prefix means a node", || let_in(&node) == [false; 3]);
+    node.stop();
+    node.options.push(("policy-cidr-match-mode".into(), "nodes".into()));
+    node.start();
+    eventually("but where the option says so", || let_in(&node) == [true, false, false]);
+}

@@ -44,18 +44,18 @@ pub enum AllocateError {
     },
 }
 
-/// Why a prefix got no local identity.
+/// Why a prefix or a node got no identity of this node.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LocalError {
     /// All numbers are taken.
-    #[error(
-        "the local identities are used up ({used}); `{prefix}` gets none: policies name too many different prefixes"
-    )]
+    #[error("the identities of this node are used up ({used}); `{of}` gets none: {why}")]
     Exhausted {
-        /// The prefix.
-        prefix: IpNet,
+        /// What got none.
+        of: String,
         /// Numbers taken.
         used: usize,
+        /// What to look for.
+        why: &'static str,
     },
 }
 

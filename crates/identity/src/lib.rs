@@ -1,7 +1,7 @@
 //! Which number stands for a set of labels, which number an address has, and which address a workload gets.
 //!
 //! [`Allocator`] agrees with all nodes of the cluster on global identities through the store;
-//! [`LocalIdentities`] numbers prefixes for this node alone; both write what they know into one table
+//! [`LocalIdentities`] numbers prefixes and other nodes for this node alone; both write what they know into one table
 //! ([`Identities`]) that policy reads. [`Ipcache`] collects what the sources say about addresses and keeps
 //! the table of winners that becomes the kernel's map. [`Nodes`] is the table of all nodes. [`Remote`] brings into
 //! both what the store says of others, [`Publisher`] says there what this node has. [`AddressPool`] hands out
@@ -28,7 +28,7 @@ pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};
 pub use identities::{Identities, new_identities};
 pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_kernel};
-pub use local::{Checkpoint, LocalIdentities};
+pub use local::{Checkpoint, LocalIdentities, NodeIdentities, Numbered};
 pub use nodes::{Node, NodeName, Nodes, new_nodes};
 pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};
 pub use publish::{Published, Publisher, PublisherConfig};

@@ -1,8 +1,8 @@
-//! Numbers for prefixes, known to this node alone.
+//! Numbers for prefixes and for nodes, known to this node alone.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs, io,
+    fmt, fs, io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,34 +10,46 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use villus_durable::{FileError, set_aside, write_atomic};
-use villus_labels::{NumericIdentity, cidr_labels};
+use villus_labels::{Labels, NumericIdentity, cidr_labels};
 
 use crate::{error::LocalError, identities::Identities};
-
-/// The numbers that prefixes get.
-const NUMBERS: RangeInclusive<u32> =
-    *NumericIdentity::LOCAL_RANGE.start()..=*NumericIdentity::INTERIM_RANGE.start() - 1;
 
 /// What [`Checkpoint::version`] says.
 const VERSION: u32 = 1;
 
-/// Identities of prefixes: `(1 << 24) | n`, reference counted, with the labels of every covering prefix. Kept
-/// across restarts; a number rests before another prefix gets it, so that no flow or map entry of the old one
-/// speaks for the new one.
-pub struct LocalIdentities {
-    table: Identities,
-    rest: Duration,
-    inner: Mutex<Inner>,
+/// What gets numbers that mean something to this node only.
+pub trait Numbered: Clone + Ord + fmt::Display + Serialize + DeserializeOwned {
+    /// The numbers that there are.
+    const NUMBERS: RangeInclusive<u32>;
+    /// What to look for when they are used up.
+    const TOO_MANY: &'static str;
+
+    /// The form in which equal ones are equal.
+    fn canonical(&self) -> Self;
+
+    /// The labels of its identity.
+    fn labels(&self) -> Labels;
 }
 
-#[derive(Default)]
-struct Inner {
-    used: BTreeMap<IpNet, Used>,
-    /// Prefixes that had a number: it is theirs again if they come back before then. `None`: from a
-    /// checkpoint, until [`LocalIdentities::end_restore`].
-    kept: BTreeMap<IpNet, (NumericIdentity, Option<Instant>)>,
+/// Identities of prefixes ([`IpNet`]), with the labels of every covering prefix, or of nodes ([`Labels`]): reference
+/// counted, kept across restarts. A number rests before it stands for something else, so that no flow or map entry of the old
+/// one speaks for the new one.
+pub struct LocalIdentities<K = IpNet> {
+    table: Identities,
+    rest: Duration,
+    inner: Mutex<Inner<K>>,
+}
+
+/// Identities of nodes by what policy knows of them: `(2 << 24) | n`.
+pub type NodeIdentities = LocalIdentities<Labels>;
+
+struct Inner<K> {
+    used: BTreeMap<K, Used>,
+    /// What had a number: it is its again if it comes back before then. `None`: from a checkpoint, until
+    /// [`LocalIdentities::end_restore`].
+    kept: BTreeMap<K, (NumericIdentity, Option<Instant>)>,
     /// Numbers of `used` and `kept`.
     numbers: HashSet<NumericIdentity>,
     /// Where the search for a free number goes on.
@@ -52,103 +64,133 @@ struct Used {
     references: u32,
 }
 
-/// The numbers of all prefixes, as kept on disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// All numbers, as kept on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Checkpoint {
+pub struct Checkpoint<K = IpNet> {
     /// Version of this layout.
     pub version: u32,
-    /// Prefix and number.
-    pub identities: Vec<(IpNet, NumericIdentity)>,
+    /// What has which number.
+    pub identities: Vec<(K, NumericIdentity)>,
+}
+
+// === impl Numbered ===
+
+impl Numbered for IpNet {
+    const NUMBERS: RangeInclusive<u32> =
+        *NumericIdentity::LOCAL_RANGE.start()..=*NumericIdentity::INTERIM_RANGE.start() - 1;
+    const TOO_MANY: &'static str = "policies name too many different prefixes";
+
+    fn canonical(&self) -> Self {
+        self.trunc()
+    }
+
+    fn labels(&self) -> Labels {
+        cidr_labels(*self)
+    }
+}
+
+impl Numbered for Labels {
+    const NUMBERS: RangeInclusive<u32> = NumericIdentity::REMOTE_NODE_RANGE;
+    const TOO_MANY: &'static str = "nodes have too many different labels and addresses";
+
+    fn canonical(&self) -> Self {
+        self.clone()
+    }
+
+    fn labels(&self) -> Labels {
+        self.clone()
+    }
 }
 
 // === impl LocalIdentities ===
 
-impl LocalIdentities {
-    /// No prefix has a number yet. A number rests for `rest` after its prefix gave it back.
+impl<K: Numbered> LocalIdentities<K> {
+    /// Nothing has a number yet. A number rests for `rest` after it was given back.
     pub fn new(table: Identities, rest: Duration) -> Self {
         Self { table, rest, inner: Mutex::default() }
     }
 
-    /// The number of a prefix; each call takes a reference.
+    /// The number of something; each call takes a reference.
     ///
     /// # Errors
-    /// When all 16,711,679 numbers are taken.
-    pub fn acquire(&self, prefix: IpNet, now: Instant) -> Result<NumericIdentity, LocalError> {
-        let prefix = prefix.trunc();
+    /// When all [`Numbered::NUMBERS`] are taken.
+    pub fn acquire(&self, key: K, now: Instant) -> Result<NumericIdentity, LocalError> {
+        let key = key.canonical();
         let mut inner = self.inner();
-        if let Some(used) = inner.used.get_mut(&prefix) {
+        if let Some(used) = inner.used.get_mut(&key) {
             used.references += 1;
             return Ok(used.number);
         }
-        let number = inner.take_number(prefix, now)?;
-        inner.used.insert(prefix, Used { number, references: 1 });
+        let number = inner.take_number(&key, now)?;
+        let labels = key.labels();
+        inner.used.insert(key, Used { number, references: 1 });
         inner.changes += 1;
-        self.table.put(number, cidr_labels(prefix));
+        self.table.put(number, labels);
         Ok(number)
     }
 
     /// Gives a reference back. Returns whether it was the last one: the identity is then gone from the table,
     /// and its number rests.
-    pub fn release(&self, prefix: IpNet, now: Instant) -> bool {
-        let prefix = prefix.trunc();
+    pub fn release(&self, key: K, now: Instant) -> bool {
+        let key = key.canonical();
         let mut inner = self.inner();
-        let Some(used) = inner.used.get_mut(&prefix) else { return false };
+        let Some(used) = inner.used.get_mut(&key) else { return false };
         used.references -= 1;
         if used.references > 0 {
             return false;
         }
-        if let Some(used) = inner.used.remove(&prefix) {
-            inner.kept.insert(prefix, (used.number, Some(now + self.rest)));
+        if let Some(used) = inner.used.remove(&key) {
+            inner.kept.insert(key, (used.number, Some(now + self.rest)));
             inner.changes += 1;
             self.table.delete(&used.number);
         }
         true
     }
 
-    /// The number of a prefix, if it has one.
-    pub fn lookup(&self, prefix: IpNet) -> Option<NumericIdentity> {
-        self.inner().used.get(&prefix.trunc()).map(|used| used.number)
+    /// The number of something, if it has one.
+    pub fn lookup(&self, key: K) -> Option<NumericIdentity> {
+        self.inner().used.get(&key.canonical()).map(|used| used.number)
     }
 
-    /// How many prefixes have a number.
+    /// How many numbers are in use.
     pub fn len(&self) -> usize {
         self.inner().used.len()
     }
 
-    /// Whether no prefix has a number.
+    /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What a restart should know: the numbers in use, and those still kept for their prefixes.
-    pub fn checkpoint(&self) -> Checkpoint {
+    /// What a restart should know: the numbers in use, and those still kept for what had them.
+    pub fn checkpoint(&self) -> Checkpoint<K> {
         let inner = self.inner();
-        let used = inner.used.iter().map(|(prefix, used)| (*prefix, used.number));
-        let kept = inner.kept.iter().map(|(prefix, (number, _))| (*prefix, *number));
+        let used = inner.used.iter().map(|(key, used)| (key.clone(), used.number));
+        let kept = inner.kept.iter().map(|(key, (number, _))| (key.clone(), *number));
         let identities: BTreeMap<_, _> = kept.chain(used).collect();
         Checkpoint { version: VERSION, identities: identities.into_iter().collect() }
     }
 
-    /// Keeps the numbers of a checkpoint for their prefixes, until [`LocalIdentities::end_restore`]. Entries
-    /// that make no sense, and numbers or prefixes that are taken, are left out; returns how many.
-    pub fn restore(&self, checkpoint: &Checkpoint) -> usize {
+    /// Keeps the numbers of a checkpoint for what had them, until [`LocalIdentities::end_restore`]. Entries that make no
+    /// sense, and what is taken, are left out; returns how many.
+    pub fn restore(&self, checkpoint: &Checkpoint<K>) -> usize {
         let mut inner = self.inner();
         let mut refused = 0;
-        for (prefix, number) in &checkpoint.identities {
-            let prefix = prefix.trunc();
-            let sound = NUMBERS.contains(&number.0);
-            let taken = inner.used.contains_key(&prefix) || inner.kept.contains_key(&prefix);
+        for (key, number) in &checkpoint.identities {
+            let key = key.canonical();
+            let sound = K::NUMBERS.contains(&number.0);
+            let taken = inner.used.contains_key(&key) || inner.kept.contains_key(&key);
             if !sound || taken || !inner.numbers.insert(*number) {
                 refused += 1;
                 continue;
             }
-            inner.kept.insert(prefix, (*number, None));
+            inner.kept.insert(key, (*number, None));
         }
         refused
     }
 
-    /// Gives up the numbers of the checkpoint whose prefixes did not come back: they rest, then they are free.
+    /// Gives up the numbers of the checkpoint that nobody came back for: they rest, then they are free.
     pub fn end_restore(&self, now: Instant) {
         let rest = self.rest;
         let mut inner = self.inner();
@@ -191,7 +233,7 @@ impl LocalIdentities {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(FileError { path: path.to_owned(), what: "can't be read", source }),
         };
-        let reason = match serde_json::from_slice::<Checkpoint>(&bytes) {
+        let reason = match serde_json::from_slice::<Checkpoint<K>>(&bytes) {
             Ok(checkpoint) if checkpoint.version == VERSION => {
                 let refused = self.restore(&checkpoint);
                 if refused > 0 {
@@ -205,25 +247,39 @@ impl LocalIdentities {
         Ok(Some((set_aside(path)?, reason)))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Inner<K>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Inner ===
 
-impl Inner {
-    fn take_number(&mut self, prefix: IpNet, now: Instant) -> Result<NumericIdentity, LocalError> {
-        if let Some((number, _)) = self.kept.remove(&prefix) {
+impl<K> Default for Inner<K> {
+    fn default() -> Self {
+        Self {
+            used: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            numbers: HashSet::new(),
+            next: 0,
+            changes: 0,
+            saved: 0,
+        }
+    }
+}
+
+impl<K: Numbered> Inner<K> {
+    fn take_number(&mut self, key: &K, now: Instant) -> Result<NumericIdentity, LocalError> {
+        if let Some((number, _)) = self.kept.remove(key) {
             return Ok(number);
         }
-        let (first, last) = (*NUMBERS.start(), *NUMBERS.end());
+        let (first, last) = (*K::NUMBERS.start(), *K::NUMBERS.end());
         let count = last - first + 1;
         if self.numbers.len() as u32 >= count {
             self.wake(now);
         }
         if self.numbers.len() as u32 >= count {
-            return Err(LocalError::Exhausted { prefix, used: self.numbers.len() });
+            let (of, used) = (key.to_string(), self.numbers.len());
+            return Err(LocalError::Exhausted { of, used, why: K::TOO_MANY });
         }
         // Numbers that rested long enough are given free from time to time only: nobody waits for them.
         if self.kept.len() > 64 && self.kept.len() > self.used.len() {
@@ -390,6 +446,23 @@ mod tests {
             ],
         };
         assert_eq!(local.restore(&odd), 4);
+    }
+
+    #[test]
+    fn nodes_that_are_alike_share_a_number_of_their_own_range() {
+        let table = new_identities(&Reserved::new());
+        let (nodes, now) = (NodeIdentities::new(table.clone(), REST), Instant::now());
+        let labels = |text| Labels::parse_list(text, "node").unwrap();
+        let east = nodes.acquire(labels("reserved:remote-node,zone=east"), now).unwrap();
+        assert_eq!(nodes.acquire(labels("zone=east,reserved:remote-node"), now).unwrap(), east);
+        let west = nodes.acquire(labels("reserved:remote-node,zone=west"), now).unwrap();
+        assert_eq!((east.0, west.0), (2 << 24 | 1, 2 << 24 | 2));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nodes.json");
+        assert!(nodes.save(&path).unwrap());
+        let after = NodeIdentities::new(table, REST);
+        assert_eq!(after.load(&path).unwrap(), None);
+        assert_eq!(after.acquire(labels("reserved:remote-node,zone=west"), now).unwrap(), west);
     }
 
     proptest! {

@@ -10,10 +10,12 @@ use std::{
 
 use ipnet::IpNet;
 use villus_identity::{
-    Ipcache, NodeName, Nodes, Ownership, Rank, Remote, RemoteConfig, Surroundings, new_nodes,
+    Identities, Ipcache, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote, RemoteConfig, Reserved,
+    Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
-    AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NodeAddress, NodeEntry, Store,
+    AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NamedPort, NodeAddress, NodeEntry,
+    Store,
 };
 use villus_labels::NumericIdentity;
 use villus_table::Backoff;
@@ -47,6 +49,7 @@ struct Scene {
     remote: Remote,
     ipcache: Ipcache,
     nodes: Nodes,
+    identities: Identities,
     world: World,
     feeds: [Follow; 2],
     now: Instant,
@@ -55,6 +58,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::telling(false, false)
+    }
+
+    /// One that tells nodes apart by labels, and by addresses.
+    fn telling(node_labels: bool, node_prefixes: bool) -> Self {
         let memory = Memory::new().unwrap();
         let store: Arc<dyn Store> = Arc::new(memory.clone());
         let (ipcache, nodes) = (Ipcache::new(), new_nodes());
@@ -65,14 +73,19 @@ impl Scene {
             tunnels: true,
             settle: SETTLE,
             stale_grace: GRACE,
+            node_labels,
+            node_prefixes,
         };
+        let identities = new_identities(&Reserved::new());
+        let numbers = Arc::new(NodeIdentities::new(identities.clone(), Duration::from_secs(600)));
         let backoff = Backoff::try_new(Duration::from_millis(1), Duration::from_millis(5), 0.5).unwrap();
         let follow = |prefix| Follow::start(Arc::clone(&store), prefix, backoff);
         let feeds = [follow("cilium/state/nodes/v1/"), follow("cilium/state/ip/v1/")];
-        let mut remote = Remote::new(config, ipcache.clone(), nodes.clone());
+        let mut remote = Remote::new(config, ipcache.clone(), nodes.clone(), numbers);
         remote.set_own(node("own", "10.0.0.9", "10.9.0.0/24"));
         let world = World { known: [300, 301].into(), ..World::default() };
-        Self { memory, remote, ipcache, nodes, world, feeds, now: Instant::now(), altered: Vec::new() }
+        let (now, altered) = (Instant::now(), Vec::new());
+        Self { memory, remote, ipcache, nodes, identities, world, feeds, now, altered }
     }
 
     /// Takes in what has happened until `holds`; the addresses first, as may be.
@@ -385,4 +398,110 @@ async fn what_was_known_before_a_restart_counts_until_the_store_has_spoken() {
     assert_eq!(after.who("10.1.0.0/24"), Some((2, true)));
     assert_eq!(after.remote.address_keys(), vec![(key.as_str().into(), true)]);
     assert_eq!(after.remote.node_keys(), vec![("cilium/state/nodes/v1/c1/a".into(), true)]);
+}
+
+/// The labels of the identity that an address of a node has, as text.
+fn labels_of(scene: &Scene, prefix: &str) -> String {
+    let (number, pending) = scene.who(prefix).unwrap();
+    assert!(!pending);
+    scene.identities.get(&NumericIdentity(number)).unwrap().to_string()
+}
+
+async fn put_node(scene: &Scene, name: &str, ip: &str, labels: &[(&str, &str)], lease: LeaseId) {
+    let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let entry =
+        NodeEntry { labels, ..node(name, ip, &format!("10.{}.0.0/24", ip.rsplit('.').next().unwrap())) };
+    scene.put(&entry.key(), &entry.to_json(), Some(lease)).await;
+}
+
+#[tokio::test]
+async fn nodes_with_other_labels_are_told_apart_and_nodes_that_are_alike_are_not() {
+    let mut scene = Scene::telling(true, false);
+    let lease = scene.lease().await;
+    put_node(&scene, "a", "10.0.0.1", &[("zone", "east")], lease).await;
+    put_node(&scene, "b", "10.0.0.2", &[("zone", "east")], lease).await;
+    put_node(&scene, "c", "10.0.0.3", &[("zone", "west"), ("bad key", "\u{1}")], lease).await;
+    put_node(&scene, "d", "10.0.0.4", &[], lease).await;
+    // What an agent of long ago says of the address of a node does not hide which it is.
+    let old = IpIdentityPair::new("10.0.0.1".parse().unwrap(), 1, None);
+    scene.put(&old.key("default"), &old.to_json(), None).await;
+    scene.until("all are there", |s| s.remote.counts().nodes == 4 && s.remote.counts().addresses == 1).await;
+    let who = |scene: &Scene, ip: &str| scene.who(&format!("{ip}/32")).unwrap().0;
+    let east = who(&scene, "10.0.0.1");
+    assert!(NumericIdentity::REMOTE_NODE_RANGE.contains(&east));
+    assert_eq!((who(&scene, "10.0.0.2"), who(&scene, "10.0.0.4")), (east, 6));
+    assert_ne!(who(&scene, "10.0.0.3"), east);
+    assert_eq!(labels_of(&scene, "10.0.0.1/32"), "reserved:remote-node,node:zone=east");
+    assert_eq!(scene.remote.node_identity("10.0.0.1".parse().unwrap()).0, east);
+
+    // An identity that no address has any more is known until that was carried on.
+    assert!(scene.remote.has_new_identities());
+    scene.remote.end_retired(scene.now);
+    assert!(!scene.remote.has_new_identities());
+    put_node(&scene, "a", "10.0.0.1", &[("zone", "west")], lease).await;
+    scene.until("it has moved", |s| who(s, "10.0.0.1") == who(s, "10.0.0.3")).await;
+    put_node(&scene, "b", "10.0.0.2", &[], lease).await;
+    scene.until("it is like any", |s| who(s, "10.0.0.2") == 6).await;
+    assert!(scene.identities.get(&NumericIdentity(east)).is_some());
+    assert!(scene.remote.has_new_identities());
+    scene.remote.end_retired(scene.now);
+    assert!(scene.identities.get(&NumericIdentity(east)).is_none());
+    let west = who(&scene, "10.0.0.1");
+    for name in ["a", "c"] {
+        scene.memory.delete(&node(name, "10.0.0.1", "10.1.0.0/24").key()).await.unwrap();
+    }
+    scene.until("they are silent", |s| s.remote.counts().stale_nodes == 2).await;
+    assert_eq!(who(&scene, "10.0.0.1"), west, "who is silent counts on");
+    scene.remote.forget(&NodeName::new("c1", "a"));
+    scene.remote.forget(&NodeName::new("c1", "c"));
+    scene.remote.end_retired(scene.now);
+    assert!(scene.identities.get(&NumericIdentity(west)).is_none());
+}
+
+#[tokio::test]
+async fn where_prefixes_mean_nodes_each_address_has_those_that_cover_it() {
+    let mut scene = Scene::telling(false, true);
+    let lease = scene.lease().await;
+    put_node(&scene, "a", "192.0.2.1", &[("zone", "east")], lease).await;
+    scene.until("it is there", |s| s.who("192.0.2.1/32").is_some()).await;
+    let labels = labels_of(&scene, "192.0.2.1/32");
+    assert!(labels.contains("cidr:192.0.2.0/24") && labels.contains("cidr:192.0.2.1/32"), "{labels}");
+    assert!(labels.contains("reserved:remote-node") && !labels.contains("world"), "{labels}");
+    assert!(!labels.contains("zone"), "{labels}");
+}
+
+#[tokio::test]
+async fn named_ports_of_others_belong_to_their_identities() {
+    let mut scene = Scene::new();
+    let port = |name: &str, port| NamedPort { name: name.into(), port, protocol: "TCP".into() };
+    let pair = |ip: &str, id, ports: &[NamedPort]| IpIdentityPair {
+        named_ports: ports.to_vec(),
+        ..IpIdentityPair::new(ip.parse().unwrap(), id, None)
+    };
+    for pair in [
+        pair("10.1.0.1", 300, &[port("http", 8080)]),
+        pair("10.1.0.2", 300, &[port("http", 9090), port("dns", 53)]),
+        pair("10.1.0.3", 301, &[]),
+    ] {
+        scene.put(&pair.key("default"), &pair.to_json(), None).await;
+    }
+    scene.until("all are there", |s| s.remote.counts().addresses == 3).await;
+    let of = |scene: &Scene, id| -> Vec<(String, u16)> {
+        let ports = scene.remote.ports_of(NumericIdentity(id));
+        ports.map(|port| (port.name.clone(), port.port)).collect()
+    };
+    let all = [("dns".to_owned(), 53), ("http".to_owned(), 8080), ("http".to_owned(), 9090)];
+    assert_eq!((of(&scene, 300), of(&scene, 301)), (all.to_vec(), vec![]));
+    assert_eq!(scene.remote.take_new_ports(), [NumericIdentity(300)].into());
+    let record = serde_json::to_string(&scene.remote.record()).unwrap();
+
+    scene.memory.delete(&pair("10.1.0.2", 300, &[]).key("default")).await.unwrap();
+    scene.until("one is gone", |s| s.remote.counts().addresses == 2).await;
+    assert_eq!(of(&scene, 300), [("http".to_owned(), 8080)]);
+    assert_eq!(scene.remote.take_new_ports(), [NumericIdentity(300)].into());
+
+    // They outlive a restart.
+    let mut after = Scene::new();
+    after.remote.restore(serde_json::from_str(&record).unwrap(), &after.world);
+    assert_eq!(of(&after, 300), all);
 }

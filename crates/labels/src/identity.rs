@@ -108,6 +108,10 @@ impl NumericIdentity {
     pub const INTERIM_RANGE: RangeInclusive<u32> =
         (Self::SCOPE_LOCAL | 0x00ff_0000)..=(Self::SCOPE_LOCAL | 0x00ff_ffff);
 
+    /// The numbers of [`Scope::RemoteNode`].
+    pub const REMOTE_NODE_RANGE: RangeInclusive<u32> =
+        (Self::SCOPE_REMOTE_NODE | 1)..=(Self::SCOPE_REMOTE_NODE | 0x00ff_ffff);
+
     /// The reserved identities with their names, but 0.
     pub fn reserved() -> impl Iterator<Item = (Self, &'static str)> {
         (0..).map(Self).zip(RESERVED_NAMES).skip(1)

@@ -22,6 +22,8 @@ pub mod source {
     pub const ANY: &str = "any";
     /// No source was given.
     pub const UNSPEC: &str = "unspec";
+    /// Labels of other nodes.
+    pub const NODE: &str = "node";
 }
 
 /// The sources the field knows; others are taken in labels, not in selectors.

@@ -30,9 +30,10 @@ const REMOTE_NODE: u32 = 6;
 /// Identities of all addresses of a family that have no other.
 const WORLD_V4: u32 = 9;
 const WORLD_V6: u32 = 10;
-/// Identities from here on are of this node only, and mean nothing to others: of prefixes, and of endpoints whose identity
-/// has not been agreed on.
-const LOCAL_SCOPE: u32 = 1 << 24;
+/// What the highest byte of an identity says: it is of a prefix, or of an endpoint whose identity has not been agreed on; of
+/// another node.
+const LOCAL_SCOPE: u32 = 1;
+const NODE_SCOPE: u32 = 2;
 
 /// What the tunnel brings: its sender must be a node, its source an address of that node or of nobody known. Packets for
 /// endpoints are judged and handed over here, those for the node go up the stack, judged if policy selects the node.
@@ -84,10 +85,14 @@ fn brought<F: Pick, W: World + Net<F>, P: Packet>(
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
-    if room.tunnel.identity == 0 {
+    let shown = room.tunnel.identity;
+    if shown == 0 || shown == REMOTE_NODE {
         find_sender(w, room);
-    } else {
-        room.sender = Sender { identity: room.tunnel.identity, pending: false };
+    }
+    // This node may tell others apart, which they do not know.
+    let is_told = shown == REMOTE_NODE && room.sender.identity >> 24 == NODE_SCOPE;
+    if shown != 0 && !is_told {
+        room.sender = Sender { identity: shown, pending: false };
     }
     let Some(local) = <W as Net<F>>::local(w, &room.facts.dst) else {
         return dropped(w, p, config, room, Reason::UNKNOWN_TARGET);
@@ -145,7 +150,7 @@ fn lives_there<F: Family, W: World + Net<F>>(w: &W, addr: &F::Addr, tunnel: u32)
 fn is_nobodys(row: &IpcacheValue) -> bool {
     row.flags & FLAG_PENDING != 0
         || matches!(row.identity, 0 | WORLD | WORLD_V4 | WORLD_V6)
-        || row.identity >= LOCAL_SCOPE
+        || row.identity >> 24 == LOCAL_SCOPE
 }
 
 /// What the host's stack sends into the tunnel: it is told where to and who from. What an endpoint sends there directly has

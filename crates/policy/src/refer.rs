@@ -41,13 +41,19 @@ impl Repository {
         if changed { self.resolve_again() } else { self.no_change() }
     }
 
-    /// Says which named ports the workloads of an identity have, all of them together.
-    pub fn set_named_ports(&mut self, identity: NumericIdentity, ports: BTreeSet<NamedPort>) -> PolicyChange {
-        if !self.referents.set_named_ports(identity, ports) {
-            return self.no_change();
+    /// Says which named ports the workloads of identities have, of each all of them together.
+    pub fn set_named_ports(
+        &mut self,
+        ports: impl IntoIterator<Item = (NumericIdentity, BTreeSet<NamedPort>)>,
+    ) -> PolicyChange {
+        let known = self.referents.named_ports();
+        for (identity, ports) in ports {
+            if self.referents.set_named_ports(identity, ports) {
+                self.relabel_identity(identity);
+            }
         }
-        self.relabel_identity(identity);
-        self.resolve_again()
+        // Who has a port is a matter of labels; rules speak of the ports that somebody has.
+        if self.referents.named_ports() == known { self.no_change() } else { self.resolve_again() }
     }
 
     fn no_change(&self) -> PolicyChange {

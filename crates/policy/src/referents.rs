@@ -202,6 +202,11 @@ impl Referents {
         ports.take_while(move |port| port.name() == name).filter(move |port| port.proto() == proto).cloned()
     }
 
+    /// Every named port that somebody has.
+    pub(crate) fn named_ports(&self) -> BTreeSet<NamedPort> {
+        self.ports.keys().cloned().collect()
+    }
+
     /// Says which named ports the workloads of an identity have. Returns whether it is news.
     pub fn set_named_ports(&mut self, identity: NumericIdentity, ports: BTreeSet<NamedPort>) -> bool {
         let old = match ports.is_empty() {

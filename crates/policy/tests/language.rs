@@ -321,8 +321,8 @@ fn named_ports_are_the_subjects_own_in_ingress_and_the_peers_in_egress() {
     let subject = with_named_ports(&server(), &own);
     assert_eq!(passing(&repository, &subject, INGRESS, 8080, 6), "", "nobody's ports are known");
     assert_eq!(passing(&repository, &subject, INGRESS, 22, 6), "own sibling");
-    repository.set_named_ports(NumericIdentity(310), own);
-    repository.set_named_ports(NumericIdentity(302), ports("http=80/TCP,http=80/UDP"));
+    repository.set_named_ports([(NumericIdentity(310), own)]);
+    repository.set_named_ports([(NumericIdentity(302), ports("http=80/TCP,http=80/UDP"))]);
     for (port, proto, ingress, egress) in [
         (8080, 6, "own sibling", ""),
         (8443, 6, "own sibling", ""),
@@ -336,7 +336,7 @@ fn named_ports_are_the_subjects_own_in_ingress_and_the_peers_in_egress() {
     }
     assert_eq!(passing(&repository, &server(), INGRESS, 8080, 6), "", "a workload without named ports");
     assert_eq!(passing(&repository, &server(), INGRESS, 22, 6), "own sibling");
-    repository.set_named_ports(NumericIdentity(302), BTreeSet::new());
+    repository.set_named_ports([(NumericIdentity(302), BTreeSet::new())]);
     assert_eq!(passing(&repository, &subject, EGRESS, 80, 6), "");
     put(&mut repository, "0.yaml", &named("dns"));
     assert_eq!(passing(&repository, &subject, INGRESS, 53, 17), "own sibling");
@@ -361,7 +361,7 @@ fn what_nobody_has_is_named() {
     );
     put(&mut repository, "groups.yaml", &group("vpn", "{kind: bad}", ""));
     put(&mut repository, "services.yaml", SERVICES);
-    repository.set_named_ports(NumericIdentity(300), ["http=80".parse().unwrap()].into());
+    repository.set_named_ports([(NumericIdentity(300), ["http=80".parse().unwrap()].into())]);
     assert!(said(&repository).is_empty());
 }
 

@@ -65,19 +65,22 @@ impl Node {
     }
 
     /// Routers of other nodes have addresses of their endpoints' prefixes, and are reached as those are.
-    fn claim_routers(&mut self) {
+    pub fn claim_routers(&mut self) {
         let mut wanted = Vec::new();
         if self.network.tunnel.is_some() {
             for entry in self.other_nodes() {
                 let Some(IpAddr::V4(tunnel)) = entry.address(true) else { continue };
                 let routers = [true, false].into_iter().filter_map(|ipv4| entry.router(ipv4));
-                wanted.extend(routers.map(|ip| (IpNet::from(ip), tunnel)));
+                let who = |ip| self.remote.as_ref().map(|remote| remote.node_identity(ip));
+                wanted.extend(routers.map(|ip| {
+                    let identity = who(ip).unwrap_or(NumericIdentity::REMOTE_NODE);
+                    (IpNet::from(ip), Mapping { tunnel: Some(tunnel), ..Mapping::plain(identity) })
+                }));
             }
         }
         let mut edit = self.ipcache.edit();
         edit.retain(|prefix, claim| &*claim.owner != OWNER || wanted.iter().any(|(net, _)| *net == prefix));
-        for (prefix, tunnel) in wanted {
-            let mapping = Mapping { tunnel: Some(tunnel), ..Mapping::plain(NumericIdentity::REMOTE_NODE) };
+        for (prefix, mapping) in wanted {
             edit.upsert(prefix, Claim { rank: Rank::Local, owner: OWNER.into(), revision: 0, mapping });
         }
         drop(edit);

@@ -39,6 +39,7 @@ impl Node {
     pub fn restore_cluster(&mut self, snapshot: Snapshot) {
         self.absorb_identities();
         self.with_remote(|remote, around| remote.restore(snapshot.remote, around));
+        self.carry_remote();
     }
 
     /// Takes in what others have said. Returns the keys of this node that they have changed or deleted.
@@ -64,7 +65,7 @@ impl Node {
         {
             shared.size.set(self.nodes.len());
         }
-        self.step_ipcache_when_open();
+        self.carry_remote();
         altered.unwrap_or_default()
     }
 
@@ -76,8 +77,28 @@ impl Node {
         let remote = self.remote.as_mut()?;
         remote.tick(Instant::now());
         let due = remote.due();
-        self.step_ipcache_when_open();
+        self.carry_remote();
         due
+    }
+
+    /// Carries on what the store has said: policy knows named ports, and nodes that it tells apart, before the kernel's ipcache
+    /// has their addresses; what no address has any more goes after.
+    pub fn carry_remote(&mut self) {
+        let ports = self.remote.as_mut().map(Remote::take_new_ports).unwrap_or_default();
+        self.announce_ports(ports);
+        if self.remote.as_ref().is_some_and(Remote::has_new_identities) {
+            self.follow_identities();
+            self.step_ipcache_when_open();
+            if self.open {
+                self.claim_routers();
+            }
+            if let Some(remote) = &mut self.remote {
+                remote.end_retired(Instant::now());
+            }
+            self.follow_identities();
+            self.identities.save(&self.state);
+        }
+        self.step_ipcache_when_open();
     }
 
     /// Addresses whose identities have come are resolved, now that policy maps know these.

@@ -104,9 +104,7 @@ impl Node {
         if let Some(remote) = &mut self.remote {
             remote.forget(name);
         }
-        if self.open {
-            self.step_ipcache();
-        }
+        self.carry_remote();
         self.note_silent();
     }
 }

@@ -1,6 +1,6 @@
 //! Named ports: whose they are, told to the policies that ask for them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use villus_api::{ApiError, ApiResult};
 use villus_labels::{Labels, NumericIdentity};
@@ -17,16 +17,26 @@ impl Endpoint {
 }
 
 impl Node {
-    /// Says which named ports the workloads of these identities have, where that is news.
+    /// Says which named ports the workloads of these identities have, on this node and on others, where that is news.
     pub fn announce_ports(&mut self, identities: impl IntoIterator<Item = NumericIdentity>) {
-        for identity in identities {
-            let ours = self.endpoints.values().filter(|endpoint| endpoint.identity() == identity);
-            let ports: BTreeSet<NamedPort> =
-                ours.flat_map(|endpoint| &endpoint.file.named_ports).cloned().collect();
-            let change = self.repository.set_named_ports(identity, ports);
-            if !change.is_empty() && self.sources.complete {
-                self.realize(&change);
+        let mut all: BTreeMap<NumericIdentity, BTreeSet<NamedPort>> =
+            identities.into_iter().map(|identity| (identity, BTreeSet::new())).collect();
+        if all.is_empty() {
+            return;
+        }
+        for endpoint in self.endpoints.values().filter(|endpoint| !endpoint.file.named_ports.is_empty()) {
+            if let Some(ports) = all.get_mut(&endpoint.identity()) {
+                ports.extend(endpoint.file.named_ports.iter().cloned());
             }
+        }
+        if let Some(remote) = &self.remote {
+            for (identity, ports) in &mut all {
+                ports.extend(remote.ports_of(*identity).filter_map(port_of));
+            }
+        }
+        let change = self.repository.set_named_ports(all);
+        if !change.is_empty() && self.sources.complete {
+            self.realize(&change);
         }
     }
 
@@ -35,6 +45,11 @@ impl Node {
         let all: BTreeSet<NumericIdentity> = self.endpoints.values().map(Endpoint::identity).collect();
         self.announce_ports(all);
     }
+}
+
+/// What the store says of a port; one that policies cannot name is nobody's.
+fn port_of(port: &villus_kvstore::NamedPort) -> Option<NamedPort> {
+    format!("{}={}/{}", port.name, port.port, port.protocol).parse().ok()
 }
 
 /// Reads the named ports of a request.

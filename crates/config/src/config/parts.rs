@@ -167,6 +167,8 @@ pub struct Policy {
     pub default_local_cluster: bool,
     /// `policy-cidr-match-mode` is `nodes`.
     pub cidr_matches_nodes: bool,
+    /// `enable-node-selector-labels`.
+    pub node_selector_labels: bool,
     /// `static-cnp-path`.
     pub static_cnp_path: Option<PathBuf>,
     /// `bpf-policy-map-full-reconciliation-interval`.
@@ -379,6 +381,7 @@ impl Policy {
             },
             default_local_cluster: r.bool("policy-default-local-cluster"),
             cidr_matches_nodes: r.text("policy-cidr-match-mode") == "nodes",
+            node_selector_labels: r.bool("enable-node-selector-labels"),
             static_cnp_path: r.path_unless_empty("static-cnp-path"),
             reconcile_interval: r.duration("bpf-policy-map-full-reconciliation-interval"),
             // Its syntax was checked.

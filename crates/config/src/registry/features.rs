@@ -140,7 +140,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     switch(Group::Proxy, "enable-gateway-api", "the Gateway API"),
     switch(Group::Proxy, "enable-ingress-controller", "Ingress"),
     switch(Group::Proxy, "enable-standalone-dns-proxy", "the DNS proxy"),
-    switch(Group::Policy, "enable-node-selector-labels", "policies that select nodes by label"),
     later(
         Group::Policy,
         "policy-deny-response",

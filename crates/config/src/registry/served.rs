@@ -309,7 +309,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "node-labels",
         List,
         "",
-        "Labels of this node, by which a nodeSelector finds it: key=value, the source k8s where none is given.",
+        "Labels of this node, by which a nodeSelector finds it, and fromNodes and toNodes on other nodes: key=value, the source k8s where none is given.",
     ),
     opt(
         Group::Policy,
@@ -331,7 +331,14 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "policy-cidr-match-mode",
         Choice(&["", "nodes"]),
         "",
-        "nodes: prefixes in policies also mean this node, by its addresses; else only what is outside.",
+        "nodes: prefixes in policies also mean nodes, by their addresses; else only what is outside.",
+    ),
+    opt(
+        Group::Policy,
+        "enable-node-selector-labels",
+        Bool,
+        "false",
+        "fromNodes and toNodes select other nodes by the labels that these have in the shared store; else all are alike.",
     ),
     opt(
         Group::Policy,

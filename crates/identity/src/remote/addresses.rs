@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use villus_kvstore::{Batch, Entry, IpIdentityPair, Item};
+use villus_kvstore::{Batch, Entry, IpIdentityPair, Item, NamedPort};
 use villus_labels::{NumericIdentity, Scope};
 
 use super::{Ownership, Remote, Surroundings, is_of_another_past};
@@ -29,6 +29,9 @@ pub struct AddressRecord {
     /// Index of the encryption key.
     #[serde(default)]
     pub key: u8,
+    /// The named ports of its workload.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NamedPort>,
     /// The key was under a lease.
     pub leased: bool,
     /// It says of itself that this node's agent wrote it.
@@ -55,6 +58,7 @@ impl AddressRecord {
         let pair = IpIdentityPair {
             mask: is_prefix.then_some(mask),
             key: self.key,
+            named_ports: self.ports.clone(),
             ..IpIdentityPair::new(self.prefix.addr(), self.identity.0, self.host)
         };
         pair.to_json()
@@ -167,6 +171,7 @@ impl Remote {
             identity,
             host: pair.host_ip,
             key: pair.key,
+            ports: pair.named_ports,
             leased: entry.lease.is_some(),
             ours: pair.metadata.starts_with(&writer),
             // A host's entry wins over a prefix that happens to be as long.
@@ -192,13 +197,16 @@ impl Remote {
         if pending {
             self.unresolved.entry(address.identity).or_default().insert(Arc::clone(&key));
         }
+        self.count_ports(&address, true);
         self.addresses.insert(key, address);
     }
 
     pub(super) fn claim(&self, edit: &mut Edit<'_>, key: &Arc<str>, address: &AddressRecord, pending: bool) {
         let tunnel = address.host.filter(|_| self.config.tunnels).and_then(as_v4);
         let mapping = Mapping { identity: address.identity, tunnel, key: address.key, pending };
-        let (owner, revision) = (Arc::clone(key), address.revision);
+        // That a node has it is said better by the node's own key, which may tell it from others.
+        let is_node = address.identity == NumericIdentity::REMOTE_NODE;
+        let (owner, revision) = (Arc::clone(key), if is_node { 0 } else { address.revision });
         edit.upsert(address.prefix, Claim { rank: Rank::Kvstore, owner, revision, mapping });
     }
 
@@ -210,6 +218,7 @@ impl Remote {
     /// Forgets an entry; that there is none is fine.
     pub(super) fn drop_address(&mut self, edit: &mut Edit<'_>, key: &str) -> Option<AddressRecord> {
         let address = self.addresses.remove(key)?;
+        self.count_ports(&address, false);
         if let Some(waiting) = self.unresolved.get_mut(&address.identity) {
             waiting.remove(key);
             if waiting.is_empty() {

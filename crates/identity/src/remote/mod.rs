@@ -8,8 +8,10 @@
 
 mod addresses;
 mod nodes;
+mod ports;
 mod refused;
 mod stale;
+mod who;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -20,14 +22,15 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use villus_kvstore::{Batch, NodeEntry, Relisted};
-use villus_labels::NumericIdentity;
+use villus_kvstore::{Batch, NamedPort, NodeEntry, Relisted};
+use villus_labels::{Labels, NumericIdentity};
 
 pub use addresses::AddressRecord;
 pub use refused::Refused;
 
-use crate::{ipcache::Ipcache, nodes::Nodes};
+use crate::{ipcache::Ipcache, local::NodeIdentities, nodes::Nodes};
 use nodes::Member;
+use who::Told;
 
 /// How a [`Remote`] goes about it.
 #[derive(Clone, Debug)]
@@ -44,6 +47,10 @@ pub struct RemoteConfig {
     pub settle: Duration,
     /// How long entries of an owner that is silent are kept (`stale-grace`).
     pub stale_grace: Duration,
+    /// Whether nodes are told apart by their labels (`enable-node-selector-labels`).
+    pub node_labels: bool,
+    /// Whether prefixes mean nodes by their addresses (`policy-cidr-match-mode=nodes`).
+    pub node_prefixes: bool,
 }
 
 /// Whose a key is.
@@ -94,6 +101,7 @@ pub struct Remote {
     config: RemoteConfig,
     ipcache: Ipcache,
     nodes: Nodes,
+    numbers: Arc<NodeIdentities>,
     addresses: BTreeMap<Arc<str>, AddressRecord>,
     members: BTreeMap<Arc<str>, Member>,
     /// Whose the addresses of nodes are, by the keys of the nodes.
@@ -105,18 +113,29 @@ pub struct Remote {
     held: VecDeque<(Instant, Arc<str>)>,
     /// What was deleted a moment ago while its owner was there.
     buried: VecDeque<(Instant, Arc<str>, AddressRecord)>,
+    /// Named ports of identities, and how many addresses have each.
+    ports: BTreeMap<NumericIdentity, BTreeMap<NamedPort, usize>>,
+    /// Identities whose named ports are others.
+    new_ports: BTreeSet<NumericIdentity>,
+    /// Identities of nodes' addresses, where they are told apart.
+    told: HashMap<IpAddr, Told>,
+    /// Labels of identities that no address has any more.
+    retired: Vec<Labels>,
+    /// An identity of a node is new.
+    fresh: bool,
     refused: Refused,
 }
 
 // === impl Remote ===
 
 impl Remote {
-    /// Nothing was said yet.
-    pub fn new(config: RemoteConfig, ipcache: Ipcache, nodes: Nodes) -> Self {
+    /// Nothing was said yet. Nodes that are told apart get their numbers from `numbers`.
+    pub fn new(config: RemoteConfig, ipcache: Ipcache, nodes: Nodes, numbers: Arc<NodeIdentities>) -> Self {
         Self {
             config,
             ipcache,
             nodes,
+            numbers,
             addresses: BTreeMap::new(),
             members: BTreeMap::new(),
             hosts: HashMap::new(),
@@ -124,6 +143,11 @@ impl Remote {
             unresolved: BTreeMap::new(),
             held: VecDeque::new(),
             buried: VecDeque::new(),
+            ports: BTreeMap::new(),
+            new_ports: BTreeSet::new(),
+            told: HashMap::new(),
+            retired: Vec::new(),
+            fresh: false,
             refused: Refused::default(),
         }
     }

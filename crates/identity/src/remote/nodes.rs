@@ -8,7 +8,6 @@ use std::{
 
 use ipnet::IpNet;
 use villus_kvstore::{Batch, Entry, Item, NodeEntry};
-use villus_labels::NumericIdentity;
 
 use super::{Ownership, Remote, Surroundings, addresses::as_v4, is_of_another_past};
 use crate::ipcache::{Claim, Mapping, Rank};
@@ -151,14 +150,16 @@ impl Remote {
         if member.own {
             return;
         }
+        self.tell_apart(key, &entry);
         let tunnel = entry.address(true).filter(|_| self.config.tunnels).and_then(as_v4);
         let mut edit = self.ipcache.edit();
         let mut claim = |prefix: IpNet, mapping| {
-            let claim = Claim { rank: Rank::Kvstore, owner: Arc::clone(key), revision: 0, mapping };
+            // What the key of an address says of a node's own wins, but not that it is a node's.
+            let claim = Claim { rank: Rank::Kvstore, owner: Arc::clone(key), revision: 1, mapping };
             edit.upsert(prefix, claim);
         };
         for address in &entry.addresses {
-            claim(IpNet::from(address.ip), Mapping::plain(NumericIdentity::REMOTE_NODE));
+            claim(IpNet::from(address.ip), Mapping::plain(self.node_identity(address.ip)));
         }
         for range in free {
             claim(range, Mapping { tunnel, ..Mapping::cluster_range() });
@@ -203,6 +204,7 @@ impl Remote {
     /// Forgets a node; that there is none is fine.
     pub(super) fn drop_node(&mut self, key: &str) {
         self.unclaim(key);
+        self.retire(key, |_| false);
         let Some(member) = self.members.remove(key) else { return };
         self.refused.accept(key);
         if !member.own {

@@ -140,6 +140,37 @@ fn only_nodes_send_by_the_tunnel_and_only_what_lives_there() {
 }
 
 #[test]
+fn a_node_that_is_told_from_others_is_judged_by_its_own_identity() {
+    const NODE: u32 = 2 << 24 | 7;
+    let its_own = ip("192.0.102.12");
+    let mut lab = tunnelled();
+    lab.world.ipcache.insert_prefix(its_own, 32, IpcacheValue { identity: NODE, ..IpcacheValue::default() });
+    lab.only(SERVER, Ingress, &[(NODE, 80, 6)]);
+    // A packet before leaves nothing behind.
+    assert_eq!(
+        end(lab.brought(NODE_B, 2011, &hello(false, behind(false, NODE_B), addr(false, SERVER)))),
+        Err(Reason::POLICY)
+    );
+    let packet = hello(false, its_own, addr(false, SERVER));
+    assert_eq!(
+        end(lab.brought(NODE_C, 6, &packet)),
+        Err(Reason::UNKNOWN_SENDER),
+        "it has no other's address"
+    );
+    assert_eq!(end(lab.brought(NODE_B, 6, &packet)), peer(SERVER));
+    assert_eq!(lab.flow().src_identity, NODE);
+    // Who shows another identity is not the node itself, nor is who has an address that nobody is known by.
+    assert_eq!(
+        end(lab.brought(NODE_B, 2011, &Build::tcp(its_own, 5001, addr(false, SERVER), 80, SYN))),
+        Err(Reason::POLICY)
+    );
+    assert_eq!(
+        end(lab.brought(NODE_B, 6, &hello(false, ip("10.77.0.1"), addr(false, SERVER)))),
+        Err(Reason::POLICY)
+    );
+}
+
+#[test]
 fn what_the_tunnel_may_not_bring_ends_by_its_own_reason() {
     let lab = tunnelled();
     let packet = |dst| Build::udp(behind(false, NODE_B), 1, dst, 2);

@@ -67,7 +67,7 @@ impl Follower {
             Step::Objects(scene, true) => scene.know_objects(repository),
             Step::Objects(_, false) => drop(repository.replace_referents("objects.json", Vec::new())),
             Step::Ports(id, workload) => {
-                repository.set_named_ports(NumericIdentity(*id), workload.named_ports());
+                repository.set_named_ports([(NumericIdentity(*id), workload.named_ports())]);
             }
             Step::Settings(settings) => repository.set_settings(settings.clone()),
             Step::Sync => self.sync(),

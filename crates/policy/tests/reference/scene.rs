@@ -121,7 +121,7 @@ impl Scene {
     pub fn know_workloads(&self, repository: &mut Repository) {
         for workload in &self.workloads {
             repository.upsert_identity(workload.identity, &workload.labels);
-            repository.set_named_ports(workload.identity, workload.named_ports());
+            repository.set_named_ports([(workload.identity, workload.named_ports())]);
         }
         for (identity, text) in NODES {
             repository.upsert_identity(NumericIdentity(identity), &Labels::parse_list(text, "k8s").unwrap());
