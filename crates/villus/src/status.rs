@@ -1,5 +1,7 @@
 //! `villus status`.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use villus_api::model::{ServiceState, State, StatusDetails};
 use villus_print::{StatusLine, Table};
@@ -10,9 +12,12 @@ use crate::{
     out::OutputArgs,
 };
 
+/// Between two attempts of `--wait`.
+const PAUSE: Duration = Duration::from_millis(100);
+
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  villus status --verbose\n  villus status --brief   # for probes: exit code 1 if something has failed"
+    after_help = "Example:\n  villus status --verbose\n  villus status --wait && villus endpoint list\n  villus status --brief   # for probes: exit code 1 if something has failed"
 )]
 pub struct StatusArgs {
     /// One line, for probes.
@@ -21,12 +26,22 @@ pub struct StatusArgs {
     /// Also list what the kernel offers and whether it is used.
     #[arg(short, long)]
     verbose: bool,
+    /// Wait until the agent serves, five minutes if nothing is said.
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "5m",
+        value_parser = villus_config::duration::parse)]
+    wait: Option<Duration>,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub fn run(host: &Host, args: &StatusArgs) -> Result<(), Failure> {
     let client = host.client()?;
+    if let Some(patience) = args.wait {
+        let end = Instant::now() + patience;
+        while client.status(true).is_err() && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
+    }
     if args.brief {
         let status = client.status(true)?;
         args.output.print(&status, || brief(&status.cilium))?;

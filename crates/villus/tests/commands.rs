@@ -209,8 +209,9 @@ fn policies_are_checked_without_an_agent() {
 
 #[test]
 fn without_an_agent_that_is_said_and_what_works_is_named() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &["status"],
+        &["status", "--wait=200ms"],
         &["config"],
         &["endpoint", "list"],
         &["endpoint", "add", "--netns", "x"],

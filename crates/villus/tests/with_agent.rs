@@ -29,7 +29,7 @@ impl Node {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        eventually("the agent serves", || villus(&["status", "--brief"]).code == 0);
+        villus(&["status", "--wait"]).ok();
         Self { agent, servers: Vec::new() }
     }
 
@@ -73,7 +73,6 @@ fn villus(args: &[&str]) -> Said {
     common::said(&command(args).output().unwrap())
 }
 
-/// Whether one workload gets an answer from an address and port.
 /// Whether a question is answered.
 fn asks(who: &str, address: &str, port: &str) -> bool {
     asks_within("60", who, address, port)
