@@ -79,6 +79,14 @@ impl Referents {
         self.objects.values().map(|referent| &**referent)
     }
 
+    /// The objects that count, in order of their keys.
+    pub fn in_force(&self) -> impl Iterator<Item = &Referent> {
+        self.objects().filter(|referent| {
+            let key = &referent.key;
+            self.named(key.kind, key.namespace.as_ref(), &key.name).is_some_and(|named| named.key == *key)
+        })
+    }
+
     /// One object.
     #[must_use]
     pub fn get(&self, key: &ObjectKey) -> Option<&Referent> {
@@ -226,6 +234,11 @@ impl Referents {
             }
         }
         old != ports
+    }
+
+    /// The named ports of an identity's workloads, all together.
+    pub fn ports_of_identity(&self, identity: NumericIdentity) -> impl Iterator<Item = &NamedPort> {
+        self.by_identity.get(&identity).into_iter().flatten()
     }
 
     /// The labels of an identity with those of its workloads' named ports.

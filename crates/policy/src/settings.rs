@@ -48,6 +48,16 @@ pub enum EnforcementMode {
 }
 
 impl EnforcementMode {
+    /// The option's value.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+
     /// Reads the option's value.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {

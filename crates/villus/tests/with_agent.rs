@@ -169,6 +169,91 @@ fn from_endpoints_to_explanations() {
     assert!(villus(&["endpoint", "delete", "client"]).ok().contains("deleted"));
 }
 
+/// A policy that refers to a group, to a service and to a port by name, and what it refers to.
+const REFERRING: &str = "apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: client}
+spec:
+  endpointSelector: {matchLabels: {app: client}}
+  egress:
+  - toCIDRSet: [{cidrGroupRef: friends}]
+    toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]
+  - toServices: [{k8sService: {serviceName: api, namespace: default}}]
+    toPorts: [{ports: [{port: http, protocol: TCP}]}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: friends}
+spec: {externalCIDRs: [198.51.100.0/24]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: api}
+spec: {selector: {app: server}}
+";
+
+#[test]
+fn what_policies_refer_to_is_shown_and_reasoned_with_as_the_agent_knows_it() {
+    alone!();
+    let node = Node::new();
+    Node::workload("client");
+    run("ip", &["netns", "add", "server"]);
+    villus(&[
+        "endpoint",
+        "add",
+        "--netns",
+        "server",
+        "--labels",
+        "k8s:app=server",
+        "--port",
+        "http=8080/TCP",
+    ])
+    .ok();
+    std::fs::write("/tmp/referring.yaml", REFERRING).unwrap();
+    villus(&["policy", "import", "--wait", "/tmp/referring.yaml"]).ok();
+
+    let all = villus(&["policy", "get"]).ok();
+    for needle in
+        ["CiliumCIDRGroup friends comes from api", "Service default/api comes from api", "198.51.100.0/24"]
+    {
+        assert!(all.contains(needle), "{needle}: {all}");
+    }
+    let group = villus(&["policy", "get", "friends"]).ok();
+    assert!(group.contains("CiliumCIDRGroup") && !group.contains("CiliumNetworkPolicy"), "{group}");
+    // What is shown is what would be imported.
+    std::fs::write("/tmp/shown.json", villus(&["policy", "get", "-o", "json"]).ok()).unwrap();
+    let again = villus(&["policy", "import", "--dry-run", "/tmp/shown.json"]).ok();
+    assert_eq!(again.matches("would be replaced").count(), 3, "{again}");
+
+    let reach = villus(&["policy", "can-reach", "app=client"]).ok();
+    assert!(reach.contains("443/TCP") && reach.contains("cidr:198.51.100.0/24"), "{reach}");
+    assert!(reach.contains("8080/TCP") && reach.contains("k8s:app=server"), "{reach}");
+    let who = |port: &str| villus(&["policy", "who-can", "app=server", port]).ok();
+    assert!(
+        who("8080").contains("k8s:app=client") && !who("8081").contains("k8s:app=client"),
+        "{}",
+        who("8080")
+    );
+    let trace = |port: &str| {
+        villus(&["policy", "trace", "--src", "app=client", "--dst", "app=server", "--dport", port])
+    };
+    assert!(trace("8080").ok().contains("Final verdict: ALLOWED"));
+    assert_eq!(trace("8081").code, 1);
+    let here = of("server", "id");
+    let by_endpoint = ["policy", "trace", "--src", "app=client", "--dst-endpoint", &here, "--dport", "8080"];
+    assert!(villus(&by_endpoint).ok().contains("ALLOWED"));
+
+    // So are the agent's options, those too that were changed while it runs.
+    villus(&["config", "PolicyEnforcement=always"]).ok();
+    assert!(!who("8080").contains("k8s:app=client"), "nothing lets anybody into the server");
+    // On another machine, what the agent says is enough.
+    std::fs::write("/tmp/identities.json", villus(&["identity", "list", "-o", "json"]).ok()).unwrap();
+    drop(node);
+    let files = ["--policies", "/tmp/shown.json", "--identities", "/tmp/identities.json"];
+    let reach = villus(&[&["policy", "can-reach", "app=client"][..], &files].concat()).ok();
+    assert!(reach.contains("8080/TCP") && reach.contains("443/TCP"), "{reach}");
+}
+
 #[test]
 fn an_agent_keeps_what_was_opened_in_an_emergency_until_it_is_undone() {
     alone!();

@@ -7,29 +7,31 @@ use villus_api::{ApiError, ApiResult};
 use villus_labels::{Label, Labels, NumericIdentity, parse_prefix, source};
 
 use super::model::identity_model;
-use crate::identities::IdentityRoom;
 use crate::node::Node;
 
-/// Identities that have all these labels.
-pub(super) fn list(room: &IdentityRoom, labels: &[String]) -> ApiResult<Vec<Identity>> {
-    let wanted = read(labels)?;
-    let rows = room.table.snapshot();
-    Ok(rows
-        .iter()
-        .filter(|(_, has)| has_all(has, &wanted))
-        .map(|(id, labels)| identity_model(*id, labels))
-        .collect())
-}
-
-/// One identity.
-pub(super) fn get(room: &IdentityRoom, id: u32) -> ApiResult<Identity> {
-    let labels = room.labels_of(NumericIdentity(id));
-    labels.map(|labels| identity_model(NumericIdentity(id), &labels)).ok_or_else(|| {
-        ApiError::not_found(format!("there is no identity {id}")).hint("`villus identity list` shows all")
-    })
-}
-
 impl Node {
+    /// Identities that have all these labels.
+    pub(super) fn identity_list(&mut self, labels: &[String]) -> ApiResult<Vec<Identity>> {
+        let wanted = read(labels)?;
+        let rows = self.identities.table.snapshot();
+        let rows = rows.iter().filter(|(_, has)| has_all(has, &wanted));
+        Ok(rows.map(|(id, labels)| self.with_ports(identity_model(*id, labels))).collect())
+    }
+
+    /// One identity.
+    pub(super) fn identity_of(&mut self, id: u32) -> ApiResult<Identity> {
+        let labels = self.identities.labels_of(NumericIdentity(id));
+        let found = labels.map(|labels| self.with_ports(identity_model(NumericIdentity(id), &labels)));
+        found.ok_or_else(|| {
+            ApiError::not_found(format!("there is no identity {id}")).hint("`villus identity list` shows all")
+        })
+    }
+
+    fn with_ports(&self, identity: Identity) -> Identity {
+        let ports = self.repository.referents().ports_of_identity(NumericIdentity(identity.id));
+        Identity { named_ports: ports.map(ToString::to_string).collect(), ..identity }
+    }
+
     /// Identities that endpoints of this node have.
     pub(super) fn identity_endpoints(&mut self) -> Vec<IdentityEndpoints> {
         let mut all: BTreeMap<NumericIdentity, (Labels, u64)> = BTreeMap::new();
@@ -38,7 +40,7 @@ impl Node {
         }
         all.into_iter()
             .map(|(id, (labels, ref_count))| IdentityEndpoints {
-                identity: identity_model(id, &labels),
+                identity: self.with_ports(identity_model(id, &labels)),
                 ref_count,
             })
             .collect()

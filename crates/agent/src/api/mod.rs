@@ -87,11 +87,11 @@ impl Backend for Api {
     }
 
     async fn identities(&self, labels: Vec<String>) -> ApiResult<Vec<Identity>> {
-        identities::list(&self.0.identities, &labels)
+        self.0.with(move |node| node.identity_list(&labels)).await?
     }
 
     async fn identity(&self, id: u32) -> ApiResult<Identity> {
-        identities::get(&self.0.identities, id)
+        self.0.with(move |node| node.identity_of(id)).await?
     }
 
     async fn identity_endpoints(&self) -> ApiResult<Vec<IdentityEndpoints>> {

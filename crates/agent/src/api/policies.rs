@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use villus_api::model::{Policy, PolicyOrigin, PolicyQuery, PolicyWait, PolicyWaitQuery, Selector};
+use villus_api::model::{
+    Policy, PolicyOrigin, PolicyQuery, PolicySettings, PolicyWait, PolicyWaitQuery, Selector,
+};
 use villus_api::{ApiError, ApiResult};
 use villus_cluster_policy::ORIGIN;
 use villus_labels::Selector as LabelSelector;
@@ -12,22 +14,22 @@ use crate::agent::Agent;
 use crate::node::Node;
 
 impl Node {
-    /// The policies in force that a query picks.
+    /// The policies in force that a query picks, and the groups and services; labels are those of policies.
     pub(super) fn policies(&mut self, query: &PolicyQuery) -> ApiResult<Policy> {
         let selector = match query.labels.as_str() {
             "" => LabelSelector::everything(),
             text => LabelSelector::parse(text)
                 .map_err(|error| ApiError::bad_field("labels", error.to_string()))?,
         };
-        let (objects, keys): (Vec<&str>, Vec<&ObjectKey>) = self
-            .repository
-            .policies_with_labels(&selector)
-            .filter(|policy| query.name.is_empty() || *policy.key.name == *query.name)
-            .filter(|policy| {
-                query.namespace.is_empty()
-                    || policy.key.namespace.as_deref() == Some(query.namespace.as_str())
-            })
+        let policies = self.repository.policies().filter(|policy| selector.matches(&policy.labels()));
+        let referents = self.repository.referents().in_force().filter(|_| query.labels.is_empty());
+        let (objects, keys): (Vec<&str>, Vec<&ObjectKey>) = policies
             .map(|policy| (policy.object.text(), &policy.key))
+            .chain(referents.map(|referent| (referent.object.text(), &referent.key)))
+            .filter(|(_, key)| query.name.is_empty() || *key.name == *query.name)
+            .filter(|(_, key)| {
+                query.namespace.is_empty() || key.namespace.as_deref() == Some(query.namespace.as_str())
+            })
             .unzip();
         if objects.is_empty()
             && !(query.name.is_empty() && query.labels.is_empty() && query.namespace.is_empty())
@@ -38,7 +40,17 @@ impl Node {
         let policy = format!("[{}]", objects.join(","));
         let origins = keys.into_iter().map(|key| self.origin_of(key)).collect();
         let (revision, waiting) = (self.repository.revision(), self.waiting.told());
-        Ok(Policy { policy, revision, waiting, origins })
+        Ok(Policy { policy, revision, waiting, origins, settings: self.policy_settings() })
+    }
+
+    fn policy_settings(&self) -> PolicySettings {
+        let settings = self.repository.settings();
+        PolicySettings {
+            enforcement: settings.mode.name().to_owned(),
+            cluster_name: settings.cluster.value().to_owned(),
+            allow_localhost: settings.allow_localhost,
+            default_local_cluster: settings.default_local_cluster,
+        }
     }
 
     fn origin_of(&self, key: &ObjectKey) -> PolicyOrigin {

@@ -15,6 +15,9 @@ pub struct Identity {
     /// SHA-256 of the sorted labels, hex.
     #[serde(rename = "labelsSHA256", skip_serializing_if = "String::is_empty")]
     pub labels_sha256: String,
+    /// The named ports of its workloads, all together: `http=8080/TCP`.
+    #[serde(rename = "named-ports", skip_serializing_if = "Vec::is_empty")]
+    pub named_ports: Vec<String>,
 }
 
 /// An identity and how many endpoints of this node have it.

@@ -33,8 +33,9 @@ pub use monitor::MonitorQuery;
 pub use operator::{OperatorCollection, OperatorStatus};
 pub use policy::{
     Impact, ObservedFlows, Part, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyOrigin,
-    PolicyProblem, PolicyQuery, PolicySummary, PolicyText, PolicyValidation, PolicyWait, PolicyWaitQuery,
-    PreviewRequest, Selector, SelectorAudit, SelectorAuditDelete, SelectorAuditRequest, WaitingChange,
+    PolicyProblem, PolicyQuery, PolicySettings, PolicySummary, PolicyText, PolicyValidation, PolicyWait,
+    PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit, SelectorAuditDelete, SelectorAuditRequest,
+    WaitingChange,
 };
 pub use request::{
     AddressPair, DatapathConfiguration, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,

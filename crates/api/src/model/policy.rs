@@ -12,19 +12,35 @@ use super::is_default;
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Policy {
-    /// The rules as a JSON array, in a string.
+    /// The policies in force, then the groups and services that they can refer to, as a JSON array in a string.
     pub policy: String,
     /// Number of the last change.
     pub revision: u64,
     /// Changes that wait for `policy confirm`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<WaitingChange>,
-    /// Where the policies come from, in their order: a file, `api`, `cluster`.
+    /// Where the objects come from, in their order: a file, `api`, `cluster`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<PolicyOrigin>,
+    /// What options make of the policies.
+    pub settings: PolicySettings,
 }
 
-/// Where a policy comes from.
+/// Options on which the meaning of policies depends.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PolicySettings {
+    /// `default`, `always` or `never`.
+    pub enforcement: String,
+    /// Name of the local cluster.
+    pub cluster_name: String,
+    /// Whether the node itself may always reach its endpoints.
+    pub allow_localhost: bool,
+    /// Whether selectors that name no cluster mean the local one.
+    pub default_local_cluster: bool,
+}
+
+/// Where a policy, group or service comes from.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PolicyOrigin {

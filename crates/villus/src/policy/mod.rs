@@ -41,7 +41,7 @@ pub enum PolicyCommand {
     Rollback(cluster::RollbackArgs),
     /// Show which nodes of the cluster have realised its policies.
     Status(cluster::StatusArgs),
-    /// Show the rules in effect, as JSON.
+    /// Show the policies in force, groups and services, as JSON.
     Get(GetArgs),
     /// Say what files hold and what is wrong with them; needs no agent.
     Validate(validate::ValidateArgs),
@@ -253,7 +253,7 @@ fn changed(change: &PolicyChange) -> String {
 
 fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
     let query = PolicyQuery { name: args.name, namespace: args.namespace, labels: args.labels };
-    let Policy { policy, revision, waiting, origins } = host.client()?.policy(&query)?;
+    let Policy { policy, revision, waiting, origins, .. } = host.client()?.policy(&query)?;
     let rules: serde_json::Value = serde_json::from_str(&policy)
         .map_err(|error| Failure::new(format!("the agent's rules are no JSON: {error}")))?;
     args.output.print(&rules, || {

@@ -10,7 +10,7 @@ use villus_print::Table;
 
 use super::{
     maps::{Group, KernelArgs},
-    scene::{SceneArgs, compiled, text_of},
+    scene::{SceneArgs, text_of},
 };
 use crate::{connect::Host, failure::Failure, out::OutputArgs};
 
@@ -106,10 +106,10 @@ fn reach(
     let everybody = scene.repository(&scene.identities);
     let mut rows = Vec::new();
     for this in scene.find(end, host)? {
-        let own = compiled(&everybody, &this.1)?;
+        let own = scene.compiled(&everybody, &this.1)?;
         let with_this = scene.repository([this]);
         for peer in &scene.identities {
-            let theirs = compiled(&with_this, &peer.1)?;
+            let theirs = scene.compiled(&with_this, &peer.1)?;
             let sides = match direction {
                 Direction::Ingress => between(&theirs, this.0, &own, peer.0),
                 Direction::Egress => between(&own, peer.0, &theirs, this.0),

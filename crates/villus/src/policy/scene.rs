@@ -1,10 +1,15 @@
 //! Policies and identities to reason about: those of the agent, or of files, without agent and root.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use clap::Args;
 use villus_api::EndpointRef;
-use villus_api::model::{Identity, PolicyQuery};
+use villus_api::model::{self, Identity, PolicyQuery};
 use villus_labels::{Labels, NumericIdentity, source};
-use villus_policy::{EndpointPolicy, Policy, Referent, Repository, Settings, parse};
+use villus_policy::{
+    EndpointPolicy, EnforcementMode, NamedPort, Policy, Referent, Repository, Settings, parse,
+    with_named_ports,
+};
 
 use super::files;
 use crate::{
@@ -40,6 +45,8 @@ pub struct Scene {
     referents: Vec<Referent>,
     /// Identities with their labels, sorted by number.
     pub identities: Vec<(NumericIdentity, Labels)>,
+    /// Named ports of identities.
+    ports: BTreeMap<NumericIdentity, BTreeSet<NamedPort>>,
 }
 
 impl SceneArgs {
@@ -48,51 +55,75 @@ impl SceneArgs {
         !self.policies.is_empty()
     }
 
-    /// The policies, without identities.
+    /// The policies, and everybody that is known, if anything says so.
     pub fn policies(&self, host: &Host) -> Result<Scene, Failure> {
-        let settings = policy_settings(&self.config.load(self.cluster_name.as_deref())?)?;
-        let mut scene =
-            Scene { settings, policies: Vec::new(), referents: Vec::new(), identities: Vec::new() };
-        if self.is_offline() {
+        let mut scene = if self.is_offline() {
+            let mut scene = Scene::new(self.settings()?);
             for file in files::read(&self.policies)? {
                 scene.read(&file.name, &file.text)?;
             }
+            scene
         } else {
-            let policy = host.client()?.policy(&PolicyQuery::default())?.policy;
-            let objects: Vec<serde_json::Value> = serde_json::from_str(&policy)
+            let policy = host.client()?.policy(&PolicyQuery::default())?;
+            // Options are those of the agent, unless others are given.
+            let is_told = self.config.is_given() || self.cluster_name.is_some();
+            let settings = if is_told { self.settings()? } else { settings_of(&policy.settings)? };
+            let objects: Vec<serde_json::Value> = serde_json::from_str(&policy.policy)
                 .map_err(|error| Failure::new(format!("the agent's rules are no JSON: {error}")))?;
+            let mut scene = Scene::new(settings);
             scene.read("the agent", &serde_json::json!({"kind": "List", "items": objects}).to_string())?;
+            scene
+        };
+        match &self.identities {
+            Some(file) => scene.know(read_identities(file)?)?,
+            None if self.is_offline() => {}
+            None => scene.know(host.client()?.identities(&[])?)?,
         }
         Ok(scene)
     }
 
     /// The policies and everybody that is known.
     pub fn load(&self, host: &Host) -> Result<Scene, Failure> {
-        let mut scene = self.policies(host)?;
-        scene.identities = with_labels(match &self.identities {
-            Some(file) => read_identities(file)?,
-            None if self.is_offline() => {
-                return Err(Failure::usage("--policies without --identities: nobody is known")
-                    .fix("write them with `villus identity list -o json` where an agent runs"));
-            }
-            None => host.client()?.identities(&[])?,
-        })?;
-        scene.identities.sort_by_key(|(identity, _)| *identity);
-        scene.identities.dedup_by_key(|(identity, _)| *identity);
-        Ok(scene)
+        if self.is_offline() && self.identities.is_none() {
+            return Err(Failure::usage("--policies without --identities: nobody is known")
+                .fix("write them with `villus identity list -o json` where an agent runs"));
+        }
+        self.policies(host)
     }
 
     /// Who is known: to the file, or to the agent if it answers; reserved identities always.
     pub fn known(&self, host: &Host) -> Result<Vec<(NumericIdentity, Labels)>, Failure> {
-        with_labels(match &self.identities {
+        with_labels(&match &self.identities {
             Some(file) => read_identities(file)?,
             None => host.brief_client().and_then(|client| client.identities(&[]).ok()).unwrap_or_default(),
         })
     }
+
+    fn settings(&self) -> Result<Settings, Failure> {
+        policy_settings(&self.config.load(self.cluster_name.as_deref())?)
+    }
+}
+
+/// What a running agent's options make of policies.
+fn settings_of(settings: &model::PolicySettings) -> Result<Settings, Failure> {
+    let model::PolicySettings { enforcement, cluster_name, allow_localhost, default_local_cluster } =
+        settings;
+    let mode = EnforcementMode::from_name(enforcement).ok_or_else(|| {
+        Failure::new(format!(
+            "the agent's enable-policy is {enforcement:?}, which this version does not know"
+        ))
+        .fix("use the version of the agent")
+    })?;
+    Ok(Settings {
+        mode,
+        allow_localhost: *allow_localhost,
+        default_local_cluster: *default_local_cluster,
+        ..Settings::new(cluster_name).map_err(Failure::new)?
+    })
 }
 
 /// Identities as numbers and labels, reserved ones added.
-fn with_labels(known: Vec<Identity>) -> Result<Vec<(NumericIdentity, Labels)>, Failure> {
+fn with_labels(known: &[Identity]) -> Result<Vec<(NumericIdentity, Labels)>, Failure> {
     let mut identities = Vec::with_capacity(known.len());
     for identity in known {
         let labels = Labels::parse_list(&identity.labels.join(","), source::K8S)
@@ -114,6 +145,55 @@ fn read_identities(file: &str) -> Result<Vec<Identity>, Failure> {
 }
 
 impl Scene {
+    fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            policies: Vec::new(),
+            referents: Vec::new(),
+            identities: Vec::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    fn know(&mut self, known: Vec<Identity>) -> Result<(), Failure> {
+        self.identities = with_labels(&known)?;
+        self.identities.sort_by_key(|(identity, _)| *identity);
+        self.identities.dedup_by_key(|(identity, _)| *identity);
+        for identity in known.iter().filter(|identity| !identity.named_ports.is_empty()) {
+            let ports: BTreeSet<NamedPort> = identity
+                .named_ports
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, villus_policy::NamedPortError>>()
+                .map_err(|error| Failure::new(format!("ports of identity {}: {error}", identity.id)))?;
+            self.ports.insert(NumericIdentity(identity.id), ports);
+        }
+        Ok(())
+    }
+
+    /// What rules know of a subject with these labels: also the named ports of those who have them.
+    pub fn subject(&self, labels: &Labels) -> Labels {
+        with_named_ports(labels, &self.ports_of(labels))
+    }
+
+    /// The named ports of the identity with these labels; where there is none, of all that have these among theirs.
+    fn ports_of(&self, labels: &Labels) -> BTreeSet<NamedPort> {
+        let among = |has: &Labels| labels.iter().all(|label| has.get(label.key()) == Some(label));
+        let of = |who: &dyn Fn(&Labels) -> bool| -> BTreeSet<NamedPort> {
+            let found = self.identities.iter().filter(|(_, has)| who(has));
+            found.filter_map(|(identity, _)| self.ports.get(identity)).flatten().cloned().collect()
+        };
+        match self.identities.iter().any(|(_, has)| has == labels) {
+            true => of(&|has| has == labels),
+            false => of(&among),
+        }
+    }
+
+    /// The policy of labels.
+    pub fn compiled(&self, repository: &Repository, labels: &Labels) -> Result<EndpointPolicy, Failure> {
+        repository.endpoint_policy(&self.subject(labels), ENTRIES).map_err(Failure::new)
+    }
+
     fn read(&mut self, name: &str, text: &str) -> Result<(), Failure> {
         let parsed = parse(name, text).map_err(|refused| {
             Failure::new(refused.to_string()).fix("`villus policy validate` lists all that is wrong")
@@ -127,10 +207,14 @@ impl Scene {
     pub fn repository<'a>(&self, who: impl IntoIterator<Item = &'a (NumericIdentity, Labels)>) -> Repository {
         let mut repository = Repository::new(self.settings.clone());
         repository.upsert_referents(self.referents.clone());
+        repository.set_named_ports(self.ports.clone());
         for policy in &self.policies {
             repository.upsert(policy.clone());
         }
         for (identity, labels) in who {
+            if !self.ports.is_empty() && !self.ports.contains_key(identity) {
+                repository.set_named_ports([(*identity, self.ports_of(labels))]);
+            }
             repository.upsert_identity(*identity, labels);
         }
         repository
@@ -167,11 +251,6 @@ pub fn identity_of_endpoint(text: &str, host: &Host) -> Result<u32, Failure> {
     endpoint.status.identity.map(|identity| identity.id).ok_or_else(|| {
         Failure::new(format!("endpoint {} has no identity yet", endpoint.id)).fix("try again in a moment")
     })
-}
-
-/// The policy of labels.
-pub fn compiled(repository: &Repository, labels: &Labels) -> Result<EndpointPolicy, Failure> {
-    repository.endpoint_policy(labels, ENTRIES).map_err(Failure::new)
 }
 
 /// Labels as one text.

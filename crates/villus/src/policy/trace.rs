@@ -9,7 +9,7 @@ use villus_flows::{PortProto, protocol_name};
 use villus_labels::{Labels, NumericIdentity, source};
 use villus_policy::{Bound, Explanation, Nearest, Origin, Peers, Reason, Repository};
 
-use super::scene::{Scene, SceneArgs, compiled, identity_of_endpoint};
+use super::scene::{Scene, SceneArgs, identity_of_endpoint};
 use crate::{
     connect::Host,
     failure::{FAILED, Failure},
@@ -157,7 +157,8 @@ fn half(
     port: PortProto,
 ) -> Result<Half, Failure> {
     let repository = scene.repository([&(PEER, peer.clone())]);
-    let policy = compiled(&repository, subject)?;
+    let policy = scene.compiled(&repository, subject)?;
+    let subject = &scene.subject(subject);
     let explanation = policy.explain(direction, PEER.0, port.port, port.proto);
     let verdict = match (explanation.verdict.is_allowed(), explanation.audited) {
         (true, _) => "allowed",
