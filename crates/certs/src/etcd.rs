@@ -22,6 +22,13 @@ const OWN: &str = "villus/";
 pub const POLICY_WRITERS: &str = "villus:policy-writers";
 /// The role of the cluster's operators.
 pub const OPERATOR: &str = "villus:operators";
+/// The role of who copies other clusters' entries into this cluster's store.
+pub const KVSTOREMESH: &str = "villus:kvstoremesh";
+/// The role of other clusters that copy from this cluster's store.
+pub const MESH_READERS: &str = "villus:mesh-readers";
+/// What `villus kvstoremesh` writes beside copies: its lock, and what it knows of each remote.
+const MESH_LOCK: &str = "cilium/kvstoremesh-lock";
+const MESH_RECORDS: &str = "cilium/.kvstoremesh";
 
 /// A cluster whose agents get users.
 #[derive(Clone, Debug)]
@@ -31,6 +38,8 @@ pub struct Cluster {
     nodes: BTreeMap<String, Vec<Range>>,
     policy_writers: Vec<String>,
     operators: Vec<String>,
+    meshes: Vec<String>,
+    mesh_readers: Vec<String>,
 }
 
 /// A right to keys.
@@ -108,6 +117,8 @@ impl Cluster {
             nodes: BTreeMap::new(),
             policy_writers: Vec::new(),
             operators: Vec::new(),
+            meshes: Vec::new(),
+            mesh_readers: Vec::new(),
         })
     }
 
@@ -146,6 +157,26 @@ impl Cluster {
     pub fn add_operator(&mut self, user: &str) -> Result<(), CertsError> {
         Holder::user(user, None)?;
         self.operators.push(user.to_owned());
+        Ok(())
+    }
+
+    /// Adds the user of `villus kvstoremesh` of this cluster, which copies other clusters' entries here.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn add_mesh(&mut self, user: &str) -> Result<(), CertsError> {
+        Holder::user(user, None)?;
+        self.meshes.push(user.to_owned());
+        Ok(())
+    }
+
+    /// Adds the user of another cluster that copies from here: it reads.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn add_mesh_reader(&mut self, user: &str) -> Result<(), CertsError> {
+        Holder::user(user, None)?;
+        self.mesh_readers.push(user.to_owned());
         Ok(())
     }
 
@@ -194,6 +225,19 @@ impl Cluster {
                     Permission::write_below(below(&[OPERATORS, &self.name])),
                 ],
             ),
+            (
+                KVSTOREMESH,
+                &self.meshes,
+                vec![
+                    Permission::write_below(below(&[keys::CACHE])),
+                    Permission::write_below(below(&[keys::CLUSTER_CONFIG])),
+                    Permission::write_below(below(&[keys::SYNCED])),
+                    Permission::write_below(below(&[keys::INIT_LOCK])),
+                    Permission::write_below(below(&[MESH_LOCK])),
+                    Permission::write_below(below(&[MESH_RECORDS])),
+                ],
+            ),
+            (MESH_READERS, &self.mesh_readers, Vec::new()),
         ];
         for (name, users, mut permissions) in roles {
             if users.is_empty() {

@@ -12,7 +12,7 @@ use villus_certs::{
     Holder, Pki,
     etcd::{Access, Cluster},
 };
-use villus_kvstore::{Etcd, EtcdOptions, EtcdTls, LeasePurpose, Store};
+use villus_kvstore::{Etcd, EtcdOptions, EtcdTls, LeasePurpose, Locks, Store};
 use villus_testbed::EtcdServer;
 
 const A: &str = "node-a";
@@ -32,7 +32,7 @@ impl Lab {
         for node in [A, B, "stranger"] {
             pki.issue(&Holder::agent(node).unwrap(), 365).unwrap();
         }
-        for user in ["root", "ann", "operator"] {
+        for user in ["root", "ann", "operator", "mesh", "c2"] {
             pki.issue(&Holder::user(user, None).unwrap(), 365).unwrap();
         }
         // Where the testbed's servers look for them.
@@ -49,6 +49,8 @@ impl Lab {
         cluster.add(B, ranges(&["10.0.2.0/24", "192.0.2.7"])).unwrap();
         cluster.add_policy_writer("ann").unwrap();
         cluster.add_operator("operator").unwrap();
+        cluster.add_mesh("mesh").unwrap();
+        cluster.add_mesh_reader("c2").unwrap();
         let lab = Self { directory, server };
         let script = format!("set -e\n{}{}", cluster.access().script(), Access::enable_script());
         let made = lab.shell("users/root", &script);
@@ -143,6 +145,29 @@ async fn a_certificate_writes_its_node_and_its_addresses_and_no_others() {
     ] {
         assert_eq!(lab.may("users/operator", "put", key), wanted, "operator {key}");
     }
+
+    // Who copies other clusters writes copies, and none of what is this cluster's own; another cluster reads.
+    for (who, key, wanted) in [
+        ("users/mesh", "cilium/cache/ip/v1/c2/10.2.0.1", true),
+        ("users/mesh", "cilium/cluster-config/c2", true),
+        ("users/mesh", "cilium/synced/c2/cilium/cache/ip/v1", true),
+        ("users/mesh", "cilium/.kvstoremesh/c2", true),
+        ("users/mesh", "cilium/state/ip/v1/default/10.0.1.7", false),
+        ("users/mesh", "cilium/state/identities/v1/id/300", false),
+        ("users/mesh", "villus/policies/v1/c1/x", false),
+        ("users/c2", "cilium/cache/ip/v1/c2/10.2.0.1", false),
+        ("users/c2", "cilium/state/nodes/v1/c1/node-a", false),
+    ] {
+        assert_eq!(lab.may(who, "put", key), wanted, "{who} {key}");
+    }
+    assert!(lab.may("users/c2", "get", "cilium/state/nodes/v1/c1/node-b"));
+    let locks = Locks::new(lab.store("users/mesh"));
+    locks
+        .acquire("cilium/kvstoremesh-lock", std::time::Duration::from_secs(60))
+        .await
+        .unwrap()
+        .release()
+        .await;
 
     // The same through the agent's own client: leases, transactions, locks' keys.
     let store = lab.store(&a);

@@ -115,7 +115,7 @@ pub enum CertsCommand {
     /// Print the users and roles of etcd under which each agent writes its own node and addresses alone.
     #[command(
         after_help = "Example:\n  villus certs etcd --cluster c1 --node node1=10.0.1.0/24,fd00:1:2:3::/64 --node node2=10.0.2.0/24 \\\n    \
-                      --policy-writer ann --operator villus-operator > access.sh\n\n\
+                      --policy-writer ann --operator villus-operator --kvstoremesh villus-mesh --mesh-reader c2 > access.sh\n\n\
                       The script runs etcdctl, which takes ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY from its\n\
                       environment. What etcd cannot keep apart is in docs/operations.md."
     )]
@@ -135,6 +135,12 @@ pub enum CertsCommand {
         /// The user of an operator of the cluster.
         #[arg(long = "operator", value_name = "USER")]
         operators: Vec<String>,
+        /// The user of `villus kvstoremesh` of this cluster, which copies other clusters' entries to `cilium/cache`.
+        #[arg(long = "kvstoremesh", value_name = "USER")]
+        meshes: Vec<String>,
+        /// The user by which another cluster's `villus kvstoremesh` or agents read this store.
+        #[arg(long = "mesh-reader", value_name = "USER")]
+        mesh_readers: Vec<String>,
         /// Also print what switches authentication on: from then on who has no user may do nothing.
         #[arg(long)]
         enable: bool,
@@ -203,13 +209,25 @@ pub fn run(command: CertsCommand) -> Result<(), Failure> {
                 (false, false) => table(&renewed),
             })
         }
-        CertsCommand::Etcd { cluster, nodes, address_space, policy_writers, operators, enable, output } => {
+        CertsCommand::Etcd {
+            cluster,
+            nodes,
+            address_space,
+            policy_writers,
+            operators,
+            meshes,
+            mesh_readers,
+            enable,
+            output,
+        } => {
             let mut cluster = Cluster::new(&cluster, &address_space)?;
             for node in nodes {
                 cluster.add(&node.name, node.ranges)?;
             }
             policy_writers.iter().try_for_each(|user| cluster.add_policy_writer(user))?;
             operators.iter().try_for_each(|user| cluster.add_operator(user))?;
+            meshes.iter().try_for_each(|user| cluster.add_mesh(user))?;
+            mesh_readers.iter().try_for_each(|user| cluster.add_mesh_reader(user))?;
             let access = cluster.access();
             let enable = if enable { Access::enable_script() } else { "" };
             output.print(&access, || access.script() + enable)
