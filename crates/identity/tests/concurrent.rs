@@ -235,12 +235,12 @@ fn connect(server: &EtcdServer) -> Arc<dyn Store> {
 }
 
 /// One agent's life: it allocates and releases by chance, and is cut off in the middle of something.
-async fn life(store: Arc<dyn Store>, node: String, seed: u64, steps: u32) {
+async fn life(store: Arc<dyn Store>, node: String, seed: u64, sets: u8, steps: u32) {
     let allocator = Arc::new(agent(store, &node).await);
     let mut chance = fastrand::Rng::with_seed(seed);
     let mut held: BTreeMap<String, NumericIdentity> = BTreeMap::new();
     for _ in 0..steps {
-        let text = format!("k8s:n={};", chance.u8(0..5));
+        let text = format!("k8s:n={};", chance.u8(0..sets));
         if held.contains_key(&text) && chance.bool() {
             allocator.release(&labels(&text)).await.unwrap();
             if allocator.references(&labels(&text)) == 0 {
@@ -268,7 +268,7 @@ async fn agents_of_one_etcd_that_come_and_go_agree() {
             .map(|n| {
                 // Each with connections, locks and leases of its own, as processes have them.
                 let node = format!("10.0.{round}.{n}");
-                tokio::spawn(life(connect(&server), node, round * 100 + n, 25))
+                tokio::spawn(life(connect(&server), node, round * 100 + n, 5, 25))
             })
             .collect();
         while !lives.iter().all(tokio::task::JoinHandle::is_finished) {
@@ -295,4 +295,67 @@ async fn agents_of_one_etcd_that_come_and_go_agree() {
     let locks = Locks::new(Arc::clone(&watcher));
     let name = format!("{}/k8s:n=0;.lock", keys::IDENTITY_LOCKS);
     locks.acquire(&name, PATIENCE).await.unwrap().release().await;
+}
+
+// === processes ===
+
+/// Tells a process that it is an agent: the store's URL, its node and a seed.
+const PROCESS: &str = "VILLUS_TEST_ALLOCATOR";
+
+/// The agent's process itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_allocates() {
+    let Ok(told) = std::env::var(PROCESS) else { return };
+    let [url, node, seed] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let mut options = EtcdOptions::new(vec![url.to_owned()]);
+    (options.qps, options.bootstrap_qps) = (100_000, 100_000);
+    let store: Arc<dyn Store> = Arc::new(Etcd::new(options).unwrap());
+    life(store, node.to_owned(), seed.parse().unwrap(), 12, u32::MAX).await;
+}
+
+/// Kills it as nothing can be caught.
+fn kill(mut process: std::process::Child) {
+    assert_eq!(process.try_wait().unwrap(), None, "nobody else ends it");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+fn process(server: &EtcdServer, node: usize, seed: u64) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_process_that_allocates", "--nocapture"])
+        .env(PROCESS, format!("{} 10.1.0.{node} {seed}", server.url()))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_are_killed_at_any_moment_leave_the_others_agreed() {
+    const NODES: usize = 4;
+    const KILLS: u64 = 12;
+    let server = EtcdServer::start();
+    let watcher = connect(&server);
+    let mut gc = Gc::new(Arc::clone(&watcher), 256..=65535, Duration::from_secs(10));
+    let mut chance = fastrand::Rng::with_seed(7);
+    let mut running: Vec<std::process::Child> =
+        (0..NODES).map(|node| process(&server, node, node as u64)).collect();
+    let mut moved = 0;
+    for death in 0..KILLS {
+        // Something of what they do has reached the store since the last death.
+        let before = watcher.header().await.unwrap().revision;
+        let enough = before + chance.u64(1..60);
+        let limit = std::time::Instant::now() + PATIENCE;
+        while watcher.header().await.unwrap().revision < enough {
+            assert!(std::time::Instant::now() < limit, "nobody does anything");
+            tokio::time::sleep(Duration::from_millis(chance.u64(0..5))).await;
+        }
+        let node = chance.usize(0..NODES);
+        kill(std::mem::replace(&mut running[node], process(&server, node, 100 + death)));
+        gc.pass(100).await.unwrap();
+        agrees(&watcher, &format!("after death {death}")).await;
+        moved += watcher.header().await.unwrap().revision - before;
+    }
+    running.into_iter().for_each(kill);
+    agrees(&watcher, "in the end").await;
+    assert!(moved > KILLS, "only {moved} changes");
 }
