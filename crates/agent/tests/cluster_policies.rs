@@ -6,12 +6,13 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{TestNode, allow};
-use villus_api::model::PolicyQuery;
+use common::store::{join_b, new, node_b, shared, status, with};
+use common::{TestNode, allow, echoes, echoes_in_vain};
+use villus_api::model::{PolicyQuery, WaitingChange};
 use villus_cluster_policy::{Policies, Realised, Standing};
 use villus_kvstore::{Etcd, EtcdOptions, Store};
 use villus_policy::parse;
-use villus_testbed::{EtcdServer, alone, eventually, run};
+use villus_testbed::{EtcdServer, alone, eventually};
 
 #[test]
 fn the_agent() {
@@ -58,35 +59,12 @@ impl Writer {
     }
 }
 
-fn options(etcd: &EtcdServer, name: &str, address: &str) -> Vec<(String, String)> {
-    let opt = format!(r#"{{"etcd.address": "{}"}}"#, etcd.url());
-    [
-        ("kvstore", "etcd"),
-        ("kvstore-opt", &opt),
-        ("cluster-id", "238"),
-        ("cluster-name", "cluster1"),
-        ("node-name", name),
-        ("ipv4-node", address),
-    ]
-    .map(|(name, text)| (name.to_owned(), text.to_owned()))
-    .into()
-}
-
-fn refs(options: &[(String, String)]) -> Vec<(&str, &str)> {
-    options.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect()
-}
-
-fn status(node: &TestNode) -> String {
-    let details = node.client().status_details().unwrap();
-    format!("{:?} {:?}", details.lines, details.warnings)
-}
-
 #[test]
 fn a_policy_of_the_cluster_is_in_force_on_its_nodes_and_stays_without_the_store() {
     alone!();
     let mut etcd = EtcdServer::start();
     let writer = Writer::new(&etcd);
-    let mut node = TestNode::new(&refs(&options(&etcd, "node-a", "10.3.9.1")));
+    let mut node = new(&shared(&etcd));
     node.start();
     let server = node.workload("server", &["k8s:app=server"]);
     let client = node.workload("client", &["k8s:app=client"]);
@@ -125,25 +103,11 @@ fn a_policy_of_the_cluster_is_in_force_on_its_nodes_and_stays_without_the_store(
 #[test]
 fn nodes_that_lag_are_named_until_they_are_there() {
     alone!();
-    run("ip", &["netns", "add", "b"]);
-    for line in [
-        "link add up0 type veth peer name up0 netns b",
-        "addr add 10.3.9.1/24 dev up0",
-        "link set up0 up",
-        "-n b addr add 10.3.9.2/24 dev up0",
-        "-n b link set up0 up",
-        "-n b link set lo up",
-    ] {
-        run("ip", &line.split(' ').collect::<Vec<_>>());
-    }
+    join_b();
     let etcd = EtcdServer::cluster_at("10.3.9.1", 1, &[]).pop().unwrap();
     let writer = Writer::new(&etcd);
-    let mut a = TestNode::new(&refs(&options(&etcd, "node-a", "10.3.9.1")));
-    let mut of_b = options(&etcd, "node-b", "10.3.9.2");
-    for (name, text) in [("ipv4-range", "10.12.0.0/24"), ("ipv6-range", "fd12::/112")] {
-        of_b.push((name.to_owned(), text.to_owned()));
-    }
-    let mut b = TestNode::at("/tmp/node-b".into(), Some("b"), &refs(&of_b));
+    let mut a = new(&shared(&etcd));
+    let mut b = node_b(&etcd);
     a.start();
     b.start();
     writer.apply(&allow("web", "server", "client", 80));
@@ -154,4 +118,63 @@ fn nodes_that_lag_are_named_until_they_are_there() {
     assert!(writer.realised("web").missing.contains_key("node-b"));
     b.start();
     eventually("both have it", || writer.realised("web").nodes == ["node-a", "node-b"]);
+}
+
+fn waiting(node: &TestNode) -> Vec<WaitingChange> {
+    node.client().policy(&PolicyQuery::default()).unwrap().waiting
+}
+
+#[test]
+fn a_change_from_the_store_that_would_cut_too_much_waits_at_the_node_until_it_is_confirmed() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let writer = Writer::new(&etcd);
+    let mut node = new(&with(shared(&etcd), &[("policy-change-limit", "flows=10%")]));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    let mut open: Vec<_> = (0..4).map(|_| client.connects(server.v4(), 80).unwrap()).collect();
+    let held = |node: &TestNode, names: usize| {
+        waiting(node).first().is_some_and(|change| change.policies.len() == names)
+    };
+    writer.apply(&allow("web", "server", "nobody", 80));
+    eventually("it waits", || held(&node, 1));
+    let told = waiting(&node).remove(0);
+    assert_eq!(told.source, "the cluster's store");
+    assert!(told.impact.flows.touched >= 4, "{told:?}");
+    assert!(open.iter_mut().all(echoes));
+    eventually("the store is told", || {
+        let missing = writer.realised("web").missing;
+        missing.get("node-a").is_some_and(|reason| reason.contains("villus policy confirm"))
+    });
+
+    // What comes after it joins it: policies come into force in the store's order.
+    writer.apply(&allow("other", "nobody", "client", 80));
+    eventually("the next waits with it", || held(&node, 2));
+    assert_eq!(waiting(&node).len(), 1);
+    writer.delete("other");
+    eventually("what is gone waits no more", || held(&node, 1));
+    let told = waiting(&node).remove(0);
+    node.kill();
+    node.start();
+    assert_eq!(waiting(&node), std::slice::from_ref(&told), "over a restart");
+    eventually("the store was read", || status(&node).contains("villus policy confirm"));
+    assert_eq!(waiting(&node), std::slice::from_ref(&told));
+    assert!(open.iter_mut().all(echoes) && client.asks(server.v4(), 80));
+
+    // A rejected version stays out of force; another version is another change.
+    node.client().reject_policy(told.id).unwrap();
+    node.kill();
+    node.start();
+    eventually("the store was read", || status(&node).contains("rejected"));
+    assert_eq!(waiting(&node), []);
+    assert!(open.iter_mut().all(echoes) && client.asks(server.v4(), 80));
+    writer.apply(&allow("web", "server", "nobody", 81));
+    eventually("the new version waits", || waiting(&node).len() == 1);
+    node.client().confirm_policy(waiting(&node)[0].id).unwrap();
+    assert!(client.asks_in_vain(server.v4(), 80));
+    eventually("open connections are cut", || open.iter_mut().all(echoes_in_vain));
+    eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
+    assert_eq!(waiting(&node), []);
 }

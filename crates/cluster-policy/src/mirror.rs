@@ -14,7 +14,7 @@ use crate::{ObjectName, Policies, Version};
 pub const ORIGIN: &str = "cluster";
 
 /// The policies of a cluster as a node has them. An object that cannot be read or enforced never replaces a good one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Mirror {
     prefix: String,
     objects: BTreeMap<ObjectName, Held>,
@@ -24,7 +24,7 @@ pub struct Mirror {
 }
 
 /// An object that is in force.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Held {
     version: u64,
     keys: Vec<ObjectKey>,
@@ -60,6 +60,45 @@ impl Mirror {
         let parsed = of_the_cluster(version.parsed(name)?);
         self.hold(name, version.version, &parsed, true);
         Ok(parsed)
+    }
+
+    /// Takes back what a batch has changed of an object: what `before` says of it stays in force, for this reason.
+    pub fn withhold(&mut self, before: &Self, name: &ObjectName, reason: String) {
+        match before.objects.get(name) {
+            Some(held) => self.objects.insert(name.clone(), Held { unconfirmed: false, ..held.clone() }),
+            None => self.objects.remove(name),
+        };
+        self.refused.insert(format!("{}{}", self.prefix, name.suffix()).into(), reason);
+    }
+
+    /// Takes in a version of an object that was withheld; without one its deletion, whose policies are then returned.
+    ///
+    /// # Errors
+    /// Why it cannot be enforced.
+    pub fn admit(
+        &mut self,
+        name: &ObjectName,
+        version: Option<&Version>,
+    ) -> Result<(Option<ParsedFile>, Vec<ObjectKey>), String> {
+        let parsed = match version {
+            Some(version) => {
+                let parsed = of_the_cluster(version.parsed(name)?);
+                self.hold(name, version.version, &parsed, false);
+                Some(parsed)
+            }
+            None => None,
+        };
+        self.refused.remove(format!("{}{}", self.prefix, name.suffix()).as_str());
+        let gone = match parsed {
+            Some(_) => Vec::new(),
+            None => self.objects.remove(name).map(|held| held.keys).unwrap_or_default(),
+        };
+        Ok((parsed, gone))
+    }
+
+    /// The object that a key is of.
+    pub fn object_of(&self, key: &str) -> Option<ObjectName> {
+        self.name_of(key)
     }
 
     /// Applies a batch of the prefix [`Policies::prefix`].

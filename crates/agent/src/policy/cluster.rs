@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use villus_cluster_policy::{Mirror, NodeReport, ObjectName, Version};
+use villus_cluster_policy::{Changes, Mirror, NodeReport, ObjectName, Version};
 use villus_kvstore::Batch;
 use villus_policy::{ObjectKey, ParsedFile};
 
@@ -19,7 +19,7 @@ const KEPT: &str = "cluster-policies";
 /// The cluster's policies on this node.
 #[derive(Debug)]
 pub(crate) struct ClusterPolicies {
-    mirror: Mirror,
+    pub(super) mirror: Mirror,
     /// What others are told; nothing before the store was listed.
     report: Option<NodeReport>,
     loaded: bool,
@@ -74,16 +74,28 @@ impl Node {
     /// Takes over what the store says of the cluster's policies.
     pub fn apply_cluster_policies(&mut self, batch: &Batch) {
         let Some(policies) = &mut self.cluster_policies else { return };
+        let before = policies.mirror.clone();
         let changes = policies.mirror.apply(batch);
+        let changes = self.gate_cluster(batch, &before, changes);
+        self.note_cluster_refused();
+        for (key, reason) in &changes.refused {
+            tracing::warn!(key, reason, "a policy of the cluster cannot be used");
+        }
+        self.conditions.note("kept policies of the cluster", None);
+        self.enforce_cluster(changes);
+    }
+
+    /// Says which of the cluster's policies are not in force in the version that the store has.
+    pub(super) fn note_cluster_refused(&mut self) {
+        let Some(policies) = &self.cluster_policies else { return };
         let refused: Vec<String> =
             policies.mirror.refused().map(|(name, reason)| format!("{name}: {reason}")).collect();
         self.conditions.set_if("policies of the cluster", !refused.is_empty(), || {
             format!("the last good versions stay in force: {}", refused.join("; "))
         });
-        for (key, reason) in &changes.refused {
-            tracing::warn!(key, reason, "a policy of the cluster cannot be used");
-        }
-        self.conditions.note("kept policies of the cluster", None);
+    }
+
+    pub(super) fn enforce_cluster(&mut self, changes: Changes) {
         let mut all = None;
         let gone: Vec<ObjectKey> = changes.gone.iter().flat_map(|(_, keys)| keys.clone()).collect();
         merge(&mut all, self.repository.delete_referents(&gone));

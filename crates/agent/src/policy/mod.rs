@@ -3,6 +3,7 @@
 mod audit;
 mod change;
 mod cluster;
+mod cluster_gate;
 mod deciders;
 mod directory;
 mod follow;

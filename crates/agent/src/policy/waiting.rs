@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use villus_api::model::{Impact, PolicyChange as ChangeReply, PolicyDelete, PolicyImport, WaitingChange};
 use villus_api::{ApiError, ApiResult};
+use villus_cluster_policy::{ObjectName, Version};
 use villus_policy::ParsedFile;
 use villus_rollout::Objects;
 
@@ -22,6 +23,9 @@ pub(crate) struct Waiting {
     last: u64,
     changes: Vec<Held>,
     rejected: BTreeMap<PathBuf, u64>,
+    /// Versions of the cluster's policies that were rejected; 0 stands for a deletion.
+    #[serde(default)]
+    rejected_objects: Vec<(ObjectName, u64)>,
 }
 
 /// A change that waits.
@@ -32,7 +36,7 @@ struct Held {
 }
 
 /// What would be done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum What {
     /// An import.
     Import { file: String, text: String },
@@ -40,6 +44,8 @@ pub(super) enum What {
     Delete(Deletion),
     /// Another version of a file of the directory, by its fingerprint; [`GONE`] is its removal.
     File { path: PathBuf, fingerprint: u64 },
+    /// Versions of the cluster's policies that the store holds; without one, a deletion.
+    Cluster { objects: Vec<(ObjectName, Option<Version>)> },
 }
 
 /// What a deletion picks.
@@ -91,13 +97,38 @@ impl Waiting {
         self.changes.iter().any(|held| it(&held.what)).then_some(Stays::Waits)
     }
 
+    /// What waits of the cluster's policies.
+    pub(super) fn of_the_cluster(&self) -> Vec<(ObjectName, Option<Version>)> {
+        let objects = self.changes.iter().filter_map(|held| match &held.what {
+            What::Cluster { objects } => Some(objects.clone()),
+            _ => None,
+        });
+        objects.flatten().collect()
+    }
+
+    /// Whether this version of an object of the cluster, 0 for its deletion, was rejected. Another version is another
+    /// matter: what was rejected before is forgotten.
+    pub(super) fn is_rejected(&mut self, name: &ObjectName, version: u64) -> bool {
+        self.rejected_objects.retain(|(known, rejected)| known != name || *rejected == version);
+        self.rejected_objects.iter().any(|(known, _)| known == name)
+    }
+
+    /// The change of the cluster's policies that waits.
+    pub(super) fn cluster_change(&self) -> Option<u64> {
+        let of_the_cluster = |held: &&Held| matches!(held.what, What::Cluster { .. });
+        self.changes.iter().find(of_the_cluster).map(|held| held.told.id)
+    }
+
     /// Removes what a newer change of the same policies takes the place of; says which.
     fn supersede(&mut self, what: &What, policies: &[String]) -> Vec<u64> {
         let mut gone = Vec::new();
         self.changes.retain(|held| {
             let same = match (&held.what, what) {
                 (What::File { path: a, .. }, What::File { path: b, .. }) => a == b,
-                (What::File { .. }, _) | (_, What::File { .. }) => false,
+                // There is one at most: the newer one holds what is left of the other.
+                (What::Cluster { .. }, What::Cluster { .. }) => true,
+                (What::File { .. } | What::Cluster { .. }, _)
+                | (_, What::File { .. } | What::Cluster { .. }) => false,
                 _ => held.told.policies.iter().any(|name| policies.contains(name)),
             };
             if same {
@@ -136,7 +167,9 @@ impl Node {
         change: impl FnOnce(&mut Objects),
     ) -> Option<WaitingChange> {
         let limit = self.config.policy.change_limit;
-        let had = !self.waiting.changes.is_empty() || !self.waiting.rejected.is_empty();
+        let had = !self.waiting.changes.is_empty()
+            || !self.waiting.rejected.is_empty()
+            || !self.waiting.rejected_objects.is_empty();
         for id in self.waiting.supersede(&what, &policies) {
             self.conditions.note(&condition(id), None);
         }
@@ -171,7 +204,7 @@ impl Node {
         })
     }
 
-    fn save_waiting(&mut self) {
+    pub(super) fn save_waiting(&mut self) {
         let result = self.state.save(FILE, &self.waiting);
         self.conditions.note("waiting policies", result.err().map(|error| error.to_string()));
     }
@@ -205,6 +238,7 @@ impl Node {
                 keys.and_then(|keys| self.delete_now(keys, ChangeReply::default()))
             }
             What::File { path, fingerprint } => self.confirm_file(&path, fingerprint),
+            What::Cluster { objects } => self.confirm_cluster(&objects),
         };
         if result.is_err() {
             self.conditions.note(&condition(id), Some(message(&held.told)));
@@ -222,6 +256,12 @@ impl Node {
             source = held.told.source,
             "a change of policies that waited is rejected"
         );
+        if let What::Cluster { objects } = &held.what {
+            let version = |version: &Option<Version>| version.as_ref().map_or(0, |version| version.version);
+            let rejected = objects.iter().map(|(name, wanted)| (name.clone(), version(wanted)));
+            self.waiting.rejected_objects.extend(rejected);
+            self.reject_cluster(objects);
+        }
         if let What::File { path, fingerprint } = held.what {
             let problem = format!("its last good version stays in force: {REJECTED}");
             self.conditions.note(&format!("policy file {}", path.display()), Some(problem));
@@ -302,6 +342,7 @@ impl What {
             Self::Delete(_) => "deletion".to_owned(),
             Self::File { path, fingerprint: GONE } => format!("removal of {}", path.display()),
             Self::File { path, .. } => format!("file {}", path.display()),
+            Self::Cluster { .. } => "the cluster's store".to_owned(),
         }
     }
 }
