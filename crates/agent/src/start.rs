@@ -54,7 +54,9 @@ impl Node {
         let name = node_name(&config);
         let node_key = network.primary.map_or_else(|| name.clone(), |ip| ip.to_string());
         let snapshot = config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).flatten();
-        let shared = SharedStore::open(&config, &name, snapshot.as_ref().and_then(Snapshot::seen))?;
+        let (seen, witness) =
+            (snapshot.as_ref().and_then(Snapshot::seen), snapshot.as_ref().and_then(Snapshot::witness));
+        let shared = SharedStore::open(&config, &name, seen, witness)?;
         let shared = shared.map(Arc::new);
         let known = snapshot.as_ref().map(Snapshot::identities).unwrap_or_default();
         let identities = Arc::new(IdentityRoom::open(&config, &state, &node_key, shared, known)?);

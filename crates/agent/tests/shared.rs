@@ -3,79 +3,14 @@
 
 mod common;
 
-use common::{TestNode, allow, echoes};
-use villus_api::model::{FreezeRequest, IpQuery, NodeForget};
-use villus_datapath::{Maps, Pins, view_policy};
+use common::store::{LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, shared, status, value, who};
+use common::{allow, echoes};
+use villus_api::model::{FreezeRequest, NodeForget};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
 #[test]
 fn the_agent() {
     common::be_the_agent();
-}
-
-/// The published lines: key and value.
-const OUTSIDE: [(&str, &str); 3] = [
-    (
-        "cilium/state/identities/v1/id/15614229",
-        "k8s:app=app1;k8s:io.cilium.k8s.policy.cluster=cluster1;k8s:io.cilium.k8s.policy.serviceaccount=default;\
-         k8s:io.kubernetes.pod.namespace=ns1;",
-    ),
-    (
-        "cilium/state/identities/v1/value/k8s:app=app1;k8s:io.cilium.k8s.policy.cluster=cluster1;\
-         k8s:io.cilium.k8s.policy.serviceaccount=default;k8s:io.kubernetes.pod.namespace=ns1;/10.3.9.10",
-        "15614229",
-    ),
-    (
-        "cilium/state/ip/v1/cluster1/10.3.192.65",
-        r#"{"IP":"10.3.192.65","Mask":null,"HostIP":"10.3.9.10","ID":15614229,"Key":0,"Metadata":"cilium-global:cluster1:node1:2404","K8sNamespace":"ns1","K8sPodName":"pod1"}"#,
-    ),
-];
-
-/// A policy that lets the outside workload in.
-const LETS_IN: &str = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: app1, namespace: default}\n\
-    spec:\n  endpointSelector: {matchLabels: {app: server}}\n  ingress:\n  \
-    - fromEndpoints: [{matchLabels: {app: app1, io.kubernetes.pod.namespace: ns1}}]\n    \
-    toPorts: [{ports: [{port: \"80\", protocol: TCP}]}]\n";
-
-fn shared(etcd: &EtcdServer) -> Vec<(String, String)> {
-    let opt = format!(r#"{{"etcd.address": "{}"}}"#, etcd.url());
-    [
-        ("kvstore", "etcd"),
-        ("kvstore-opt", &opt),
-        ("cluster-id", "238"),
-        ("cluster-name", "cluster1"),
-        ("node-name", "node-a"),
-        ("ipv4-node", "10.3.9.1"),
-    ]
-    .map(|(name, text)| (name.to_owned(), text.to_owned()))
-    .into()
-}
-
-fn new(options: &[(String, String)]) -> TestNode {
-    let options: Vec<(&str, &str)> = options.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
-    TestNode::new(&options)
-}
-
-/// Identity and pending of an address as `ip list` shows it.
-fn who(node: &TestNode, prefix: &str) -> Option<(u32, bool)> {
-    let all = node.client().ips(&IpQuery::default()).unwrap();
-    all.iter().find(|row| row.cidr == prefix).map(|row| (row.identity, row.metadata.pending))
-}
-
-/// Whether the policy map of an endpoint lets an identity in.
-fn lets_in(node: &TestNode, id: u16, identity: u32) -> bool {
-    let pins = Pins::existing(&node.root.join("bpf")).unwrap();
-    let view = view_policy(&pins, &Maps::existing(&pins).unwrap(), id).unwrap();
-    view.entries.keys().any(|key| key.identity == identity)
-}
-
-fn status(node: &TestNode) -> String {
-    let details = node.client().status_details().unwrap();
-    format!("{:?} {:?}", details.lines, details.warnings)
-}
-
-fn value(etcd: &EtcdServer, key: &str) -> String {
-    etcd.etcdctl(&["get", key, "--print-value-only"]).unwrap().trim().to_owned()
 }
 
 #[test]
@@ -248,31 +183,10 @@ fn a_store_of_another_cluster_is_not_used() {
 #[test]
 fn two_nodes_know_each_other() {
     alone!();
-    run("ip", &["netns", "add", "b"]);
-    for line in [
-        "link add up0 type veth peer name up0 netns b",
-        "addr add 10.3.9.1/24 dev up0",
-        "link set up0 up",
-        "-n b addr add 10.3.9.2/24 dev up0",
-        "-n b link set up0 up",
-        "-n b link set lo up",
-    ] {
-        run("ip", &line.split(' ').collect::<Vec<_>>());
-    }
+    join_b();
     let etcd = EtcdServer::cluster_at("10.3.9.1", 1, &[]).pop().unwrap();
     let mut a = new(&shared(&etcd));
-    let mut options = shared(&etcd);
-    options.retain(|(name, _)| !["node-name", "ipv4-node"].contains(&name.as_str()));
-    for (name, text) in [
-        ("node-name", "node-b"),
-        ("ipv4-node", "10.3.9.2"),
-        ("ipv4-range", "10.12.0.0/24"),
-        ("ipv6-range", "fd12::/112"),
-    ] {
-        options.push((name.to_owned(), text.to_owned()));
-    }
-    let options: Vec<(&str, &str)> = options.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
-    let mut b = TestNode::at("/tmp/node-b".into(), Some("b"), &options);
+    let mut b = node_b(&etcd);
     a.start();
     b.start();
     let server = a.workload("server", &["k8s:app=server"]);

@@ -92,7 +92,7 @@ async fn a_restart_goes_on_with_what_was_known_and_the_store_has_the_last_word()
     memory.go_down();
     // 400 was the web's when this was written down; meanwhile it was given to others.
     let rows = vec![(had, labels(WEB)), (NumericIdentity(600), labels("k8s:app=gone;"))];
-    let (allocator, table) = node(&store, KnownIdentities { rows, seen: None });
+    let (allocator, table) = node(&store, KnownIdentities { rows, ..KnownIdentities::default() });
     assert_eq!(table.get(&NumericIdentity(600)), Some(labels("k8s:app=gone;")), "known at once");
     assert_eq!(allocator.adopt(&labels(WEB), Some(had)).unwrap(), had);
     memory.heal();

@@ -2,17 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::{sync::mpsc, task::JoinHandle};
-
 use crate::{
-    error::StoreError,
-    model::{Entry, Event, Header},
+    model::{Entry, Event, Header, WatchBatch},
     pace::Pace,
-    store::{Store, Watch},
+    pull::{Pull, Pulled, Relisted},
+    store::Store,
+    witness::Witness,
 };
-
-/// Batches that may wait for a slow consumer before the follower waits with it.
-const WAITING: usize = 64;
 
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,19 +26,6 @@ pub enum Item {
     },
 }
 
-/// Why a prefix was listed again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Relisted {
-    /// It is the first list.
-    First,
-    /// The changes in between are forgotten.
-    Compacted,
-    /// The same store is at an earlier revision than it was: it was wiped, or restored from a backup.
-    Rewound,
-    /// Another store answers.
-    OtherStore,
-}
-
 /// Changes that belong together: a transaction's, or a list's against what was known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -54,11 +37,44 @@ pub struct Batch {
     pub relisted: Option<Relisted>,
 }
 
+/// What is known of a prefix from before.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// Its keys, and whether each was under a lease.
+    pub keys: Vec<(Arc<str>, bool)>,
+    /// Which store said so, and at which revision at least.
+    pub seen: Option<Header>,
+    /// A write of then, of whatever key.
+    pub witness: Option<Witness>,
+}
+
 /// The changes below a prefix: ordered, each once, each transaction whole, resumed after interruptions, nothing
 /// left out. Where changes were missed the prefix is listed again and the difference is made up.
 pub struct Follow {
-    batches: mpsc::Receiver<Batch>,
-    task: JoinHandle<()>,
+    pull: Pull,
+    /// Each key's last write that was passed on.
+    known: BTreeMap<Arc<str>, Known>,
+    /// Everything up to this revision was passed on; 0 if all that is known is from before.
+    revision: u64,
+    listing: Option<Gathered>,
+    witness: Option<Witness>,
+}
+
+/// A key that was passed on.
+#[derive(Clone, Copy)]
+struct Known {
+    /// Revision of its last write; 0 if it is known from before.
+    revision: u64,
+    leased: bool,
+}
+
+/// A list as far as it has come.
+struct Gathered {
+    why: Relisted,
+    known: BTreeMap<Arc<str>, Known>,
+    items: Vec<Item>,
+    /// Entries that are as they were, unless the store's past turns out to be another.
+    same: Vec<Entry>,
 }
 
 // === impl Follow ===
@@ -72,157 +88,91 @@ impl Follow {
 
     /// As [`Self::start`], by one who knows keys from before: the list's batch tells what became of them too.
     pub fn resume(store: Arc<dyn Store>, prefix: &str, pace: impl Into<Pace>, past: Past) -> Self {
-        let (sender, batches) = mpsc::channel(WAITING);
         let known = past.keys.into_iter().map(|(key, leased)| (key, Known { revision: 0, leased }));
-        let follower = Follower {
-            store,
-            prefix: prefix.to_owned(),
-            pace: pace.into(),
-            chance: fastrand::Rng::new(),
+        Self {
+            pull: Pull::after(store, prefix, pace, past.seen, past.witness),
             known: known.collect(),
-            seen: past.seen,
-            sender,
-        };
-        Self { batches, task: tokio::spawn(follower.run()) }
+            revision: 0,
+            listing: None,
+            witness: None,
+        }
     }
 
     /// The next batch. Cancelling loses nothing. `None` only when the runtime shuts down.
     pub async fn next(&mut self) -> Option<Batch> {
-        self.batches.recv().await
-    }
-}
-
-impl Drop for Follow {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// What is known of a prefix from before.
-#[derive(Clone, Debug, Default)]
-pub struct Past {
-    /// Its keys, and whether each was under a lease.
-    pub keys: Vec<(Arc<str>, bool)>,
-    /// Which store said so, and at which revision at least.
-    pub seen: Option<Header>,
-}
-
-/// A key that was passed on.
-#[derive(Clone, Copy)]
-struct Known {
-    /// Revision of its last write; 0 if it is known from before.
-    revision: u64,
-    leased: bool,
-}
-
-struct Follower {
-    store: Arc<dyn Store>,
-    prefix: String,
-    pace: Pace,
-    chance: fastrand::Rng,
-    /// Each key's last write that was passed on.
-    known: BTreeMap<Arc<str>, Known>,
-    /// Everything up to this revision of this store was passed on.
-    seen: Option<Header>,
-    sender: mpsc::Sender<Batch>,
-}
-
-/// Why the follower left off.
-enum Left {
-    /// Nobody listens any more.
-    Alone,
-    Failed(StoreError),
-}
-
-impl From<StoreError> for Left {
-    fn from(error: StoreError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-// === impl Known ===
-
-impl Known {
-    fn of(entry: &Entry) -> Self {
-        Self { revision: entry.mod_revision, leased: entry.lease.is_some() }
-    }
-}
-
-// === impl Follower ===
-
-impl Follower {
-    async fn run(mut self) {
-        let mut failures: u32 = 0;
-        let mut why = Some(Relisted::First);
         loop {
-            let before = self.seen;
-            let Err(left) = self.follow(&mut why).await;
-            let error = match left {
-                Left::Alone => return,
-                Left::Failed(error) => error,
-            };
-            if matches!(error, StoreError::Compacted { .. }) {
-                why.get_or_insert(Relisted::Compacted);
-            }
-            failures = if self.seen == before { failures.saturating_add(1) } else { 1 };
-            let wait = self.pace.delay(failures, &mut self.chance);
-            tracing::debug!(prefix = self.prefix, %error, ?wait, "following was interrupted");
-            tokio::select! {
-                () = self.sender.closed() => return,
-                () = tokio::time::sleep(wait) => {}
+            let piece = self.pull.next().await?;
+            if let Some(batch) = self.take(piece) {
+                return Some(batch);
             }
         }
     }
 
-    async fn follow(&mut self, why: &mut Option<Relisted>) -> Result<std::convert::Infallible, Left> {
-        self.check_history(why).await?;
-        if let Some(reason) = *why {
-            self.list(reason).await?;
-            *why = None;
-        }
-        let from = self.seen.map_or(1, |seen| seen.revision + 1);
-        let mut watch = self.store.watch(&self.prefix, from).await?;
-        loop {
-            let batch = watch.next().await;
-            self.skip_to(watch.as_ref());
-            let batch = batch?;
-            let items = batch.events.into_iter().filter_map(|event| self.pass(event)).collect();
-            self.send(Batch { revision: batch.revision, items, relisted: None }).await?;
-        }
+    /// The newest write that was passed on.
+    pub fn witness(&self) -> Option<&Witness> {
+        self.witness.as_ref()
     }
 
-    /// What the store says is compared with what it said before: a watch from a revision that does not exist
-    /// yet would wait in silence.
-    async fn check_history(&mut self, why: &mut Option<Relisted>) -> Result<(), Left> {
-        let Some(seen) = self.seen else { return Ok(()) };
-        let now = self.store.header().await?;
-        if now.cluster != seen.cluster {
-            *why = Some(Relisted::OtherStore);
-        } else if now.revision < seen.revision {
-            *why = Some(Relisted::Rewound);
-        }
-        Ok(())
-    }
-
-    async fn list(&mut self, reason: Relisted) -> Result<(), Left> {
-        let listing = self.store.list_prefix(&self.prefix).await?;
-        let revision = listing.header.revision;
-        // In another history equal revisions are not equal writes.
-        let comparable = matches!(reason, Relisted::First | Relisted::Compacted);
-        let mut gone = std::mem::take(&mut self.known);
-        let mut items = Vec::new();
-        for entry in listing.entries {
-            let old = gone.remove(&entry.key);
-            self.known.insert(Arc::clone(&entry.key), Known::of(&entry));
-            if !comparable || old.map(|old| old.revision) != Some(entry.mod_revision) {
-                items.push(Item::Put(Arc::new(entry)));
+    fn take(&mut self, piece: Pulled) -> Option<Batch> {
+        match piece {
+            Pulled::Listing { why, .. } => self.listing = Some(Gathered::new(why)),
+            Pulled::Page(entries) => {
+                for entry in entries {
+                    self.gather(entry);
+                }
             }
+            Pulled::Listed(header) => return self.conclude(header.revision),
+            Pulled::Changes(batch) => return self.changes(batch),
+            Pulled::Watching => {}
+            // What was listed so far is void.
+            Pulled::Lost(_) => self.listing = None,
         }
-        let delete = |(key, known): (Arc<str>, Known)| Item::Delete { key, revision, leased: known.leased };
-        let deleted = gone.into_iter().map(delete);
-        items.splice(0..0, deleted);
-        self.seen = Some(listing.header);
-        self.send(Batch { revision, items, relisted: Some(reason) }).await
+        None
+    }
+
+    /// Takes in an entry of a list.
+    fn gather(&mut self, entry: Entry) {
+        let Some(listing) = &mut self.listing else { return };
+        listing.known.insert(Arc::clone(&entry.key), Known::of(&entry));
+        let old = self.known.get(&entry.key).map(|old| old.revision);
+        let is_news = old != Some(entry.mod_revision);
+        if listing.why == Relisted::Compacted && is_news && entry.mod_revision <= self.revision {
+            // Everything of then was known: this write is of another past.
+            listing.why = Relisted::Rewound;
+        }
+        // In another past equal revisions are not equal writes.
+        match matches!(listing.why, Relisted::First | Relisted::Compacted) && !is_news {
+            true => listing.same.push(entry),
+            false => listing.items.push(Item::Put(Arc::new(entry))),
+        }
+    }
+
+    /// A list is complete.
+    fn conclude(&mut self, revision: u64) -> Option<Batch> {
+        let Gathered { why, known, mut items, same } = self.listing.take()?;
+        if why == Relisted::Rewound {
+            items.extend(same.into_iter().map(|entry| Item::Put(Arc::new(entry))));
+        }
+        let newest = items.iter().filter_map(Item::entry).max_by_key(|entry| entry.mod_revision);
+        if let Some(entry) = newest {
+            self.witness = Some(Witness::of(entry));
+        }
+        let before = std::mem::replace(&mut self.known, known);
+        let gone = before.into_iter().filter(|(key, _)| !self.known.contains_key(key));
+        let deleted = gone.map(|(key, old)| Item::Delete { key, revision, leased: old.leased });
+        items.splice(0..0, deleted.collect::<Vec<_>>());
+        self.revision = revision;
+        Some(Batch { revision, items, relisted: Some(why) })
+    }
+
+    fn changes(&mut self, batch: WatchBatch) -> Option<Batch> {
+        let revision = batch.revision;
+        let items: Vec<Item> = batch.events.into_iter().filter_map(|event| self.pass(event)).collect();
+        self.revision = self.revision.max(revision);
+        if let Some(entry) = items.iter().rev().find_map(Item::entry) {
+            self.witness = Some(Witness::of(entry));
+        }
+        (!items.is_empty()).then_some(Batch { revision, items, relisted: None })
     }
 
     fn pass(&mut self, event: Event) -> Option<Item> {
@@ -238,17 +188,31 @@ impl Follower {
             }
         }
     }
+}
 
-    fn skip_to(&mut self, watch: &dyn Watch) {
-        if let Some(seen) = &mut self.seen {
-            seen.revision = seen.revision.max(watch.position().saturating_sub(1));
+// === impl Item ===
+
+impl Item {
+    fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::Put(entry) => Some(entry),
+            Self::Delete { .. } => None,
         }
     }
+}
 
-    async fn send(&self, batch: Batch) -> Result<(), Left> {
-        if batch.items.is_empty() && batch.relisted.is_none() {
-            return Ok(());
-        }
-        self.sender.send(batch).await.map_err(|_| Left::Alone)
+// === impl Known ===
+
+impl Known {
+    fn of(entry: &Entry) -> Self {
+        Self { revision: entry.mod_revision, leased: entry.lease.is_some() }
+    }
+}
+
+// === impl Gathered ===
+
+impl Gathered {
+    fn new(why: Relisted) -> Self {
+        Self { why, known: BTreeMap::new(), items: Vec::new(), same: Vec::new() }
     }
 }

@@ -30,12 +30,13 @@ mod pair;
 mod pull;
 mod session;
 mod store;
+mod witness;
 
 pub use cluster::{Capabilities, ClusterConfig};
 pub use embedded::{Embedded, Opened};
 pub use error::{OpenError, StoreError};
 pub use etcd::{Etcd, EtcdOptions, EtcdTls, OptionsError};
-pub use follow::{Batch, Follow, Item, Past, Relisted};
+pub use follow::{Batch, Follow, Item, Past};
 pub use guard::Guard;
 pub use lock::{Lock, Locks};
 pub use memory::{Backup, Fault, Memory, Verb};
@@ -46,6 +47,7 @@ pub use model::{
 pub use node::{AddressKind, NodeAddress, NodeEntry, NodeError, split_key as split_node_key};
 pub use pace::{ClusterSize, Pace};
 pub use pair::{IpIdentityPair, NamedPort, PairError};
-pub use pull::{Pull, Pulled};
+pub use pull::{Pull, Pulled, Relisted};
 pub use session::Session;
 pub use store::{PAGE, Store, Watch};
+pub use witness::Witness;

@@ -6,19 +6,32 @@ use std::{
 };
 
 use tokio::{sync::mpsc, task::JoinHandle};
-use villus_table::Backoff;
 
 use crate::{
     error::StoreError,
-    follow::Relisted,
-    model::{Entry, Header, WatchBatch},
+    model::{Entry, Event, Header, WatchBatch},
+    pace::Pace,
     store::{Store, Watch},
+    witness::{Recall, Witness},
 };
 
 /// Pieces that may wait for a slow consumer before the puller waits with it.
 const WAITING: usize = 4;
-/// Entries of a list that come together.
+/// Entries of a list that come together, at most.
 const PIECE: usize = 1000;
+
+/// Why a prefix was listed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relisted {
+    /// It is the first list.
+    First,
+    /// The changes in between are forgotten.
+    Compacted,
+    /// The same store has another past than it had: it was wiped, or restored from a backup.
+    Rewound,
+    /// Another store answers.
+    OtherStore,
+}
 
 /// A piece of what happens below a prefix.
 #[derive(Clone, Debug)]
@@ -42,7 +55,8 @@ pub enum Pulled {
     Lost(StoreError),
 }
 
-/// The content of a prefix and then its changes, in pieces of bounded size: nothing is remembered here but a revision.
+/// The content of a prefix and then its changes, in pieces of bounded size: nothing is remembered here but a revision and
+/// one write, by which a store that was rewound is known even when it has passed that revision again.
 pub struct Pull {
     pieces: mpsc::Receiver<Pulled>,
     task: JoinHandle<()>,
@@ -52,12 +66,31 @@ pub struct Pull {
 
 impl Pull {
     /// Begins. `last` is what the store was like when it was last pulled from, perhaps by another process: the first list
-    /// then says whether the store was rewound or is another. Failures are tried again with `backoff` until it is
+    /// then says whether the store was rewound or is another. Failures are tried again with `pace` until it is
     /// dropped. Needs a tokio runtime.
-    pub fn start(store: Arc<dyn Store>, prefix: &str, backoff: Backoff, last: Option<Header>) -> Self {
+    pub fn start(store: Arc<dyn Store>, prefix: &str, pace: impl Into<Pace>, last: Option<Header>) -> Self {
+        Self::after(store, prefix, pace, last, None)
+    }
+
+    /// As [`Pull::start`], by one who knows a write from then, of whatever key.
+    pub fn after(
+        store: Arc<dyn Store>,
+        prefix: &str,
+        pace: impl Into<Pace>,
+        last: Option<Header>,
+        witness: Option<Witness>,
+    ) -> Self {
         let (sender, pieces) = mpsc::channel(WAITING);
-        let chance = fastrand::Rng::new();
-        let puller = Puller { store, prefix: prefix.to_owned(), backoff, chance, seen: last, sender };
+        let puller = Puller {
+            store,
+            prefix: prefix.to_owned(),
+            pace: pace.into(),
+            chance: fastrand::Rng::new(),
+            seen: last,
+            changed: 0,
+            witness,
+            sender,
+        };
         Self { pieces, task: tokio::spawn(puller.run()) }
     }
 
@@ -81,10 +114,14 @@ impl Drop for Pull {
 struct Puller {
     store: Arc<dyn Store>,
     prefix: String,
-    backoff: Backoff,
+    pace: Pace,
     chance: fastrand::Rng,
     /// Everything up to this revision of this store was passed on.
     seen: Option<Header>,
+    /// Nothing was changed after this revision, up to the one that was seen; 0 if that is not known.
+    changed: u64,
+    /// The last write that was passed on.
+    witness: Option<Witness>,
     sender: mpsc::Sender<Pulled>,
 }
 
@@ -118,7 +155,7 @@ impl Puller {
                 why.get_or_insert(Relisted::Compacted);
             }
             failures = if self.seen == before { failures.saturating_add(1) } else { 1 };
-            let wait = self.backoff.delay(failures, &mut self.chance);
+            let wait = self.pace.delay(failures, &mut self.chance);
             tracing::debug!(prefix = self.prefix, %error, ?wait, "pulling was interrupted");
             if self.send(Pulled::Lost(error)).await.is_err() {
                 return;
@@ -131,39 +168,80 @@ impl Puller {
     }
 
     async fn pull(&mut self, why: &mut Option<Relisted>) -> Result<std::convert::Infallible, Left> {
-        let now = self.store.header().await?;
-        // A watch from a revision that does not exist yet would wait in silence.
-        match self.seen {
-            Some(seen) if seen.cluster != now.cluster => *why = Some(Relisted::OtherStore),
-            Some(seen) if now.revision < seen.revision => *why = Some(Relisted::Rewound),
-            _ => {}
-        }
+        self.check_past(why).await?;
         if let Some(reason) = *why {
             self.list(reason).await?;
             *why = None;
         }
-        let from = self.seen.map_or(1, |seen| seen.revision + 1);
+        let seen = self.seen.map_or(0, |seen| seen.revision);
+        // A store that was rewound to a revision behind the last change and has passed the last seen one may have changed
+        // in between. Where nothing is known of that time any more, what was seen must do.
+        let changed = if self.changed == 0 { seen } else { self.changed };
+        match self.watch(changed + 1).await {
+            Err(Left::Failed(StoreError::Compacted { .. })) if changed < seen && self.changed == changed => {
+                self.changed = seen;
+                self.watch(seen + 1).await
+            }
+            left => left,
+        }
+    }
+
+    /// What the store says is compared with what it said before: a watch from a revision that does not exist yet would
+    /// wait in silence.
+    async fn check_past(&self, why: &mut Option<Relisted>) -> Result<(), Left> {
+        let Some(seen) = self.seen else { return Ok(()) };
+        let now = self.store.header().await?;
+        if now.cluster != seen.cluster {
+            *why = Some(Relisted::OtherStore);
+        } else if now.revision < seen.revision {
+            *why = Some(Relisted::Rewound);
+        } else if let Some(witness) = &self.witness
+            && witness.recalled(self.store.as_ref(), now).await? == Recall::Never
+        {
+            *why = Some(Relisted::Rewound);
+        }
+        Ok(())
+    }
+
+    async fn watch(&mut self, from: u64) -> Result<std::convert::Infallible, Left> {
         let mut watch = self.store.watch(&self.prefix, from).await?;
         self.send(Pulled::Watching).await?;
         loop {
             let batch = watch.next().await;
             self.skip_to(watch.as_ref());
-            self.send(Pulled::Changes(batch?)).await?;
+            let batch = batch?;
+            self.changed = batch.revision;
+            let put = batch.events.iter().rev().find_map(|event| match event {
+                Event::Put(entry) => Some(entry),
+                Event::Delete { .. } => None,
+            });
+            if let Some(entry) = put {
+                self.witness = Some(Witness::of(entry));
+            }
+            self.send(Pulled::Changes(batch)).await?;
         }
     }
 
     async fn list(&mut self, why: Relisted) -> Result<(), Left> {
         let mut page = self.store.list_page(&self.prefix, None, PIECE, 0).await?;
         let header = page.header;
+        let mut newest: Option<Witness> = None;
         self.send(Pulled::Listing { why, header }).await?;
         loop {
             let after = page.entries.last().map(|entry| Arc::clone(&entry.key));
             let more = page.more;
+            if let Some(entry) = page.entries.iter().max_by_key(|entry| entry.mod_revision)
+                && newest.as_ref().is_none_or(|newest| newest.revision < entry.mod_revision)
+            {
+                newest = Some(Witness::of(entry));
+            }
             self.send(Pulled::Page(page.entries)).await?;
             let (true, Some(after)) = (more, after) else { break };
             page = self.store.list_page(&self.prefix, Some(&after), PIECE, header.revision).await?;
         }
         self.seen = Some(header);
+        self.changed = header.revision;
+        self.witness = newest;
         self.send(Pulled::Listed(header)).await
     }
 

@@ -12,6 +12,7 @@
 )]
 
 mod association;
+mod authority;
 mod capture;
 mod cluster;
 mod dump;
@@ -30,6 +31,7 @@ mod tally;
 mod workload;
 
 pub use association::SctpAssociation;
+pub use authority::Authority;
 pub use capture::Capture;
 pub use cluster::{Between, Cluster, Member};
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};

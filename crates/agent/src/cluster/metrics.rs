@@ -21,9 +21,11 @@ impl Node {
         add("villus_kvstore_addresses", &of("stale"), counts.stale_addresses as f64);
         add("villus_kvstore_stale_nodes", &[], counts.stale_nodes as f64);
         let refused = remote.refused();
-        let now = refused.iter().count() + self.identities.allocator.refused().len();
+        let allocator = &self.identities.allocator;
+        let now = refused.iter().count() + allocator.refused().len();
         add("villus_kvstore_refused_entries", &[], now as f64);
-        add("villus_kvstore_refused_total", &[], refused.total() as f64);
+        let total = refused.total() + allocator.refused_total();
+        add("villus_kvstore_refused_total", &[], total as f64);
         let published = shared.publisher.state();
         add("villus_kvstore_own_keys", &of("wanted"), published.wanted as f64);
         add("villus_kvstore_own_keys", &of("written"), published.written as f64);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use villus_config::Config;
 use villus_identity::{Publisher, PublisherConfig};
 use villus_kvstore::{
-    ClusterConfig, ClusterSize, Etcd, EtcdOptions, Guard, Header, NodeEntry, Pace, Status, Store,
+    ClusterConfig, ClusterSize, Etcd, EtcdOptions, Guard, Header, NodeEntry, Pace, Status, Store, Witness,
 };
 use villus_table::{Backoff, Stop};
 
@@ -29,6 +29,8 @@ pub(crate) struct SharedStore {
     pub seen: Option<Header>,
     pub stop: Stop,
     health: Mutex<Health>,
+    /// The newest write that was seen.
+    witness: Mutex<Option<Witness>>,
 }
 
 /// How the store was when it was last looked at.
@@ -46,13 +48,18 @@ impl SharedStore {
     ///
     /// # Errors
     /// Options that cannot be used.
-    pub fn open(config: &Config, node: &str, seen: Option<Header>) -> Result<Option<Self>, AgentError> {
+    pub fn open(
+        config: &Config,
+        node: &str,
+        seen: Option<Header>,
+        witness: Option<Witness>,
+    ) -> Result<Option<Self>, AgentError> {
         if !config.kvstore.etcd {
             return Ok(None);
         }
         let wrong = |reason: String| AgentError::Option { option: "kvstore-opt", reason };
         let options = EtcdOptions::read(&config.kvstore.options).map_err(|error| wrong(error.to_string()))?;
-        let etcd = Etcd::new(options).map_err(|error| wrong(error.to_string()))?;
+        let etcd = Etcd::patient(options).map_err(|error| wrong(error.to_string()))?;
         let cluster = &config.node.cluster_name;
         let cluster_config = ClusterConfig::new(config.node.cluster_id, config.node.max_connected_clusters);
         let guard = Arc::new(Guard::new(Arc::new(etcd.clone()), cluster, cluster_config));
@@ -70,8 +77,8 @@ impl SharedStore {
             pace: pace.clone(),
         };
         let publisher = Arc::new(Publisher::new(store.clone(), settings));
-        let (health, stop) = (Mutex::default(), Stop::new());
-        Ok(Some(Self { etcd, guard, store, size, pace, publisher, seen, stop, health }))
+        let (health, stop, witness) = (Mutex::default(), Stop::new(), Mutex::new(witness));
+        Ok(Some(Self { etcd, guard, store, size, pace, publisher, seen, stop, health, witness }))
     }
 
     /// How it was when it was last looked at.
@@ -91,6 +98,20 @@ impl SharedStore {
         }
         health.status = Some(status);
         health.clone()
+    }
+
+    /// The newest write that was seen.
+    pub fn witness(&self) -> Option<Witness> {
+        self.witness.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A write was seen; `anew` in a store with another past.
+    pub fn note_witness(&self, seen: Option<&Witness>, anew: bool) {
+        let Some(seen) = seen else { return };
+        let mut witness = self.witness.lock().unwrap_or_else(PoisonError::into_inner);
+        if anew || witness.as_ref().is_none_or(|known| known.revision < seen.revision) {
+            *witness = Some(seen.clone());
+        }
     }
 
     /// What was seen last of the store.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use villus_identity::{KnownIdentities, RemoteRecord};
-use villus_kvstore::Header;
+use villus_kvstore::{Header, Witness};
 use villus_labels::{Labels, NumericIdentity};
 
 use crate::conditions::Conditions;
@@ -26,6 +26,9 @@ pub(crate) struct Snapshot {
     /// Which store said so, and its revision; 0 if that is not known.
     store: u64,
     revision: u64,
+    /// A write of then, by which a store is known that was rewound and has passed this revision again.
+    #[serde(default)]
+    witness: Option<Witness>,
     /// Numbers and label strings.
     identities: Vec<(u32, String)>,
     /// Addresses and nodes.
@@ -36,12 +39,13 @@ impl Snapshot {
     /// What is known now.
     pub fn new(
         header: Option<Header>,
+        witness: Option<Witness>,
         identities: Vec<(NumericIdentity, Labels)>,
         remote: RemoteRecord,
     ) -> Self {
         let (store, revision) = header.map_or((0, 0), |header| (header.cluster, header.revision));
         let identities = identities.into_iter().map(|(n, labels)| (n.0, labels.to_kvstore())).collect();
-        Self { format: FORMAT, saved: Timestamp::now(), store, revision, identities, remote }
+        Self { format: FORMAT, saved: Timestamp::now(), store, revision, witness, identities, remote }
     }
 
     /// Reads the last one that can be read; what cannot is kept aside and said.
@@ -81,13 +85,22 @@ impl Snapshot {
         (self.revision > 0).then_some(Header { cluster: self.store, revision: self.revision })
     }
 
+    /// A write of then.
+    pub fn witness(&self) -> Option<Witness> {
+        self.witness.clone()
+    }
+
     /// Its identities; labels that make no sense are left out.
     pub fn identities(&self) -> KnownIdentities {
         let row = |(number, text): &(u32, String)| {
             let number = NumericIdentity(*number);
             Some((number, Labels::parse_kvstore(text).ok().filter(|labels| !labels.is_empty())?))
         };
-        KnownIdentities { rows: self.identities.iter().filter_map(row).collect(), seen: self.seen() }
+        KnownIdentities {
+            rows: self.identities.iter().filter_map(row).collect(),
+            seen: self.seen(),
+            witness: self.witness.clone(),
+        }
     }
 
     /// How long ago it was written; nothing if the clock went back meanwhile.

@@ -31,7 +31,7 @@ pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
         Feed::Addresses => keys::IPS,
         Feed::Nodes => keys::NODES,
     };
-    let past = Past { keys, seen: shared.seen };
+    let past = Past { keys, seen: shared.seen, witness: shared.witness() };
     let mut follow = Follow::resume(shared.store.clone(), &format!("{prefix}/"), shared.pace.clone(), past);
     let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
@@ -46,6 +46,7 @@ pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
         let Some(batch) = batch else { return };
         freeze.thawed().await;
         let lost = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        shared.note_witness(follow.witness(), lost);
         let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
         let Ok((altered, next)) = done else { return };
         due = next;
@@ -150,7 +151,7 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
         let Ok(entries) = entries else { return };
         let more = Duration::from_secs((entries / ENTRIES_A_SECOND) as u64);
         tokio::time::sleep((SNAPSHOT + more).mul_f64(0.9 + 0.1 * fastrand::f64())).await;
-        let header = shared.header();
+        let (header, witness) = (shared.header(), shared.witness());
         let before = saved;
         let taken = agent
             .with(move |node| {
@@ -165,7 +166,9 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
                 let is_news = allocator.is_synced() && before != Some(now);
                 let state = node.state.clone();
                 let nodes = NonZeroU32::new(u32::try_from(node.nodes.len()).unwrap_or(u32::MAX));
-                is_news.then(|| (now, state, Snapshot::new(header, allocator.rows(), remote.record()), nodes))
+                is_news.then(|| {
+                    (now, state, Snapshot::new(header, witness, allocator.rows(), remote.record()), nodes)
+                })
             })
             .await;
         let Ok(taken) = taken else { return };

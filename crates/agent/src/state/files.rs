@@ -1,9 +1,8 @@
 //! Files of state that are whole or not there, and what happens to those that cannot be read.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::num::NonZeroU32;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -202,15 +201,7 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
 
 /// Replaces a file (mode 0600): after a crash at any time either the old or the new content is there.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = dir.join(format!(".{name}.new"));
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
+    villus_durable::write_atomic(path, content).map_err(|error| io::Error::new(error.source.kind(), error))
 }
 
 fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {

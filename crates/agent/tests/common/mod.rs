@@ -1,6 +1,8 @@
 //! A node of a test's own: namespaces, a bpffs, directories, and an agent as a process that can be killed.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod store;
+
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -55,6 +57,8 @@ pub struct TestNode {
     pub netns: Option<String>,
     /// The agent runs in a pod of Kubernetes.
     pub in_a_pod: bool,
+    /// Where the agent's log goes; none: that of the test.
+    pub log: Option<PathBuf>,
 }
 
 impl TestNode {
@@ -83,7 +87,7 @@ impl TestNode {
         .into();
         all.retain(|(name, _)| !options.iter().any(|(other, _)| other == name));
         all.extend(options.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
-        Self { root, options: all, agent: None, netns: netns.map(str::to_owned), in_a_pod: false }
+        Self { root, options: all, agent: None, netns: netns.map(str::to_owned), in_a_pod: false, log: None }
     }
 
     /// A node with an agent that serves.
@@ -107,6 +111,9 @@ impl TestNode {
         let command = as_agent(&mut command, &self.options).stdout(Stdio::null());
         if self.in_a_pod {
             command.env(IN_A_POD, "10.96.0.1");
+        }
+        if let Some(log) = &self.log {
+            command.stderr(std::fs::File::options().create(true).append(true).open(log).unwrap());
         }
         let child = command.spawn().unwrap();
         self.agent = Some(child);

@@ -16,7 +16,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
-use villus_kvstore::{Header, Locks, Pace, Session, Store, StoreError, keys};
+use villus_kvstore::{Header, Locks, Pace, Session, Store, StoreError, Witness, keys};
 use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Stop;
 
@@ -60,6 +60,8 @@ pub struct KnownIdentities {
     pub rows: Vec<(NumericIdentity, Labels)>,
     /// Which store said so, and at which revision at least.
     pub seen: Option<Header>,
+    /// A write of then, of whatever key.
+    pub witness: Option<Witness>,
 }
 
 /// A label set of this node whose number the store has still to confirm.
@@ -342,6 +344,11 @@ impl Allocator {
     /// Entries of the store that could not be read and were left out, by key.
     pub fn refused(&self) -> Vec<(String, String)> {
         self.shared.state().refused()
+    }
+
+    /// How many values were refused so far.
+    pub fn refused_total(&self) -> u64 {
+        self.shared.state().refused_total()
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct State {
     /// Numbers that a rewound store does not know, and when that was seen.
     pub(super) stale: BTreeMap<NumericIdentity, Instant>,
     refused: BTreeMap<String, String>,
+    /// How many values were refused so far.
+    refused_total: u64,
 }
 
 #[derive(Clone)]
@@ -138,10 +140,13 @@ impl State {
 
     /// Remembers an entry that can't be read. Returns whether it is news.
     pub(super) fn refuse(&mut self, key: &str, reason: String) -> bool {
+        self.refused_total += 1;
         if self.refused.len() >= REFUSED && !self.refused.contains_key(key) {
             return false;
         }
-        self.refused.insert(key.to_owned(), reason).is_none()
+        let news = self.refused.get(key) != Some(&reason);
+        self.refused.insert(key.to_owned(), reason);
+        news
     }
 
     pub(super) fn accept(&mut self, key: &str) {
@@ -150,5 +155,9 @@ impl State {
 
     pub(super) fn refused(&self) -> Vec<(String, String)> {
         self.refused.iter().map(|(key, reason)| (key.clone(), reason.clone())).collect()
+    }
+
+    pub(super) fn refused_total(&self) -> u64 {
+        self.refused_total
     }
 }

@@ -8,6 +8,9 @@ use villus_table::{Source, Write};
 
 use super::{KnownIdentities, Shared, master_key};
 
+/// The largest value that is read; labels of a workload have some hundred bytes.
+const MAX: usize = 64 << 10;
+
 /// Takes over what was known before; says with which keys the list is compared.
 pub(super) fn remember(shared: &Shared, known: KnownIdentities) -> Past {
     let mut write = shared.table.write();
@@ -20,7 +23,7 @@ pub(super) fn remember(shared: &Shared, known: KnownIdentities) -> Past {
     }
     drop(state);
     write.commit();
-    Past { keys, seen: known.seen }
+    Past { keys, seen: known.seen, witness: known.witness }
 }
 
 pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
@@ -74,7 +77,8 @@ fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
 }
 
 fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &Entry) {
-    match read(entry).and_then(|(number, labels)| not_ours(shared, number, labels)) {
+    let ours = |(number, labels)| not_ours(shared, in_range(shared, number)?, labels);
+    match read(entry).and_then(ours) {
         Ok((number, labels)) => {
             let mut state = shared.state();
             state.accept(&entry.key);
@@ -90,6 +94,19 @@ fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &
                 tracing::warn!(key = &*entry.key, reason, "an identity can't be read and is left out");
             }
         }
+    }
+}
+
+/// Refuses numbers of other clusters: those come from their own stores.
+fn in_range(shared: &Shared, number: NumericIdentity) -> Result<NumericIdentity, String> {
+    let (range, cluster) = (&shared.range, shared.config.cluster_id);
+    match range.contains(&number.0) {
+        true => Ok(number),
+        false => Err(format!(
+            "{number} is no identity of this cluster: those of cluster-id {cluster} are {} to {}",
+            range.start(),
+            range.end()
+        )),
     }
 }
 
@@ -153,6 +170,9 @@ fn number_of(key: &str) -> Option<NumericIdentity> {
 fn read(entry: &Entry) -> Result<(NumericIdentity, Labels), String> {
     let number = number_of(&entry.key)
         .ok_or_else(|| "the key does not end in the number of a global identity".to_owned())?;
+    if entry.value.len() > MAX {
+        return Err(format!("the value has {} bytes; labels have at most {MAX}", entry.value.len()));
+    }
     let text = entry.text().ok_or_else(|| "the value is not text".to_owned())?;
     let labels = Labels::parse_kvstore(text).map_err(|error| error.to_string())?;
     if labels.is_empty() {

@@ -99,10 +99,10 @@ impl Remote {
         let told = self.members.get(&key).and_then(|member| member.told);
         self.unclaim(&key);
         let contests = self.contests(&key, &entry);
-        for contest in &contests {
-            self.refused.refuse(&key, contest.clone());
-        }
         let contested = !contests.is_empty();
+        if contested {
+            self.refused.refuse(&key, contests.join("; "));
+        }
         let member = Member { name, entry: Arc::new(entry), leased, own, told, stale: None, contested };
         self.enter(&key, &member);
         self.members.insert(key, member);
@@ -223,10 +223,13 @@ impl Remote {
             .collect();
         for (key, entry, leased) in contested {
             let stale = self.members.get(&key).and_then(|member| member.stale);
-            self.refused.accept(&key);
             self.put_node(key.clone(), (*entry).clone(), leased);
-            if let (Some(stale), Some(member)) = (stale, self.members.get_mut(&key)) {
-                member.stale = Some(stale);
+            let Some(member) = self.members.get_mut(&key) else { continue };
+            if stale.is_some() {
+                member.stale = stale;
+            }
+            if !member.contested {
+                self.refused.accept(&key);
             }
         }
     }

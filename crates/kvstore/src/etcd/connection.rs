@@ -13,7 +13,7 @@ use etcd_client::{Client, ConnectOptions, Error};
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Code;
 
-use super::options::{EtcdOptions, OptionsError, Rate};
+use super::options::{EtcdOptions, EtcdTls, OptionsError, Rate};
 use crate::{error::StoreError, model::LeaseId};
 
 /// How long one request may take; a member that needs longer is taken for gone.
@@ -57,10 +57,9 @@ impl fmt::Display for Member {
 // === impl Connection ===
 
 impl Connection {
+    /// Certificates are not looked at yet.
     pub(super) fn new(options: EtcdOptions) -> Result<Self, OptionsError> {
         options.check()?;
-        // Certificates that cannot be read are an error now, and patience later.
-        connect_options(&options)?;
         Ok(Self {
             members: options.endpoints.iter().map(|_| Mutex::default()).collect(),
             // Agents of one cluster do not all begin with the first member.
@@ -147,6 +146,9 @@ impl Connection {
     /// With TLS 1.3 a server that refuses a client's certificate says so after the handshake, and what it says may
     /// arrive after the connection's end: then all that is seen is one of many ways in which a connection can break.
     fn hinted(&self, reason: String) -> String {
+        if let Some(invalid) = self.options.tls.as_ref().and_then(EtcdTls::invalid_now) {
+            return format!("{reason}; {invalid}");
+        }
         const BREAKS: [&str; 4] =
             ["connection closed", "broken pipe", "connection reset", "unexpected end of file"];
         let lower = reason.to_lowercase();
@@ -220,6 +222,11 @@ impl Connection {
         });
         futures_util::future::join_all(asked).await
     }
+}
+
+/// Whether the certificates can be used now.
+pub(super) fn check_files(options: &EtcdOptions) -> Result<(), OptionsError> {
+    connect_options(options).map(drop)
 }
 
 fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, OptionsError> {

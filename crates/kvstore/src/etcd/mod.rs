@@ -51,6 +51,15 @@ impl Etcd {
     /// # Errors
     /// Options that cannot be used: addresses, certificates that cannot be read.
     pub fn new(options: EtcdOptions) -> Result<Self, OptionsError> {
+        connection::check_files(&options)?;
+        Self::patient(options)
+    }
+
+    /// As [`Etcd::new`], but certificates that cannot be read yet are waited for: until then the store is not there.
+    ///
+    /// # Errors
+    /// Addresses that cannot be used.
+    pub fn patient(options: EtcdOptions) -> Result<Self, OptionsError> {
         Ok(Self(Arc::new(Inner {
             connection: Connection::new(options)?,
             leases: Mutex::default(),
@@ -110,6 +119,7 @@ impl Store for Etcd {
         revision: u64,
     ) -> Result<Page, StoreError> {
         let (from, end) = convert::range(prefix, after);
+        let limit = limit.min(self.0.connection.page());
         let options = GetOptions::new()
             .with_range(end)
             .with_limit(i64::try_from(limit).unwrap_or(0))

@@ -11,6 +11,7 @@ use etcd_client::{Certificate, Identity, TlsOptions};
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::time::Instant;
+use x509_parser::{pem::parse_x509_pem, time::ASN1Time};
 
 use crate::store::PAGE;
 
@@ -258,6 +259,25 @@ impl EtcdTls {
             tls = tls.identity(Identity::from_pem(cert_pem, pem(key, read(key)?, "PRIVATE KEY")?));
         }
         Ok(tls)
+    }
+
+    /// Why nobody accepts our certificate now, by this machine's clock: it has expired, or it is not valid yet.
+    pub(super) fn invalid_now(&self) -> Option<String> {
+        let (path, _) = self.identity.as_ref()?;
+        let bytes = std::fs::read(path).ok()?;
+        let (_, pem) = parse_x509_pem(&bytes).ok()?;
+        let certificate = pem.parse_x509().ok()?;
+        let validity = certificate.validity();
+        let (now, path) = (ASN1Time::now(), path.display());
+        if now > validity.not_after {
+            return Some(format!("{path} has expired at {}: renew it", validity.not_after));
+        }
+        (now < validity.not_before).then(|| {
+            format!(
+                "{path} is valid from {} on, and it is {now} here: look at the clock",
+                validity.not_before
+            )
+        })
     }
 }
 

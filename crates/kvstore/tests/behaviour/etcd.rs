@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use villus_kvstore::{Etcd, EtcdOptions, Follow, Item, LeasePurpose, Relisted, Session, Store, StoreError};
+use villus_kvstore::{
+    Etcd, EtcdOptions, Follow, Item, LeasePurpose, Past, Relisted, Session, Store, StoreError,
+};
 use villus_testbed::EtcdServer;
 
 use crate::{bytes, keys, put, quick, shown_items};
@@ -139,6 +141,47 @@ async fn a_wiped_store_is_told_from_one_where_everything_was_deleted() {
     put(&store, "p/new", "x").await;
     let batch = tokio::time::timeout(LONG, follow.next()).await.unwrap().unwrap();
     assert_eq!(shown_items(&batch.items), ["p/new=x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_store_that_has_passed_the_last_revision_again_is_told_from_one_that_went_on() {
+    let mut servers = vec![EtcdServer::start()];
+    let store = store_of(&servers);
+    put(&store, "p/a", "1").await;
+    let directory = tempfile::tempdir().unwrap();
+    let backup = directory.path().join("backup");
+    servers[0].save(&backup);
+    put(&store, "p/lost", "1").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    let mut mirror = BTreeMap::new();
+    until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/lost", "1")]).await;
+    let past = Past {
+        keys: mirror.keys().map(|key| (key.as_str().into(), false)).collect(),
+        seen: Some(store.header().await.unwrap()),
+        witness: follow.witness().cloned(),
+    };
+    drop(follow);
+    let again = async |past: &Past| {
+        let mut follow = Follow::resume(Arc::clone(&store), "p/", quick(), past.clone());
+        let batch = tokio::time::timeout(LONG, follow.next()).await.unwrap().unwrap();
+        (batch.relisted, shown_items(&batch.items))
+    };
+    let listed = ["p/a=1", "p/lost=1"].map(str::to_owned).to_vec();
+    put(&store, "elsewhere", "x").await;
+    assert_eq!(again(&past).await, (Some(Relisted::First), listed));
+    servers[0].kill();
+    servers[0].restore(&backup);
+    servers[0].resume();
+    servers[0].wait();
+    for n in 0..5 {
+        put_patiently(&store, "elsewhere", &n.to_string()).await;
+    }
+    assert!(store.header().await.unwrap().revision > past.seen.unwrap().revision);
+    let listed = ["-p/lost", "p/a=1"].map(str::to_owned).to_vec();
+    assert_eq!(again(&past).await, (Some(Relisted::Rewound), listed));
+    // Without the write nobody can know.
+    let past = Past { witness: None, ..past };
+    assert_eq!(again(&past).await.0, Some(Relisted::First));
 }
 
 #[tokio::test(flavor = "multi_thread")]

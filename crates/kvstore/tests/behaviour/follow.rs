@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use villus_kvstore::{Batch, Fault, Follow, Item, Memory, Relisted, Store, Verb};
+use villus_kvstore::{Batch, Fault, Follow, Item, Memory, Past, Relisted, Store, Verb};
 
 use crate::{each, put, quick, shown_items};
 
@@ -187,4 +187,76 @@ async fn under_random_faults_the_mirror_ends_equal() {
         let wanted: Vec<_> = listing.entries.iter().map(|e| (&*e.key, e.text().unwrap())).collect();
         mirror.catch_up(&mut follow, &wanted).await;
     }
+}
+
+/// The past of a store that was restored from a backup, and what others wrote then.
+async fn other_past(
+    backup: &villus_kvstore::Backup,
+    writes: &[(&str, &str)],
+    compacted: bool,
+) -> villus_kvstore::Backup {
+    let memory = Memory::new().unwrap();
+    memory.restore(backup).await.unwrap();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    for (key, value) in writes {
+        put(&store, key, value).await;
+    }
+    if compacted {
+        memory.compact().await.unwrap();
+    }
+    memory.backup()
+}
+
+#[tokio::test]
+async fn a_restored_store_that_has_passed_the_last_revision_again_is_noticed() {
+    let writes = [("p/c", "1"), ("q", "1"), ("q", "2"), ("p/a", "2"), ("q", "3")];
+    for compacted in [false, true] {
+        let (memory, store, mut mirror) = setup();
+        put(&store, "p/a", "1").await;
+        let backup = memory.backup();
+        put(&store, "p/b", "1").await;
+        let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+        mirror.catch_up(&mut follow, &[("p/a", "1"), ("p/b", "1")]).await;
+        memory.restore(&other_past(&backup, &writes, compacted).await).await.unwrap();
+        mirror.catch_up(&mut follow, &[("p/a", "2"), ("p/c", "1")]).await;
+        assert_eq!(mirror.batches, [Some(Relisted::First), Some(Relisted::Rewound)], "{compacted}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_restored_store_has_in_the_place_of_what_was_elsewhere_is_not_missed() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/a", "1")]).await;
+    let backup = memory.backup();
+    for n in 0..5 {
+        put(&store, "elsewhere", &n.to_string()).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let writes = [("p/b", "1"), ("q", "1"), ("q", "2"), ("q", "3"), ("q", "4"), ("q", "5"), ("q", "6")];
+    memory.restore(&other_past(&backup, &writes, false).await).await.unwrap();
+    mirror.catch_up(&mut follow, &[("p/a", "1"), ("p/b", "1")]).await;
+}
+
+#[tokio::test]
+async fn a_write_from_before_a_restart_tells_that_the_past_is_another() {
+    let (memory, store, mut mirror) = setup();
+    put(&store, "p/a", "1").await;
+    put(&store, "p/b", "1").await;
+    let backup = memory.backup();
+    put(&store, "p/b", "2").await;
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
+    mirror.catch_up(&mut follow, &[("p/a", "1"), ("p/b", "2")]).await;
+    let past = Past {
+        keys: mirror.rows.keys().map(|key| (key.as_str().into(), false)).collect(),
+        seen: Some(store.header().await.unwrap()),
+        witness: follow.witness().cloned(),
+    };
+    let mut again = Follow::resume(Arc::clone(&store), "p/", quick(), past.clone());
+    assert_eq!(again.next().await.unwrap().relisted, Some(Relisted::First));
+    let writes = [("q", "1"), ("q", "2"), ("q", "3")];
+    memory.restore(&other_past(&backup, &writes, false).await).await.unwrap();
+    let mut again = Follow::resume(Arc::clone(&store), "p/", quick(), past);
+    assert_eq!(again.next().await.unwrap().relisted, Some(Relisted::Rewound));
 }

@@ -2,46 +2,26 @@
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 use villus_kvstore::{Etcd, EtcdOptions, EtcdTls, Store};
 
-use villus_testbed::EtcdServer;
+use villus_testbed::{Authority, EtcdServer};
 
 use crate::put;
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
-
-fn authority(name: &str) -> Ca {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(DnType::CommonName, name);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-/// Writes `<name>.crt` and `<name>.key`, signed by `ca`.
-fn issue(directory: &Path, ca: &Ca, name: &str) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    params.distinguished_name.push(DnType::CommonName, name);
-    let certificate = params.signed_by(&key, ca).unwrap();
-    fs::write(directory.join(format!("{name}.crt")), certificate.pem()).unwrap();
-    fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-}
-
 struct Lab {
     directory: TempDir,
-    ca: Ca,
+    ca: Authority,
     server: EtcdServer,
 }
 
 impl Lab {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let ca = authority("ca of the test");
-        fs::write(directory.path().join("ca.crt"), ca.pem()).unwrap();
+        let ca = Authority::new("ca of the test");
+        ca.write(&directory.path().join("ca.crt"));
         for name in ["server", "admin", "agent"] {
-            issue(directory.path(), &ca, name);
+            ca.issue(directory.path(), name);
         }
         let server = EtcdServer::secure(directory.path());
         Self { directory, ca, server }
@@ -65,9 +45,9 @@ impl Lab {
 async fn a_client_with_a_certificate_is_let_in_and_others_learn_why_not() {
     let lab = Lab::new();
     put(&lab.store("ca.crt", Some("agent")), "a", "1").await;
-    let other = authority("somebody else");
-    fs::write(lab.path().join("other.crt"), other.pem()).unwrap();
-    issue(lab.path(), &other, "stranger");
+    let other = Authority::new("somebody else");
+    other.write(&lab.path().join("other.crt"));
+    other.issue(lab.path(), "stranger");
     for (ca, identity) in [("other.crt", Some("agent")), ("ca.crt", Some("stranger")), ("ca.crt", None)] {
         let error = lab.store(ca, identity).get("a").await.unwrap_err();
         let text = error.to_string().to_lowercase();
@@ -84,17 +64,17 @@ async fn renewed_certificates_are_used_without_a_restart() {
     // The whole chain is renewed: the old certificates are worth nothing with the new server.
     lab.server.kill();
     let path = lab.path().to_owned();
-    lab.ca = authority("next ca of the test");
+    lab.ca = Authority::new("next ca of the test");
     // First a half-written file, which must not take the place of the good ones.
     fs::write(path.join("agent.crt"), "-----BEGIN CERT").unwrap();
-    fs::write(path.join("ca.crt"), lab.ca.pem()).unwrap();
+    lab.ca.write(&path.join("ca.crt"));
     for name in ["server", "admin"] {
-        issue(&path, &lab.ca, name);
+        lab.ca.issue(&path, name);
     }
     lab.server.resume();
     lab.server.wait();
     assert!(store.get("a").await.unwrap_err().is_transient());
-    issue(&path, &lab.ca, "agent");
+    lab.ca.issue(&path, "agent");
     let read = async {
         while store.get("a").await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -109,4 +89,32 @@ fn certificates_that_are_not_there_are_named_at_once() {
     options.tls = Some(EtcdTls { ca: Some("/nowhere/ca.crt".into()), identity: None });
     let error = Etcd::new(options).err().unwrap().to_string();
     assert!(error.contains("/nowhere/ca.crt"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_waited_for_by_who_is_patient_and_expired_ones_are_named() {
+    let lab = Lab::new();
+    let file = |name: &str| lab.path().join(name);
+    let mut options = EtcdOptions::new(vec![lab.server.url()]);
+    options.tls =
+        Some(EtcdTls { ca: Some(file("ca.crt")), identity: Some((file("later.crt"), file("later.key"))) });
+    let store = Etcd::patient(options).unwrap();
+    let said = async || {
+        let error = store.get("a").await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        error.to_string()
+    };
+    assert!(said().await.contains("later.crt"));
+    lab.ca.issue_expired(lab.path(), "later");
+    let expired = said().await;
+    assert!(expired.contains("later.crt has expired at") && expired.contains("renew it"), "{expired}");
+    lab.ca.issue_future(lab.path(), "later");
+    assert!(said().await.contains("look at the clock"));
+    lab.ca.issue(lab.path(), "later");
+    let read = async {
+        while store.get("a").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), read).await.unwrap();
 }

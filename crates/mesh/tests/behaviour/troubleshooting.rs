@@ -2,31 +2,11 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use villus_labels::MaxConnectedClusters;
 use villus_mesh::{Findings, Own, remotes, troubleshoot};
-use villus_testbed::EtcdServer;
-
-type Ca = CertifiedIssuer<'static, KeyPair>;
+use villus_testbed::{Authority, EtcdServer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn authority(name: &str) -> Ca {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(DnType::CommonName, name);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-/// Writes `<name>.crt` and `<name>.key`, signed by `ca`.
-fn issue(directory: &Path, ca: &Ca, name: &str) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    params.distinguished_name.push(DnType::CommonName, name);
-    let certificate = params.signed_by(&key, ca).unwrap();
-    fs::write(directory.join(format!("{name}.crt")), certificate.pem()).unwrap();
-    fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-}
 
 async fn look(directory: &Path, name: &str) -> Findings {
     let own = Own { name: "c1".to_owned(), id: 1, clusters: MaxConnectedClusters::C255 };
@@ -44,11 +24,11 @@ fn failed(findings: &Findings) -> Vec<String> {
 async fn every_step_to_a_remote_says_what_it_found() {
     let certificates = tempfile::tempdir().unwrap();
     let path = certificates.path();
-    let (ca, other) = (authority("ca of c2"), authority("ca of c3"));
-    fs::write(path.join("ca.crt"), ca.pem()).unwrap();
-    fs::write(path.join("other.crt"), other.pem()).unwrap();
+    let (ca, other) = (Authority::new("ca of c2"), Authority::new("ca of c3"));
+    ca.write(&path.join("ca.crt"));
+    other.write(&path.join("other.crt"));
     for name in ["server", "admin", "mesh"] {
-        issue(path, &ca, name);
+        ca.issue(path, name);
     }
     let server = EtcdServer::secure(path);
     server

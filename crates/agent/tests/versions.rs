@@ -1,0 +1,228 @@
+//! Agents of the version before and of this one: what one leaves on disk and in the store the other reads, both ways.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::store::{LETS_IN, OUTSIDE, lets_in, new, shared, status, value, who};
+use common::{allow, echoes};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use villus_testbed::{EtcdServer, alone, eventually};
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+/// The layouts of the version before, as its code had them. What it does not know it leaves out.
+mod before {
+    use serde::{Deserialize, Serialize};
+    use serde_json::Value;
+
+    /// `cluster.json`.
+    #[derive(Serialize, Deserialize)]
+    pub struct Snapshot {
+        pub format: u32,
+        pub saved: String,
+        pub store: u64,
+        pub revision: u64,
+        pub identities: Vec<(u32, String)>,
+        pub remote: Remote,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub struct Remote {
+        pub addresses: Vec<(String, Address)>,
+        pub nodes: Vec<(Node, bool)>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub struct Address {
+        pub prefix: String,
+        pub identity: u32,
+        pub host: Option<String>,
+        pub leased: bool,
+    }
+
+    /// A node, on disk and in the store.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    pub struct Node {
+        pub name: String,
+        pub cluster: String,
+        #[serde(rename = "IPAddresses")]
+        pub addresses: Vec<Value>,
+        #[serde(rename = "IPv4AllocCIDR")]
+        pub v4: Value,
+        #[serde(rename = "IPv6AllocCIDR")]
+        pub v6: Value,
+        #[serde(rename = "ClusterID")]
+        pub cluster_id: u32,
+        pub source: String,
+        pub encryption_key: u8,
+        pub labels: Value,
+    }
+
+    /// An address in the store.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    pub struct Pair {
+        #[serde(rename = "IP")]
+        pub ip: String,
+        #[serde(rename = "HostIP")]
+        pub host: String,
+        #[serde(rename = "ID")]
+        pub id: u32,
+        pub key: u8,
+        pub metadata: String,
+    }
+
+    /// `endpoints/<id>.json`, as the first version had it.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub struct Endpoint {
+        pub format: u32,
+        pub boot_id: String,
+        pub id: u16,
+        pub identity: u32,
+        pub labels: Vec<String>,
+        pub addresses: Vec<String>,
+        pub names: Value,
+        #[serde(default)]
+        pub sticky: bool,
+        #[serde(default)]
+        pub allow_dhcp: bool,
+        pub device: Option<Value>,
+        pub created: String,
+    }
+
+    /// `cluster-policies/<object>.json`.
+    #[derive(Serialize, Deserialize)]
+    pub struct Kept {
+        pub name: Value,
+        pub version: Version,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub struct Version {
+        pub version: u64,
+        pub author: String,
+        pub time: String,
+        pub object: Option<Value>,
+    }
+
+    /// `waiting-policies.json`.
+    #[derive(Serialize, Deserialize)]
+    pub struct Waiting {
+        pub last: u64,
+        pub changes: Vec<Value>,
+        pub rejected: Value,
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> T {
+    let text = std::fs::read_to_string(path).unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}: {text}", path.display()))
+}
+
+/// Reads a file as the version before does, and writes it as that one wrote it.
+fn as_before<T: DeserializeOwned + Serialize>(path: &Path) -> T {
+    let read: T = read(path);
+    std::fs::write(path, serde_json::to_vec(&read).unwrap()).unwrap();
+    read
+}
+
+fn endpoint_files(lib: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(lib.join("endpoints")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
+}
+
+#[test]
+fn what_the_version_before_left_is_taken_over_and_what_is_written_now_it_can_read() {
+    alone!();
+    let mut etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    node.import(LETS_IN);
+    node.import(&allow("web", "server", "client", 80));
+    let mut open = client.connects(server.v4(), 80).unwrap();
+    for (key, value) in OUTSIDE {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    let policy = r#"{"version":1,"author":"ann@host","time":"2026-01-01T00:00:00Z","object":{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":"shared","namespace":"default"},"spec":{"endpointSelector":{"matchLabels":{"app":"other"}},"ingress":[{}]}}}"#;
+    etcd.etcdctl(&["put", "villus/policies/v1/cluster1/current/CiliumNetworkPolicy/default/shared", policy])
+        .unwrap();
+    let lib = node.root.join("lib");
+    let kept = lib.join("cluster-policies/CiliumNetworkPolicy_default_shared.json");
+    eventually("the policy is kept", || kept.exists());
+    eventually("what is known is written down", || {
+        std::fs::read_to_string(lib.join("cluster.json"))
+            .is_ok_and(|text| text.contains("10.3.192.65") && text.contains("k8s:app=app1;"))
+    });
+
+    // In the store: what the version before reads of this node.
+    let own: before::Node =
+        serde_json::from_str(&value(&etcd, "cilium/state/nodes/v1/cluster1/node-a")).unwrap();
+    assert_eq!((own.name.as_str(), own.cluster.as_str(), own.cluster_id), ("node-a", "cluster1", 238));
+    assert!(own.addresses.iter().any(|address| address["IP"] == "10.3.9.1"), "{:?}", own.addresses);
+    let key = format!("cilium/state/ip/v1/default/{}", server.v4());
+    eventually("its addresses are told", || !value(&etcd, &key).is_empty());
+    let pair: before::Pair = serde_json::from_str(&value(&etcd, &key)).unwrap();
+    let number = server.endpoint.status.identity.as_ref().unwrap().id;
+    assert_eq!((pair.ip, pair.host.as_str(), pair.id), (server.v4().to_string(), "10.3.9.1", number));
+    assert_eq!((pair.key, pair.metadata.starts_with("cilium-global:cluster1:node-a:")), (0, true));
+
+    // On disk: back to the version before, which writes as it did, with a clock that is an hour ahead; then to this one,
+    // whose clock is right again, while the store is away.
+    etcd.kill();
+    node.kill();
+    let snapshot: before::Snapshot = as_before(&lib.join("cluster.json"));
+    assert_eq!(snapshot.format, 1);
+    let names: Vec<&str> = snapshot.remote.addresses.iter().map(|(key, _)| key.as_str()).collect();
+    assert!(names.contains(&OUTSIDE[2].0), "{names:?}");
+    let ahead = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let snapshot = before::Snapshot { saved: ahead.to_string(), ..snapshot };
+    std::fs::write(lib.join("cluster.json"), serde_json::to_vec(&snapshot).unwrap()).unwrap();
+    let files = endpoint_files(&lib);
+    assert_eq!(files.len(), 2);
+    for file in &files {
+        let endpoint: before::Endpoint = as_before(file);
+        assert_eq!(endpoint.format, 1);
+        let _ = std::fs::remove_file(file.with_extension("copy"));
+    }
+    let policy: before::Kept = as_before(&kept);
+    assert_eq!(policy.version.version, 1);
+    if lib.join("waiting-policies.json").exists() {
+        let _: before::Waiting = as_before(&lib.join("waiting-policies.json"));
+    }
+    node.start();
+    assert_eq!(who(&node, "10.3.192.65/32"), Some((15_614_229, false)));
+    eventually("policy is in force", || lets_in(&node, server.id(), 15_614_229));
+    let endpoints = node.client().endpoints(&[]).unwrap();
+    let is_it =
+        |id: u16| endpoints.iter().find(|endpoint| endpoint.id == id).unwrap().status.identity.clone();
+    assert_eq!(is_it(server.id()), server.endpoint.status.identity);
+    assert_eq!(is_it(client.id()), client.endpoint.status.identity);
+    assert!(status(&node).contains("from snapshot, age 0s"), "{}", status(&node));
+    assert!(echoes(&mut open) && client.asks(server.v4(), 80));
+
+    // Both on one store: an agent of the version before tells of itself, and is understood.
+    etcd.resume();
+    etcd.wait();
+    eventually("the store is back", || !status(&node).contains("from snapshot"));
+    let old = r#"{"Name":"old","Cluster":"cluster1","IPAddresses":[{"Type":"InternalIP","IP":"10.3.9.77"},{"Type":"CiliumInternalIP","IP":"10.77.0.1"}],"IPv4AllocCIDR":{"IP":"10.77.0.0","Mask":"////AA=="},"IPv4SecondaryAllocCIDRs":null,"IPv6AllocCIDR":null,"IPv6SecondaryAllocCIDRs":null,"IPv4HealthIP":"","IPv6HealthIP":"","IPv4IngressIP":"","IPv6IngressIP":"","ClusterID":238,"Source":"local","EncryptionKey":0,"Labels":{},"Annotations":null,"NodeIdentity":0,"WireguardPubKey":"","BootID":"b"}"#;
+    let address = format!(
+        r#"{{"IP":"10.77.0.5","Mask":null,"HostIP":"10.3.9.77","ID":{number},"Key":0,"Metadata":"cilium-global:cluster1:old:7"}}"#
+    );
+    etcd.etcdctl(&["put", "cilium/state/nodes/v1/cluster1/old", old]).unwrap();
+    etcd.etcdctl(&["put", "cilium/state/ip/v1/default/10.77.0.5", &address]).unwrap();
+    eventually("the other is known", || {
+        who(&node, "10.77.0.5/32") == Some((number, false)) && who(&node, "10.77.0.0/24").is_some()
+    });
+    assert!(!status(&node).contains("can't be used"), "{}", status(&node));
+}
