@@ -4,8 +4,9 @@
 mod common;
 
 use common::store::{LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, shared, status, value, who};
-use common::{allow, echoes};
+use common::{TestNode, allow, echoes};
 use villus_api::model::{FreezeRequest, NodeForget};
+use villus_datapath::{Maps, Pins, view_policy};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
 #[test]
