@@ -1,4 +1,4 @@
-//! The kernel part of Villus: six tc programs that give the packet path its maps, its packet and its way out.
+//! The kernel part of Villus: tc programs that give the packet path its maps, its packet and its way out.
 //!
 //! Nothing is decided here. Programs are shared by all endpoints; what differs is in the maps.
 #![no_std]
@@ -48,6 +48,28 @@ pub fn from_network(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx.skb.skb);
     let Some(work) = world::work() else { return TC_ACT_SHOT };
     let outcome = villus_path::from_network(&Kernel, &mut skb, work);
+    act(&mut skb, outcome, TC_ACT_UNSPEC)
+}
+
+/// Ingress of an uplink where endpoints are masqueraded here: answers get their endpoint's address back first.
+#[classifier]
+pub fn from_network_nat(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx.skb.skb);
+    let Some(work) = world::work() else { return TC_ACT_SHOT };
+    villus_path::unmasquerade(&Kernel, &mut skb, work);
+    let outcome = villus_path::from_network(&Kernel, &mut skb, work);
+    act(&mut skb, outcome, TC_ACT_UNSPEC)
+}
+
+/// Egress of an uplink where endpoints are masqueraded here, which comes after policy.
+#[classifier]
+pub fn to_network_nat(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx.skb.skb);
+    let Some(work) = world::work() else { return TC_ACT_SHOT };
+    let mut outcome = villus_path::to_network(&Kernel, &mut skb, work);
+    if outcome.action() as u8 == Action::Pass as u8 {
+        outcome = villus_path::masquerade(&Kernel, &mut skb, work);
+    }
     act(&mut skb, outcome, TC_ACT_UNSPEC)
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheValue, Local, Metric,
-    Node, PolicyCell, PolicyKey, metrics::METRICS as METRIC_COUNT,
+    Nat, NatKey4, NatKey6, Node, PolicyCell, PolicyKey, Uplink, metrics::METRICS as METRIC_COUNT,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -40,6 +40,14 @@ pub static CT6_ANY: LruHashMap<FlowKey6, Flow, 16384> = LruHashMap::new();
 pub static FRAGS4: LruHashMap<FragKey4, FragPorts, 8192> = LruHashMap::new();
 #[btf_map]
 pub static FRAGS6: LruHashMap<FragKey6, FragPorts, 8192> = LruHashMap::new();
+#[btf_map]
+pub static NAT4: LruHashMap<NatKey4, Nat, 65536> = LruHashMap::new();
+#[btf_map]
+pub static NAT6: LruHashMap<NatKey6, Nat, 65536> = LruHashMap::new();
+#[btf_map]
+pub static MASQUERADE: LpmTrie<[u8; 20], u32, 4096, NO_PREALLOC> = LpmTrie::new();
+#[btf_map]
+pub static UPLINKS: HashMap<u32, Uplink, 256> = HashMap::new();
 #[btf_map]
 pub static METRICS: PerCpuArray<Metric, { METRIC_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]

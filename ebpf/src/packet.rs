@@ -3,20 +3,31 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_fib_lookup},
+    bindings::{__sk_buff, bpf_fib_lookup, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
-        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
-        bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+        bpf_skb_set_tunnel_key, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
     },
 };
 use villus_abi::{Config, Reason};
-use villus_path::{Neighbour, Packet, Parse, Pick, Room, Tunnel, V4, V6, World};
+use villus_path::{Neighbour, Net, Packet, Parse, Pick, Room, Tunnel, V4, V6, World};
 
 use crate::world::{self, Kernel};
 
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
 /// The outer UDP header carries no checksum, which IPv4 allows: that of the packet inside protects it.
 const BPF_F_ZERO_CSUM_TX: u64 = 1 << 1;
+/// The checksum covers the addresses.
+const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
+/// A checksum of 0 is none, and none becomes it.
+const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
+/// The namespace of the packet's device.
+const CURRENT_NETNS: u64 = u64::MAX;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// A socket that waits for connections: it has none with the peer that was asked about.
+const TCP_LISTEN: u32 = 10;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -116,6 +127,26 @@ impl Skb {
         next.mac = query.dmac;
         next.own_mac = query.smac;
         true
+    }
+
+    /// Whether the host has a socket for a packet with these ends. `size` is that of the family's part of them.
+    #[inline(always)]
+    fn has_socket(&mut self, proto: u8, ends: &mut bpf_sock_tuple, size: usize) -> bool {
+        let size = size as u32;
+        // SAFETY: `ends` is as large as said; the socket is given back before anything else happens.
+        unsafe {
+            let socket: *mut bpf_sock = match proto {
+                TCP => bpf_skc_lookup_tcp(self.0.cast(), ends, size, CURRENT_NETNS, 0),
+                UDP => bpf_sk_lookup_udp(self.0.cast(), ends, size, CURRENT_NETNS, 0),
+                _ => return false,
+            };
+            if socket.is_null() {
+                return false;
+            }
+            let listens = proto == TCP && (*socket).state == TCP_LISTEN;
+            bpf_sk_release(socket.cast());
+            !listens
+        }
     }
 }
 
@@ -238,6 +269,52 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn add_to_ip_sum(&mut self, offset: u32, difference: u32) -> bool {
+        // SAFETY: plain helper call with the program's context.
+        unsafe { bpf_l3_csum_replace(self.0, offset, 0, difference as u64, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn add_to_sum(&mut self, offset: u32, difference: u32, pseudo: bool, optional: bool) -> bool {
+        let flags =
+            if pseudo { BPF_F_PSEUDO_HDR } else { 0 } | if optional { BPF_F_MARK_MANGLED_0 } else { 0 };
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn is_hosts4(&mut self, proto: u8, local: (u32, u16), peer: (u32, u16)) -> bool {
+        // SAFETY: all zeros is a value.
+        let mut ends: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
+        ends.__bindgen_anon_1.ipv4.saddr = peer.0;
+        ends.__bindgen_anon_1.ipv4.daddr = local.0;
+        ends.__bindgen_anon_1.ipv4.sport = peer.1;
+        ends.__bindgen_anon_1.ipv4.dport = local.1;
+        self.has_socket(proto, &mut ends, 12)
+    }
+
+    #[inline(always)]
+    fn is_hosts6(&mut self, proto: u8, local: (&[u32; 4], u16), peer: (&[u32; 4], u16)) -> bool {
+        // SAFETY: all zeros is a value.
+        let mut ends: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
+        ends.__bindgen_anon_1.ipv6.saddr = *peer.0;
+        ends.__bindgen_anon_1.ipv6.daddr = *local.0;
+        ends.__bindgen_anon_1.ipv6.sport = peer.1;
+        ends.__bindgen_anon_1.ipv6.dport = local.1;
+        self.has_socket(proto, &mut ends, 36)
+    }
+
+    #[inline(always)]
+    fn lend<F: Pick, W: World + Net<F>>(&mut self, _: &W, _: &mut Room<F>, port: u16, own: bool) -> bool {
+        let lent = if F::V6 {
+            villus_lend6(self.0, port as u32, own as u32)
+        } else {
+            villus_lend4(self.0, port as u32, own as u32)
+        };
+        lent != 0
+    }
+
+    #[inline(always)]
     fn parse<F: Pick>(&self, _: &mut Room<F>, l3_only: bool) -> Reason {
         Reason(if F::V6 {
             villus_parse6(self.0, l3_only as u32)
@@ -290,7 +367,7 @@ impl Packet for Skb {
 /// Stages of the path that are global functions: the verifier looks at each once, not at every way to it.
 /// They find the packet's room where the program that called them found it.
 macro_rules! stages {
-    ($family:ty, $parse:ident, $emit:ident, $end:ident) => {
+    ($family:ty, $parse:ident, $emit:ident, $end:ident, $lend:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $parse(skb: *mut __sk_buff, l3_only: u32) -> u32 {
@@ -320,8 +397,18 @@ macro_rules! stages {
             }
             0
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[cold]
+        #[unsafe(link_section = ".text")]
+        extern "C" fn $lend(skb: *mut __sk_buff, port: u32, own: u32) -> u32 {
+            let Some(work) = world::work() else { return 0 };
+            let room = <$family>::room(work);
+            villus_path::lend(&Kernel, &mut Skb(skb), room, port as u16, own != 0) as u32
+        }
     };
 }
 
-stages!(V4, villus_parse4, villus_emit4, villus_end4);
-stages!(V6, villus_parse6, villus_emit6, villus_end6);
+stages!(V4, villus_parse4, villus_emit4, villus_end4, villus_lend4);
+stages!(V6, villus_parse6, villus_emit6, villus_end6, villus_lend6);

@@ -8,8 +8,8 @@ use aya_ebpf::helpers::generated::{
 };
 use villus_abi::{
     Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey,
-    IpcacheValue, Local, Metric, Node, PolicyCell, PolicyKey, Reason, endpoint::FLAG_ACTIVE, metrics, time,
-    time::Tick,
+    IpcacheValue, Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyKey, Reason, Uplink,
+    endpoint::FLAG_ACTIVE, metrics, time, time::Tick,
 };
 use villus_path::{Ask, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
 
@@ -187,6 +187,12 @@ impl World for Kernel {
     }
 
     #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        // SAFETY: UPLINKS maps u32 to Uplink.
+        unsafe { lookup::<_, Uplink>(map(&maps::UPLINKS), &ifindex) }.copied()
+    }
+
+    #[inline(always)]
     fn policy(&self, slot: u32) -> Option<Policy> {
         // SAFETY: POLICIES is an array of maps.
         let inner = unsafe { bpf_map_lookup_elem(map(&maps::POLICIES), core::ptr::from_ref(&slot).cast()) };
@@ -248,7 +254,8 @@ fn bytes(addr: &[u32; 4]) -> [u8; 16] {
 }
 
 macro_rules! net {
-    ($family:ty, $addr:ty, $flow_key:ty, $frag_key:ty, $addrs:ident, $tcp:ident, $any:ident, $frags:ident,
+    ($family:ty, $addr:ty, $flow_key:ty, $frag_key:ty, $nat_key:ty, $addrs:ident, $tcp:ident, $any:ident, $frags:ident,
+     $nat:ident,
      |$a:ident| $ipcache_key:expr) => {
         impl Net<$family> for Kernel {
             #[inline(always)]
@@ -303,15 +310,41 @@ macro_rules! net {
                 // SAFETY: key and value types of the map.
                 unsafe { update(map(&maps::$frags), key, ports) }
             }
+
+            #[inline(always)]
+            fn masquerades(&self, $a: &$addr) -> u32 {
+                // SAFETY: key layout of the map, whose values are words.
+                unsafe { lookup::<_, u32>(map(&maps::MASQUERADE), &$ipcache_key) }.copied().unwrap_or_default()
+            }
+
+            #[inline(always)]
+            fn nat(&self, key: &$nat_key) -> Option<&NatCell> {
+                // SAFETY: key type and value layout of the map.
+                unsafe { lookup(map(&maps::$nat), key) }
+            }
+
+            #[inline(always)]
+            fn claim(&self, key: &$nat_key, nat: &Nat) -> bool {
+                const BPF_NOEXIST: u64 = 1;
+                let (key, nat) = (core::ptr::from_ref(key).cast(), core::ptr::from_ref(nat).cast());
+                // SAFETY: key and value types of the map.
+                unsafe { bpf_map_update_elem(map(&maps::$nat), key, nat, BPF_NOEXIST) == 0 }
+            }
+
+            #[inline(always)]
+            fn release(&self, key: &$nat_key) {
+                // SAFETY: key type of the map; that it may be gone already is no error.
+                unsafe { bpf_map_delete_elem(map(&maps::$nat), core::ptr::from_ref(key).cast()) };
+            }
         }
     };
 }
 
-net!(V4, u32, FlowKey4, FragKey4, ADDRS4, CT4_TCP, CT4_ANY, FRAGS4, |addr| IpcacheKey::v4(
+net!(V4, u32, FlowKey4, FragKey4, NatKey4, ADDRS4, CT4_TCP, CT4_ANY, FRAGS4, NAT4, |addr| IpcacheKey::v4(
     addr.to_ne_bytes(),
     32
 ));
-net!(V6, [u32; 4], FlowKey6, FragKey6, ADDRS6, CT6_TCP, CT6_ANY, FRAGS6, |addr| IpcacheKey::v6(
+net!(V6, [u32; 4], FlowKey6, FragKey6, NatKey6, ADDRS6, CT6_TCP, CT6_ANY, FRAGS6, NAT6, |addr| IpcacheKey::v6(
     bytes(addr),
     128
 ));

@@ -26,6 +26,11 @@ pub const FLAG_AUDIT: u32 = 1 << 9;
 /// The node itself is judged as an endpoint: slot [`crate::endpoint::SLOT_HOST`] holds its record.
 pub const FLAG_HOST_POLICY: u32 = 1 << 10;
 
+/// IPv4 that leaves the node is masqueraded by our programs on the uplinks.
+pub const FLAG_MASQUERADE_V4: u32 = 1 << 11;
+/// As [`FLAG_MASQUERADE_V4`] for IPv6.
+pub const FLAG_MASQUERADE_V6: u32 = 1 << 12;
+
 /// Runtime configuration of the path. 64 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
@@ -52,8 +57,10 @@ pub struct Config {
     pub overlay_mtu: u32,
     /// UDP port of the tunnel, network order.
     pub tunnel_port: u32,
+    /// What the search for a free port begins with: a number that this node has drawn once.
+    pub nat_seed: u32,
     /// Reserved, 0.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 4],
 }
 
 impl Default for Config {
@@ -76,7 +83,8 @@ impl Default for Config {
             overlay_ifindex: 0,
             overlay_mtu: 0,
             tunnel_port: 0,
-            reserved: [0; 5],
+            nat_seed: 0,
+            reserved: [0; 4],
         }
     }
 }

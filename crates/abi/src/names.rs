@@ -37,5 +37,13 @@ pub const METRICS: &str = "villus_metrics_v1";
 pub const EVENTS: &str = "villus_events_v1";
 /// Runtime configuration.
 pub const CONFIG: &str = "villus_config_v1";
+/// Masqueraded packets over IPv4.
+pub const NAT4: &str = "villus_nat4_v1";
+/// Masqueraded packets over IPv6.
+pub const NAT6: &str = "villus_nat6_v1";
+/// Prefixes whose packets are masqueraded, or to which none are.
+pub const MASQUERADE: &str = "villus_masquerade_v1";
+/// Devices through which packets leave the node: [`crate::Uplink`].
+pub const UPLINKS: &str = "villus_uplinks_v1";
 /// Addresses of the nodes to which a tunnel leads: [`crate::Node`].
 pub const NODES: &str = "villus_nodes_v1";

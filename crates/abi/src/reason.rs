@@ -43,6 +43,10 @@ impl Reason {
     pub const EXTENSION_HEADER: Self = Self(156);
     /// A packet into the tunnel for an address behind no node.
     pub const NO_TUNNEL: Self = Self(160);
+    /// Every port that was tried for a packet to be masqueraded is in use, or its uplink has no address.
+    pub const NAT_NO_MAPPING: Self = Self(167);
+    /// A packet to be masqueraded of a protocol that has no answers to be told apart.
+    pub const NAT_PROTOCOL: Self = Self(168);
     /// A tunnel's packet whose sender may not have the identity that it shows.
     pub const IDENTITY: Self = Self(171);
     /// A tunnel's packet from no node, or from an address that lives elsewhere.

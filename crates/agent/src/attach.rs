@@ -146,7 +146,7 @@ impl Node {
     }
 
     /// The programs of uplinks on those that there are, and on no other device; that of their egress while the node itself
-    /// is judged.
+    /// is judged, or where it masquerades.
     pub fn attach_uplinks(&mut self) {
         if !self.kernel.programs().are_loaded() {
             return;
@@ -154,11 +154,12 @@ impl Node {
         let uplinks: Vec<(u32, String)> =
             self.network.uplinks.used.iter().map(|uplink| (uplink.index, uplink.name.clone())).collect();
         let attacher = self.kernel.attacher();
-        let host = self.is_host_judged();
+        let out = self.is_host_judged() || self.kernel.maps.nat.is_some();
         for (index, name) in &uplinks {
-            let result = attacher.attach_uplink(*index, host);
+            let result = attacher.attach_uplink(*index, out);
             self.conditions.note(&format!("program of uplink {name}"), result.err().map(|e| e.to_string()));
         }
+        self.end_table();
         self.attach_tunnel();
         let interfaces = self.all_interfaces();
         let attached = self.kernel.links().list(&interfaces).unwrap_or_default();
@@ -167,7 +168,7 @@ impl Node {
                 self.network.tunnel == Some(attachment.ifindex)
             } else {
                 uplinks.iter().any(|(index, _)| *index == attachment.ifindex)
-                    && (host || attachment.hook != Hook::ToNetwork)
+                    && (out || attachment.hook != Hook::ToNetwork)
             };
             if !wanted && let Err(error) = self.kernel.links().detach(attachment.hook, attachment.ifindex) {
                 tracing::warn!(%error, "a device that needs it no more keeps its program");

@@ -23,6 +23,7 @@ mod kernel;
 mod log;
 mod masquerade;
 mod names;
+mod nat;
 mod network;
 mod node;
 mod options;

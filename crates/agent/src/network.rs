@@ -15,6 +15,7 @@ use villus_net::{
 };
 
 use crate::AgentError;
+use crate::kernel::masquerades;
 use crate::masquerade::Masquerading;
 use crate::state::StateDir;
 
@@ -94,7 +95,10 @@ impl Network {
             }
         };
         let mut problems = Vec::new();
+        let by_programs = masquerades(config);
         let (masquerading, made) = match masquerade(config, &prefixes, router_v4, router_v6) {
+            // A table that is there goes when the programs are attached.
+            _ if by_programs => (None, Ok(())),
             Some(wanted) => {
                 let (table, made) = Masquerading::new(wanted);
                 (Some(Arc::new(Mutex::new(table))), made)

@@ -21,6 +21,7 @@ use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
 use crate::identities::IdentityRoom;
 use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
+use crate::nat::Nat;
 use crate::network::Network;
 use crate::policy::{ClusterPolicies, Selected, Sources, Waiting};
 use crate::reconcile::Counts;
@@ -41,6 +42,7 @@ pub(crate) struct Node {
     pub state: StateDir,
     pub kernel: Kernel,
     pub network: Network,
+    pub nat: Nat,
     pub rules: LabelRules,
     pub endpoints: BTreeMap<u16, Endpoint>,
     pub repository: Repository,
@@ -151,13 +153,14 @@ impl Node {
 
     /// What the path should be told.
     pub fn wanted_config(&self) -> villus_abi::Config {
-        config_of(&self.config, &self.runtime, &self.network, self.is_host_judged())
+        config_of(&self.config, &self.runtime, &self.network, self.is_host_judged(), self.kernel.nat_seed)
     }
 
     /// Tells the path; from now on first packets may pass.
     pub fn write_config(&mut self) -> villus_datapath::Result<()> {
         self.kernel.maps.config.insert(&0, &self.wanted_config())?;
         self.open = true;
+        self.end_table();
         Ok(())
     }
 

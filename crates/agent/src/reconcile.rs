@@ -23,6 +23,9 @@ pub(crate) struct Counts {
     pub collected_flows: u64,
     /// Flows that the last collection left.
     pub alive_flows: u64,
+    /// Entries of masqueraded packets at the last collection, and those that it has ever taken.
+    pub alive_mappings: u64,
+    pub collected_mappings: u64,
 }
 
 impl Node {
@@ -79,6 +82,7 @@ impl Node {
             + make_equal(&maps.addrs6, &self.wanted_addrs6())?.total()
             + make_equal(&maps.devices, &self.wanted_devices())?.total()
             + self.write_nodes()?
+            + self.write_masquerade()?
             + self.follow_routes();
         let found = maps.endpoints.entries()?;
         self.learn_shapes(&found);

@@ -17,7 +17,8 @@ use crate::conditions::Conditions;
 use crate::endpoint::LabelRules;
 use crate::host;
 use crate::identities::IdentityRoom;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, masquerades};
+use crate::nat::Nat;
 use crate::network::{Network, no_pool};
 use crate::node::Node;
 use crate::policy::{ClusterPolicies, Sources, settings};
@@ -51,6 +52,8 @@ impl Node {
         let repository = Repository::new(settings(&config, runtime.enforcement)?);
         let kernel = Kernel::open(&config)?;
         let network = Network::set_up(&config, &state)?;
+        let (nat, problem) = Nat::at_start(config.masquerade.list.as_deref(), masquerades(&config));
+        conditions.note("ip-masq-agent", problem);
         let name = node_name(&config);
         let node_key = network.primary.map_or_else(|| name.clone(), |ip| ip.to_string());
         let snapshot = config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).flatten();
@@ -85,6 +88,7 @@ impl Node {
             state,
             kernel,
             network,
+            nat,
             rules,
             endpoints: BTreeMap::new(),
             repository,

@@ -28,7 +28,7 @@ const ROUNDS: usize = 200;
 const CHANGED_POLICIES: usize = 100;
 const MOST: u32 = 16_384;
 const SIZES: Sizes =
-    Sizes { endpoints: 512, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096 };
+    Sizes { endpoints: 512, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096, nat: 0 };
 
 /// Runs the benchmark.
 pub fn run() -> Result<Vec<Row>> {

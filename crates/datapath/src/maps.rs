@@ -2,7 +2,7 @@
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, Metric, Node, PolicyEntry, PolicyKey, metrics, names,
+    Local, Metric, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Uplink, metrics, names,
 };
 
 use crate::{
@@ -27,6 +27,8 @@ pub struct Sizes {
     pub ipcache: u32,
     /// Bytes of the event ring, a power of two of at least a page.
     pub events: u32,
+    /// Entries of masqueraded packets, of each family, two for each flow; 0 where our programs masquerade nothing.
+    pub nat: u32,
 }
 
 impl Default for Sizes {
@@ -38,6 +40,7 @@ impl Default for Sizes {
             frags: 8192,
             ipcache: 512_000,
             events: 1 << 20,
+            nat: 0,
         }
     }
 }
@@ -128,6 +131,19 @@ pub(crate) const KNOWN: [Known; 16] = known! {
     CONFIG: CONFIG Array u32 => Config, 0, |_| 1, "its size, which is built in";
 };
 
+/// The maps of masquerading, which are there only where our programs do it.
+pub(crate) const NAT_KNOWN: [Known; 4] = known! {
+    NAT4: NAT4 LruHash NatKey4 => Nat, 0, |s| s.nat, "bpf-nat-global-max";
+    NAT6: NAT6 LruHash NatKey6 => Nat, 0, |s| s.nat, "bpf-nat-global-max";
+    MASQUERADE: MASQUERADE LpmTrie IpcacheKey => u32, NO_PREALLOC, |_| PREFIXES_MOST, "its size, which is built in";
+    UPLINKS: UPLINKS Hash u32 => Uplink, NO_PREALLOC, |_| UPLINKS_MOST, "its size, which is built in";
+};
+
+/// Prefixes of masquerading: those of nodes and of the operator's list.
+const PREFIXES_MOST: u32 = 16_384;
+/// Devices through which packets leave a node.
+const UPLINKS_MOST: u32 = 256;
+
 /// Addresses of nodes: a few each of ten thousand.
 const NODES_MOST: u32 = 65_536;
 
@@ -168,6 +184,21 @@ pub struct Maps {
     pub metrics: PerCpuMap<u32, Metric>,
     pub events: RawMap,
     pub config: Map<u32, Config>,
+    /// Where our programs masquerade.
+    pub nat: Option<NatMaps>,
+}
+
+/// The maps of masquerading.
+#[derive(Debug)]
+pub struct NatMaps {
+    /// Masqueraded packets over IPv4, before they are translated.
+    pub nat4: Map<NatKey4, Nat>,
+    /// Masqueraded packets over IPv6, before they are translated.
+    pub nat6: Map<NatKey6, Nat>,
+    /// `MASQUERADE_*` of [`villus_abi::nat`] by prefix; a prefix bears the flags of those around it as well.
+    pub prefixes: Map<IpcacheKey, u32>,
+    /// By interface index.
+    pub uplinks: Map<u32, Uplink>,
 }
 
 impl Maps {
@@ -177,12 +208,13 @@ impl Maps {
     /// # Errors
     /// [`crate::Error::Foreign`], [`crate::Error::Kernel`].
     pub fn open(pins: &Pins, sizes: &Sizes) -> Result<Self> {
-        for known in &KNOWN {
+        let nat = sizes.nat != 0;
+        for known in KNOWN.iter().chain(NAT_KNOWN.iter().filter(|_| nat)) {
             pins.map_like(known.pin, &known.spec(sizes))?;
         }
         let template = RawMap::create(&policy_spec(names::POLICY_PREFIX, POLICY_START), None)
             .on("create map", names::POLICIES)?;
-        Self::assemble(|known| {
+        Self::assemble(nat, |known| {
             let inner = (known.kind == Kind::ArrayOfMaps).then_some(&template);
             Ok(pins.open_or_create(known.pin, &known.spec(sizes), inner)?.0)
         })
@@ -193,8 +225,9 @@ impl Maps {
     /// # Errors
     /// [`crate::Error::Kernel`] with `NotFound` naming the pin that is missing.
     pub fn existing(pins: &Pins) -> Result<Self> {
-        let sizes = Sizes::default();
-        Self::assemble(|known| {
+        let sizes = Sizes { nat: 1, ..Sizes::default() };
+        let nat = pins.path(names::NAT4).exists();
+        Self::assemble(nat, |known| {
             let missing =
                 || std::io::Error::new(std::io::ErrorKind::NotFound, "no such pin: is the agent installed?");
             pins.map_like(known.pin, &known.spec(&sizes))?
@@ -208,7 +241,7 @@ impl Maps {
     /// # Errors
     /// [`crate::Error::Kernel`].
     pub fn memory(&self) -> Result<Vec<(&'static str, u64)>> {
-        let all: [(&'static str, &RawMap); KNOWN.len()] = [
+        let mut all: Vec<(&'static str, &RawMap)> = vec![
             (names::ENDPOINTS, self.endpoints.raw()),
             (names::DEVICES, self.devices.raw()),
             (names::ADDRS4, self.addrs4.raw()),
@@ -226,12 +259,20 @@ impl Maps {
             (names::EVENTS, &self.events),
             (names::CONFIG, self.config.raw()),
         ];
+        if let Some(nat) = &self.nat {
+            all.extend([
+                (names::NAT4, nat.nat4.raw()),
+                (names::NAT6, nat.nat6.raw()),
+                (names::MASQUERADE, nat.prefixes.raw()),
+                (names::UPLINKS, nat.uplinks.raw()),
+            ]);
+        }
         all.into_iter().map(|(pin, map)| Ok((pin, map.memory().on("account", pin)?))).collect()
     }
 
-    fn assemble(mut open: impl FnMut(&Known) -> Result<RawMap>) -> Result<Self> {
+    fn assemble(nat: bool, mut open: impl FnMut(&Known) -> Result<RawMap>) -> Result<Self> {
         let mut next = |pin: &'static str| {
-            let known = KNOWN.iter().find(|known| known.pin == pin);
+            let known = KNOWN.iter().chain(&NAT_KNOWN).find(|known| known.pin == pin);
             known
                 .ok_or_else(|| std::io::Error::other("not a map of the path"))
                 .on("open", pin)
@@ -254,6 +295,15 @@ impl Maps {
             metrics: PerCpuMap::new(next(names::METRICS)?, names::METRICS)?,
             events: next(names::EVENTS)?,
             config: Map::new(next(names::CONFIG)?, names::CONFIG)?,
+            nat: match nat {
+                false => None,
+                true => Some(NatMaps {
+                    nat4: Map::new(next(names::NAT4)?, names::NAT4)?,
+                    nat6: Map::new(next(names::NAT6)?, names::NAT6)?,
+                    prefixes: Map::new(next(names::MASQUERADE)?, names::MASQUERADE)?,
+                    uplinks: Map::new(next(names::UPLINKS)?, names::UPLINKS)?,
+                }),
+            },
         })
     }
 }

@@ -14,7 +14,7 @@ use aya::{
 use crate::{
     error::{Context, Error, Result},
     links::Hook,
-    maps::{KNOWN, Maps},
+    maps::{KNOWN, Maps, NAT_KNOWN},
     pins::Pins,
     sys::{self, ProgInfo, RawMap, SkbContext, TestRun},
 };
@@ -121,22 +121,23 @@ impl Object {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_from(object: &[u8], pins: &Pins, _maps: &Maps, hooks: &[Hook]) -> Result<Self> {
+    pub fn load_from(object: &[u8], pins: &Pins, maps: &Maps, hooks: &[Hook]) -> Result<Self> {
         if object.is_empty() {
             return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
         }
         raise_memlock();
         // The verifier gives up when a signal is pending for this thread; and it writes down what it does only when
         // it is asked again, for that takes three times as long.
-        let mut quiet = attempt(object, pins, hooks, VerifierLogLevel::STATS);
+        let nat = maps.nat.is_some();
+        let mut quiet = attempt(object, pins, hooks, nat, VerifierLogLevel::STATS);
         for _ in 0..INTERRUPTIONS {
             if !matches!(&quiet, Err(failed) if failed.interrupted) {
                 break;
             }
-            quiet = attempt(object, pins, hooks, VerifierLogLevel::STATS);
+            quiet = attempt(object, pins, hooks, nat, VerifierLogLevel::STATS);
         }
         quiet
-            .or_else(|_| attempt(object, pins, hooks, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
+            .or_else(|_| attempt(object, pins, hooks, nat, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
             .map_err(|failed| failed.error)
     }
 
@@ -177,6 +178,7 @@ fn attempt(
     object: &[u8],
     pins: &Pins,
     hooks: &[Hook],
+    nat: bool,
     level: VerifierLogLevel,
 ) -> std::result::Result<Object, Failed> {
     let mut loader = EbpfLoader::new();
@@ -184,14 +186,23 @@ fn attempt(
     for known in &KNOWN {
         loader.map_pin_path(known.symbol, pins.path(known.pin));
     }
+    for known in &NAT_KNOWN {
+        if nat {
+            loader.map_pin_path(known.symbol, pins.path(known.pin));
+        } else {
+            // The loader makes every map of the object; one that no program uses goes at once.
+            loader.map_max_entries(known.symbol, 1);
+        }
+    }
     let mut loaded = loader.load(object).map_err(|e| refused(&e))?;
     let mut found: BTreeMap<String, _> =
         loaded.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
     let mut wanted = Vec::new();
     for &hook in hooks {
+        let symbol = if nat { with_nat(hook) } else { hook.name() };
         let program = found
-            .remove(hook.name())
-            .ok_or_else(|| Error::Object { what: format!("no program `{}` in it", hook.name()) })?;
+            .remove(symbol)
+            .ok_or_else(|| Error::Object { what: format!("no program `{symbol}` in it") })?;
         let program: &mut SchedClassifier = program.try_into().map_err(|e| refused(&e))?;
         wanted.push((hook, program));
     }
@@ -218,6 +229,15 @@ fn verified(name: &'static str, program: &mut SchedClassifier) -> std::result::R
     let fd = fd.on("hold program", name)?;
     let info = sys::prog_info(fd.as_fd()).on("ask about program", name)?;
     Ok(Program { name, fd, info, load_time })
+}
+
+/// The program of a hook that also masquerades, where there is one.
+const fn with_nat(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromNetwork => "from_network_nat",
+        Hook::ToNetwork => "to_network_nat",
+        hook => hook.name(),
+    }
 }
 
 fn is_interruption(error: &ProgramError) -> bool {

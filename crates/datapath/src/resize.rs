@@ -13,7 +13,7 @@ use crate::{
     flows::is_expired,
     links::Links,
     map::{Map, scan},
-    maps::{KNOWN, Known, Maps, POLICY_START, Sizes, policy_spec},
+    maps::{KNOWN, Known, Maps, NAT_KNOWN, POLICY_START, Sizes, policy_spec},
     pins::Pins,
     sys::{self, Kind, RawMap},
 };
@@ -40,7 +40,7 @@ pub struct Resized {
 pub fn resize(pins: &Pins, sizes: &Sizes, now: Tick) -> Result<Vec<Resized>> {
     let _lock = pins.lock()?;
     let mut resized = Vec::new();
-    for known in &KNOWN {
+    for known in KNOWN.iter().chain(NAT_KNOWN.iter().filter(|_| sizes.nat != 0)) {
         let spec = known.spec(sizes);
         let Some(old) = pins.map_like(known.pin, &spec)? else { continue };
         if old.info().entries == spec.entries {

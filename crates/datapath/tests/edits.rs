@@ -26,7 +26,8 @@ const DENY: PolicyEntry = PolicyEntry::DENY;
 const ENDPOINTS: u16 = 3;
 
 fn kernel() -> (Arc<Pins>, Arc<Maps>) {
-    let sizes = Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096 };
+    let sizes =
+        Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096, nat: 0 };
     let pins = Pins::detached().unwrap();
     let maps = Maps::open(&pins, &sizes).unwrap();
     (Arc::new(pins), Arc::new(maps))

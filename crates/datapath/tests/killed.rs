@@ -22,7 +22,7 @@ use villus_testbed::alone;
 const ROOT: &str = "VILLUS_TEST_ROOT";
 const ENDPOINTS: u16 = 8;
 const SIZES: Sizes =
-    Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096 };
+    Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096, nat: 0 };
 
 /// Two policies between which no order of single changes is right. Both let identity 1 in.
 fn policies() -> [Entries; 2] {

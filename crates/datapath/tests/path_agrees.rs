@@ -18,14 +18,16 @@ use lab::{
     random::{HOP, Hook, IDS, JUDGED, Random, Step},
 };
 use villus_abi::{
-    Event, Flow, FragPorts, Metric, PolicyEntry, PolicyKey, endpoint::SLOT_HOST, from_bytes, time,
+    Event, Flow, FragPorts, IpcacheKey, Metric, Nat, PolicyEntry, PolicyKey, endpoint::SLOT_HOST, from_bytes,
+    time,
 };
 use villus_datapath::{
-    EventRing, Flows, Hook as Place, Maps, Object, Pins, PolicyMap, Program, Sizes, SkbContext, metrics, sys,
+    EventRing, Flows, Hook as Place, Mappings, Maps, Object, Pins, PolicyMap, Program, Sizes, SkbContext,
+    metrics, sys,
 };
 use villus_path::{
     Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome,
-    memory::{FlowKey, FragKey, Memory, word4},
+    memory::{FlowKey, FragKey, Memory, NatKey, word4},
 };
 use villus_testbed::{alone, run};
 
@@ -37,7 +39,7 @@ const SEQUENCE: u64 = 50;
 const TICKS: u32 = 3;
 
 const SIZES: Sizes =
-    Sizes { endpoints: 16, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 18 };
+    Sizes { endpoints: 16, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 18, nat: 0 };
 
 /// The kernel's side of the comparison.
 struct Kernel {
@@ -54,10 +56,11 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn new() -> Self {
+    /// One that masquerades, or not.
+    fn new(nat: bool) -> Self {
         devices();
         let pins = Pins::detached().unwrap();
-        let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
+        let maps = Arc::new(Maps::open(&pins, &Sizes { nat: if nat { 4096 } else { 0 }, ..SIZES }).unwrap());
         let object = Object::load(&pins, &maps, &Place::ALL).unwrap();
         let scratch = object.program(Place::FromEndpoint).unwrap().map("SCRATCH").unwrap().unwrap();
         let policies = JUDGED.map(|id| (id, slotted(&maps, id))).into_iter().collect();
@@ -104,6 +107,18 @@ impl Kernel {
             };
             maps.nodes.insert(&key, node).unwrap();
         }
+        if let Some(nat) = &maps.nat {
+            nat.uplinks.remove_if(|_, _| true).unwrap();
+            nat.uplinks.insert_all(&world.uplinks.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>()).unwrap();
+            nat.prefixes.remove_if(|_, _| true).unwrap();
+            for (address, len, flags) in &world.masquerade {
+                let key = match address {
+                    IpAddr::V4(v4) => IpcacheKey::v4(v4.octets(), *len),
+                    IpAddr::V6(v6) => IpcacheKey::v6(v6.octets(), *len),
+                };
+                nat.prefixes.insert(&key, flags).unwrap();
+            }
+        }
         for id in JUDGED {
             self.set_policy(id, &world.policy_entries(u32::from(id)).unwrap_or_default());
         }
@@ -130,6 +145,7 @@ impl Kernel {
         Flows::new(self.maps.clone()).flush().unwrap();
         self.maps.frags4.remove_if(|_, _| true).unwrap();
         self.maps.frags6.remove_if(|_, _| true).unwrap();
+        Mappings::new(self.maps.clone()).flush().unwrap();
         self.events();
         self.counted = metrics(&self.maps).unwrap();
     }
@@ -195,6 +211,13 @@ impl Kernel {
         v4.map(|(key, ports)| (FragKey::V4(key), ports))
             .chain(v6.map(|(key, ports)| (FragKey::V6(key), ports)))
             .collect()
+    }
+
+    fn mappings(&self) -> HashMap<NatKey, Nat> {
+        let Some(nat) = &self.maps.nat else { return HashMap::new() };
+        let v4 = nat.nat4.entries().unwrap().into_iter().map(|(key, nat)| (NatKey::V4(key), nat));
+        let v6 = nat.nat6.entries().unwrap().into_iter().map(|(key, nat)| (NatKey::V6(key), nat));
+        v4.chain(v6).collect()
     }
 
     /// What was counted since the world was loaded.
@@ -365,7 +388,8 @@ fn same_maps<K: Copy + Eq + std::hash::Hash + std::fmt::Debug, V: std::fmt::Debu
 /// machine this thread may have to wait in between, and what happened then says nothing.
 fn sequence(kernel: &mut Kernel, seed: u64) -> bool {
     let mut random = Random::new(seed);
-    let mut world = random.world();
+    let masquerades = kernel.maps.nat.is_some();
+    let mut world = if masquerades { random.masquerading_world() } else { random.world() };
     kernel.load(&world);
     for at in 0..SEQUENCE {
         if let Some((id, entries)) = random.change()
@@ -379,7 +403,8 @@ fn sequence(kernel: &mut Kernel, seed: u64) -> bool {
         if let Some(key) = random.expiring(&world) {
             kernel.set_flow(&key, &world.flows()[&key]);
         }
-        let before = random.step();
+        let at_uplink = masquerades && random.rng.u8(0..3) != 0;
+        let before = if at_uplink { random.masqueraded_step() } else { random.step() };
         if is_refused(&before.frame.bytes) {
             continue;
         }
@@ -392,11 +417,19 @@ fn sequence(kernel: &mut Kernel, seed: u64) -> bool {
             return false;
         }
         assert_eq!(wanted(&step, &before, outcome), ran, "packet {at}: {before:x?}");
+        if masquerades && step.hook == Hook::Out && step.frame.bytes != before.frame.bytes {
+            random.left(&step.frame.bytes);
+        }
     }
     same_maps("flow", &world.flows(), &kernel.flows(), same_flow);
     let same_ports = |a: &FragPorts, b: &FragPorts| {
         (a.sport, a.dport) == (b.sport, b.dport) && close(a.expires, b.expires)
     };
+    let same_nat = |a: &Nat, b: &Nat| {
+        let timeless = |nat: &Nat| Nat { expires: 0, created: 0, ..*nat };
+        timeless(a) == timeless(b) && close(a.expires, b.expires) && close(a.created, b.created)
+    };
+    same_maps("mapping", &world.mappings(), &kernel.mappings(), same_nat);
     same_maps("fragment", &world.fragments(), &kernel.fragments(), same_ports);
     for id in JUDGED {
         let entries = world.policy_entries(u32::from(id)).unwrap_or_default();
@@ -436,6 +469,16 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn kernel_and_memory_decide_alike() {
     alone!();
+    agree(false);
+}
+
+#[test]
+fn kernel_and_memory_masquerade_alike() {
+    alone!();
+    agree(true);
+}
+
+fn agree(nat: bool) {
     if !Object::is_embedded() {
         eprintln!("skipped: built without a kernel object");
         return;
@@ -444,7 +487,7 @@ fn kernel_and_memory_decide_alike() {
     let mut cpus = rustix::thread::CpuSet::new();
     cpus.set(0);
     rustix::thread::sched_setaffinity(None, &cpus).unwrap();
-    let mut kernel = Kernel::new();
+    let mut kernel = Kernel::new(nat);
     let pairs = number("VILLUS_TEST_PAIRS");
     // The same nodes each time, unless somebody asks for more than usual.
     let first =

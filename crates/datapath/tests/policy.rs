@@ -31,7 +31,7 @@ fn entries(list: impl IntoIterator<Item = (u32, PolicyEntry)>) -> Entries {
 }
 
 fn sizes() -> Sizes {
-    Sizes { endpoints: 512, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096 }
+    Sizes { endpoints: 512, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096, nat: 0 }
 }
 
 fn kernel() -> (Arc<Pins>, Arc<Maps>) {

@@ -122,7 +122,8 @@ fn a_program_is_run_on_a_packet() {
 #[test]
 fn pins_are_made_found_and_replaced() {
     let pins = Pins::detached().unwrap();
-    let sizes = Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096 };
+    let sizes =
+        Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096, nat: 0 };
     let maps = Maps::open(&pins, &sizes).unwrap();
     maps.endpoints.insert(&5, &Endpoint { id: 5, ..Endpoint::default() }).unwrap();
     assert!(maps.endpoints.memory().unwrap() > 64 * 72);

@@ -21,7 +21,7 @@ use villus_datapath::{
 use villus_testbed::{alone, run};
 
 const SIZES: Sizes =
-    Sizes { endpoints: 128, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 16 };
+    Sizes { endpoints: 128, ct_tcp: 4096, ct_any: 4096, frags: 1024, ipcache: 1024, events: 1 << 16, nat: 0 };
 
 fn key4(n: u32, proto: u8) -> FlowKey4 {
     let lo = u32::from_ne_bytes([10, 0, (n >> 8) as u8, n as u8]);

@@ -1,6 +1,6 @@
 //! The two address families, and the shapes of addresses and keys that follow from them.
 
-use villus_abi::{FlowKey4, FlowKey6, FragKey4, FragKey6, config};
+use villus_abi::{FlowKey4, FlowKey6, FragKey4, FragKey6, NatKey4, NatKey6, Uplink, config};
 
 /// IPv4 or IPv6, as types.
 pub trait Family: 'static + Copy + Default {
@@ -10,6 +10,8 @@ pub trait Family: 'static + Copy + Default {
     type FlowKey: Copy + Default;
     /// Key of the fragment table.
     type FragKey: Copy;
+    /// Key of the table of masqueraded packets.
+    type NatKey: Copy + Default;
     /// Whether this is IPv6.
     const V6: bool;
     /// Protocol number of the family's ICMP.
@@ -18,6 +20,12 @@ pub trait Family: 'static + Copy + Default {
     const ENABLED: u32;
     /// Flag of [`villus_abi::Config`] that allows the way past the stack.
     const DIRECT: u32;
+    /// Flag of [`villus_abi::Config`] that asks for masquerading.
+    const MASQUERADE: u32;
+    /// Offset of the source address in the IP header; the destination follows it.
+    const SRC_OFFSET: u32;
+    /// Bytes of an address.
+    const ADDR_LEN: u32;
     /// Offset of the TTL or hop limit in the IP header.
     const TTL_OFFSET: u32;
 
@@ -31,6 +39,12 @@ pub trait Family: 'static + Copy + Default {
     fn flow_key(lo: &Self::Addr, hi: &Self::Addr, lo_port: u16, hi_port: u16, proto: u8) -> Self::FlowKey;
     /// A fragmented datagram's key.
     fn frag_key(src: &Self::Addr, dst: &Self::Addr, id: u32, proto: u8) -> Self::FragKey;
+    /// The address that four words hold, IPv4 in the first.
+    fn of_words(words: &[u32; 4]) -> Self::Addr;
+    /// A key of the table of masqueraded packets: who sends (address and port) and to whom.
+    fn nat_key(from: (&Self::Addr, u16), to: (&Self::Addr, u16), proto: u8, direction: u8) -> Self::NatKey;
+    /// The address of an uplink; unspecified if it has none.
+    fn of_uplink(uplink: &Uplink) -> Self::Addr;
     /// Whether the address is multicast or broadcast to all.
     fn is_multicast(addr: &Self::Addr) -> bool;
     /// Whether the address is unspecified.
@@ -53,10 +67,14 @@ impl Family for V4 {
     type Addr = u32;
     type FlowKey = FlowKey4;
     type FragKey = FragKey4;
+    type NatKey = NatKey4;
     const V6: bool = false;
     const ICMP: u8 = 1;
     const ENABLED: u32 = config::FLAG_IPV4;
     const DIRECT: u32 = config::FLAG_DIRECT_V4;
+    const MASQUERADE: u32 = config::FLAG_MASQUERADE_V4;
+    const SRC_OFFSET: u32 = 12;
+    const ADDR_LEN: u32 = 4;
     const TTL_OFFSET: u32 = 8;
 
     #[inline(always)]
@@ -85,6 +103,21 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn of_words(words: &[u32; 4]) -> u32 {
+        words[0]
+    }
+
+    #[inline(always)]
+    fn nat_key(from: (&u32, u16), to: (&u32, u16), proto: u8, direction: u8) -> NatKey4 {
+        NatKey4 { src: *from.0, dst: *to.0, sport: from.1, dport: to.1, proto, direction, pad: 0 }
+    }
+
+    #[inline(always)]
+    fn of_uplink(uplink: &Uplink) -> u32 {
+        uplink.ipv4
+    }
+
+    #[inline(always)]
     fn is_multicast(addr: &u32) -> bool {
         let first = u32::from_be(*addr) >> 28;
         first == 0xe || *addr == u32::MAX
@@ -110,10 +143,14 @@ impl Family for V6 {
     type Addr = [u32; 4];
     type FlowKey = FlowKey6;
     type FragKey = FragKey6;
+    type NatKey = NatKey6;
     const V6: bool = true;
     const ICMP: u8 = 58;
     const ENABLED: u32 = config::FLAG_IPV6;
     const DIRECT: u32 = config::FLAG_DIRECT_V6;
+    const MASQUERADE: u32 = config::FLAG_MASQUERADE_V6;
+    const SRC_OFFSET: u32 = 8;
+    const ADDR_LEN: u32 = 16;
     const TTL_OFFSET: u32 = 7;
 
     #[inline(always)]
@@ -148,6 +185,21 @@ impl Family for V6 {
     #[inline(always)]
     fn frag_key(src: &[u32; 4], dst: &[u32; 4], id: u32, proto: u8) -> FragKey6 {
         FragKey6 { src: *src, dst: *dst, id, proto, pad: [0; 3] }
+    }
+
+    #[inline(always)]
+    fn of_words(words: &[u32; 4]) -> [u32; 4] {
+        *words
+    }
+
+    #[inline(always)]
+    fn nat_key(from: (&[u32; 4], u16), to: (&[u32; 4], u16), proto: u8, direction: u8) -> NatKey6 {
+        NatKey6 { src: *from.0, dst: *to.0, sport: from.1, dport: to.1, proto, direction, pad: 0 }
+    }
+
+    #[inline(always)]
+    fn of_uplink(uplink: &Uplink) -> [u32; 4] {
+        uplink.ipv6
     }
 
     #[inline(always)]

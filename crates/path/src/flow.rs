@@ -144,7 +144,7 @@ pub(crate) fn related<'a, F: Family, W: Net<F>>(
 
 /// The state bits that a packet's TCP flags bring about.
 #[inline(always)]
-fn tcp_state<F: Family>(facts: &Facts<F>, flags: u32, forward: bool) -> u32 {
+pub(crate) fn tcp_state<F: Family>(facts: &Facts<F>, flags: u32, forward: bool) -> u32 {
     if facts.kind as u8 != Kind::Tcp as u8 || facts.later {
         return flags;
     }
@@ -162,7 +162,7 @@ fn tcp_state<F: Family>(facts: &Facts<F>, flags: u32, forward: bool) -> u32 {
 
 /// How long a flow with these state bits lives after a packet.
 #[inline(always)]
-fn lifetime(config: &Config, tcp: bool, flags: u32) -> Tick {
+pub(crate) fn lifetime(config: &Config, tcp: bool, flags: u32) -> Tick {
     if !tcp {
         config.any
     } else if flags & (FLOW_FWD_CLOSING | FLOW_REV_CLOSING) == FLOW_FWD_CLOSING | FLOW_REV_CLOSING {

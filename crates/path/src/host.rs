@@ -72,7 +72,12 @@ fn is_free<F: Family>(facts: &Facts<F>, ingress: bool) -> bool {
 
 /// Whether a packet is one of the tunnel between nodes, to or from `other`.
 #[inline(never)]
-fn is_tunnel<F: Family, W: World>(w: &W, config: &Config, facts: &Facts<F>, other: &F::Addr) -> bool {
+pub(crate) fn is_tunnel<F: Family, W: World>(
+    w: &W,
+    config: &Config,
+    facts: &Facts<F>,
+    other: &F::Addr,
+) -> bool {
     config.overlay_ifindex != 0
         && facts.proto == UDP
         && !facts.later

@@ -22,6 +22,7 @@ mod host;
 mod judge;
 #[cfg(feature = "memory")]
 pub mod memory;
+mod nat;
 mod neighbour;
 mod network;
 mod outcome;
@@ -36,6 +37,7 @@ pub use deliver::to_endpoint;
 pub use endpoint::from_endpoint;
 pub use family::{Family, V4, V6};
 pub use host::to_network;
+pub use nat::{lend, masquerade, unmasquerade};
 pub use network::from_network;
 pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome};
 pub use overlay::{from_overlay, to_overlay};

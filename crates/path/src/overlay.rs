@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Identity of other nodes, which is what this one is to them.
-const REMOTE_NODE: u32 = 6;
+pub(crate) const REMOTE_NODE: u32 = 6;
 /// Identities of all addresses of a family that have no other.
 const WORLD_V4: u32 = 9;
 const WORLD_V6: u32 = 10;

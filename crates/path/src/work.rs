@@ -7,6 +7,7 @@ use crate::{
     family::{V4, V6},
     flow::{Key, Relation},
     judge::{Judged, Sender},
+    nat::Mapping,
     parse::{Facts, Parse},
     report::Note,
     world::{Neighbour, Tunnel},
@@ -33,6 +34,8 @@ pub struct Room<F: Parse> {
     pub(crate) quoted: Facts<F>,
     pub(crate) flow: Flow,
     pub(crate) event: Event,
+    /// Of a packet that is masqueraded.
+    pub(crate) mapping: Mapping<F>,
 }
 
 impl<F: Parse> Room<F> {

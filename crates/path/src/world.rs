@@ -3,12 +3,13 @@
 use core::cell::Cell;
 
 use villus_abi::{
-    Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, Node, PolicyCell, PolicyKey,
-    Reason, time, time::Tick,
+    Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, Nat, NatCell, Node, PolicyCell,
+    PolicyKey, Reason, Uplink, time, time::Tick,
 };
 
 use crate::{
     family::{Family, V4, V6},
+    nat::lend,
     policy::{Ask, Verdict, verdict},
     report::{emit, end},
     work::{Pick, Room},
@@ -56,6 +57,14 @@ pub trait Net<F: Family> {
     fn ports(&self, key: &F::FragKey) -> Option<FragPorts>;
     /// Remembers the ports of a fragmented datagram. False when the table refuses.
     fn remember(&self, key: &F::FragKey, ports: &FragPorts) -> bool;
+    /// The `MASQUERADE_*` flags of the longest prefix that covers an address; 0 if none does.
+    fn masquerades(&self, addr: &F::Addr) -> u32;
+    /// What a packet's source or destination becomes, expired or not.
+    fn nat(&self, key: &F::NatKey) -> Option<&NatCell>;
+    /// Stores an entry where there is none. False when there is one, or the table refuses.
+    fn claim(&self, key: &F::NatKey, nat: &Nat) -> bool;
+    /// Forgets an entry.
+    fn release(&self, key: &F::NatKey);
 }
 
 /// Everything a packet is judged by.
@@ -83,6 +92,8 @@ pub trait World: Net<V4> + Net<V6> {
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
     /// The node that has an address (IPv4 as `::ffff:a.b.c.d`).
     fn node(&self, addr: &[u32; 4]) -> Option<Node>;
+    /// The device through which packets leave the node, by its interface index.
+    fn uplink(&self, ifindex: u32) -> Option<Uplink>;
     /// The policy map in a slot of the array of policy maps.
     fn policy(&self, slot: u32) -> Option<Self::Policy>;
     /// Asks a policy map. The kernel does so in a function that the verifier looks at once.
@@ -174,6 +185,25 @@ pub trait Packet {
         Self: Sized,
     {
         end(w, self, config, room, reason);
+    }
+    /// Adds a difference (one's complement, as the bytes lie in memory) to the IPv4 header's checksum at `offset`; false if that
+    /// failed.
+    fn add_to_ip_sum(&mut self, offset: u32, difference: u32) -> bool;
+    /// Adds a difference to a transport's checksum at `offset`; false if that failed. `pseudo` says that it is of the addresses,
+    /// which count also where the device is to complete the sum; `optional` that a sum of 0 is none.
+    fn add_to_sum(&mut self, offset: u32, difference: u32, pseudo: bool, optional: bool) -> bool;
+    /// Whether the host has a socket that has a local address and port, and a peer, of IPv4: connected to it, or bound where
+    /// there are no connections. All in network order.
+    fn is_hosts4(&mut self, proto: u8, local: (u32, u16), peer: (u32, u16)) -> bool;
+    /// As [`Packet::is_hosts4`] for IPv6.
+    fn is_hosts6(&mut self, proto: u8, local: (&[u32; 4], u16), peer: (&[u32; 4], u16)) -> bool;
+    /// Tries to lend a port (host order) to the packet in the room. As [`Packet::parse`] in the kernel.
+    #[inline(always)]
+    fn lend<F: Pick, W: World + Net<F>>(&mut self, w: &W, room: &mut Room<F>, port: u16, own: bool) -> bool
+    where
+        Self: Sized,
+    {
+        lend(w, self, room, port, own)
     }
     /// Asks the routing table for the neighbour of an IPv4 packet and fills it in; false when the stack must
     /// see the packet.

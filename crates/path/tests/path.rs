@@ -14,6 +14,8 @@ mod fragments;
 #[path = "path/host.rs"]
 mod host;
 mod lab;
+#[path = "path/nat.rs"]
+mod nat;
 #[path = "path/neighbours.rs"]
 mod neighbours;
 #[path = "path/overlay.rs"]

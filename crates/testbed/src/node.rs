@@ -10,14 +10,15 @@ use std::{
 };
 
 use villus_abi::{
-    Config, Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey,
-    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY},
+    Config, Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey, Uplink,
+    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY, FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6},
     endpoint::{
         ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER, HOST_ID, SLOT_HOST,
     },
+    nat::{MASQUERADE_FROM, MASQUERADE_NOT_TO},
 };
 use villus_datapath::{
-    AttachMode, EventRing, Flows, Hook, Links, Maps, Object, Pins, PolicyMaps, Sizes, hand_insert,
+    AttachMode, EventRing, Flows, Hook, Links, Mappings, Maps, Object, Pins, PolicyMaps, Sizes, hand_insert,
     hand_remove,
 };
 use villus_net::{
@@ -87,6 +88,8 @@ pub struct NodeSpec {
     pub attach: AttachMode,
     /// Masquerading is off: shortcut from the uplink, and neighbour redirect.
     pub direct: bool,
+    /// Masquerading is our programs' work, not nftables'.
+    pub nat: bool,
     /// What connects it to the world.
     pub uplink: UplinkKind,
     /// Sizes of the maps.
@@ -106,7 +109,14 @@ impl Default for NodeSpec {
             ct_any: 4096,
             ..Sizes::default()
         };
-        Self { attach: AttachMode::Tcx, direct: false, uplink: UplinkKind::Device, sizes, beyond_mtu: 1500 }
+        Self {
+            attach: AttachMode::Tcx,
+            direct: false,
+            nat: false,
+            uplink: UplinkKind::Device,
+            sizes,
+            beyond_mtu: 1500,
+        }
     }
 }
 
@@ -145,7 +155,8 @@ impl Node {
         let clean = state_of(&host);
 
         let pins = Arc::new(Pins::detached().unwrap());
-        let maps = Arc::new(Maps::open(&pins, &spec.sizes).unwrap());
+        let sizes = Sizes { nat: if spec.nat { spec.sizes.nat.max(1024) } else { 0 }, ..spec.sizes };
+        let maps = Arc::new(Maps::open(&pins, &sizes).unwrap());
         let object = Object::load(&pins, &maps, &Hook::WITHOUT_TUNNEL).unwrap();
         let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 16384).unwrap());
         let events = Mutex::new(EventRing::open(&maps).unwrap());
@@ -191,24 +202,46 @@ impl Node {
         self.policies.lock().unwrap().prepare(&ids).unwrap();
         let router_ifindex = self.host.index(villus_net::ROUTER_DEVICE);
         let direct = if self.spec.direct { FLAG_DIRECT_V4 | FLAG_DIRECT_V6 } else { 0 };
+        let nat = if self.spec.nat { FLAG_MASQUERADE_V4 | FLAG_MASQUERADE_V6 } else { 0 };
         let config = Config::default();
-        self.maps
-            .config
-            .insert(&0, &Config { flags: config.flags | direct, router_ifindex, ..config })
-            .unwrap();
+        let config = Config { flags: config.flags | direct | nat, router_ifindex, nat_seed: 7, ..config };
+        self.maps.config.insert(&0, &config).unwrap();
+        self.fill_masquerade();
+        self.attach_uplinks(&self.object);
+    }
+
+    /// Gives the uplinks an object's programs.
+    pub fn attach_uplinks(&self, object: &Object) {
         let links = Links::new(&self.pins);
+        let out = self.spec.nat.then_some(Hook::ToNetwork);
         for &uplink in &self.uplinks {
-            self.host
-                .run(|| {
-                    links.attach(
-                        self.object.program(Hook::FromNetwork).unwrap(),
-                        Hook::FromNetwork,
-                        uplink,
-                        self.spec.attach,
-                    )
-                })
-                .unwrap();
+            for hook in [Hook::FromNetwork].into_iter().chain(out) {
+                let program = object.program(hook).unwrap();
+                self.host.run(|| links.attach(program, hook, uplink, self.spec.attach)).unwrap();
+            }
         }
+    }
+
+    /// Who is masqueraded, with what.
+    fn fill_masquerade(&self) {
+        let Some(nat) = &self.maps.nat else { return };
+        for key in [IpcacheKey::v4([10, 9, 0, 0], 16), IpcacheKey::v6(Addresses::ROUTER.v6.octets(), 64)] {
+            nat.prefixes.insert(&key, &(MASQUERADE_FROM | MASQUERADE_NOT_TO)).unwrap();
+        }
+        let uplink = Uplink {
+            ipv4: u32::from_ne_bytes(Addresses::NODE.v4.octets()),
+            ipv6: words(Addresses::NODE.v6.octets()),
+            reserved: 0,
+        };
+        for index in &self.uplinks {
+            nat.uplinks.insert(index, &uplink).unwrap();
+        }
+    }
+
+    /// What is lent to whom, where our programs masquerade.
+    #[must_use]
+    pub fn mappings(&self) -> Mappings {
+        Mappings::new(self.maps.clone())
     }
 
     /// Adds a workload whose policy map is empty: nothing may pass. Ids are 101 to 199.
@@ -502,7 +535,7 @@ impl Node {
         self.host.nft("add table inet services; delete table inet services");
         let left: Vec<String> = self.pins.list().unwrap();
         let left: Vec<&String> =
-            left.iter().filter(|name| name.contains("link") || name.contains("policy_")).collect();
+            left.iter().filter(|name| name.starts_with("villus_link_") || name.contains("policy_")).collect();
         assert!(left.is_empty(), "pins are left: {left:?}");
         assert_eq!(state_of(&self.host), self.clean, "the node is not as it was");
         self.finished.store(true, Ordering::Relaxed);
@@ -619,7 +652,7 @@ fn prepare_network(spec: &NodeSpec, journal: &mut Journal) -> Vec<u32> {
     };
     let mut save = |_: &Journal| Ok(());
     network.apply(&mut Recorder::new(journal, "memory".as_ref(), &mut save)).unwrap();
-    if !spec.direct {
+    if !spec.direct && !spec.nat {
         let masquerade = Masquerade {
             pools: network.pools.clone(),
             inner_devices: ["lxc*", "tap*", "near*", "villus_*"].map(str::to_owned).to_vec(),

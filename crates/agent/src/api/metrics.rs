@@ -72,6 +72,8 @@ impl Node {
         add("villus_reconcile_runs_total", &[], self.counts.compared as f64);
         add("villus_flows_cut_total", &[], self.counts.cut_flows as f64);
         add("villus_flows_alive", &[], self.counts.alive_flows as f64);
+        add("villus_nat_entries_alive", &[], self.counts.alive_mappings as f64);
+        add("cilium_nat_gc_entries", &[], self.counts.collected_mappings as f64);
         add("villus_flows_collected_total", &[], self.counts.collected_flows as f64);
         add("villus_emergency_deeds", &[], self.emergency.deeds.len() as f64);
         add("villus_events_total", &[], history.seen() as f64);

@@ -158,7 +158,7 @@ impl Node {
             ),
             line("Routing", "Network: Native".into(), format!("Host: {}", self.uplinks_text())),
             line("Attach Mode", self.mode_name().to_uppercase(), String::new()),
-            line("Masquerading", self.masquerading(), String::new()),
+            line("Masquerading", self.masquerading(), self.masqueraded()),
             limits_line(limits),
             line(
                 "Controller Status",
@@ -192,11 +192,25 @@ impl Node {
     fn masquerading(&self) -> String {
         let family = |on: bool, enabled: bool| match (enabled, on) {
             (false, _) => "Disabled",
+            (true, true) if self.config.masquerade.bpf => "BPF",
             (true, true) => "nftables",
             (true, false) => "off",
         };
         let (v4, v6) = (&self.config.ipv4, &self.config.ipv6);
         format!("IPv4: {}, IPv6: {}", family(v4.masquerade, v4.enabled), family(v6.masquerade, v6.enabled))
+    }
+
+    /// What our programs masquerade with, and how much of it there is.
+    fn masqueraded(&self) -> String {
+        if self.kernel.maps.nat.is_none() {
+            return String::new();
+        }
+        let entries = self.kernel.mappings.list().map_or(0, |entries| entries.len());
+        let list = match &self.config.masquerade.list {
+            None => String::new(),
+            Some(path) => format!(", exceptions of {}", path.display()),
+        };
+        format!("{}, {entries} entries{list}", self.uplinks_text())
     }
 
     fn condition_lines(&self) -> String {

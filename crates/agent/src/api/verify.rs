@@ -170,6 +170,14 @@ impl Node {
         let text = |key: &[u8; 16]| Ipv6Addr::from(*key).to_canonical().to_string();
         let node = |node: &villus_abi::Node| Ipv4Addr::from(node.tunnel.to_ne_bytes()).to_string();
         add(report, names::NODES, &maps.nodes.entries()?, &self.wanted_nodes(), text, node);
+        if let Some(nat) = &maps.nat {
+            let there = nat.prefixes.entries()?;
+            let flags = |flags: &u32| format!("flags {flags:#x}");
+            add(report, names::MASQUERADE, &there, &self.wanted_prefixes(), ipcache_text, flags);
+            let there = nat.uplinks.entries()?;
+            let lent = |uplink: &villus_abi::Uplink| format!("{uplink:?}");
+            add(report, names::UPLINKS, &there, &self.wanted_uplinks(), |k| format!("ifindex {k}"), lent);
+        }
         // Where they cannot be listed the condition of that name says so.
         let there = villus_net::node_routes().unwrap_or_default();
         let hop = |hop: &villus_net::NodeHop| match hop.gateway {

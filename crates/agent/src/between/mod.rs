@@ -24,6 +24,7 @@ impl Node {
         let result = self.write_nodes();
         self.conditions.note("nodes of the tunnel", result.err().map(|error| error.to_string()));
         self.follow_routes();
+        self.follow_masquerade();
     }
 
     /// Makes `villus_nodes_v1` what it should be; says how many entries were not so.
@@ -43,7 +44,7 @@ impl Node {
     }
 
     /// Other nodes.
-    fn other_nodes(&self) -> Vec<std::sync::Arc<NodeEntry>> {
+    pub fn other_nodes(&self) -> Vec<std::sync::Arc<NodeEntry>> {
         let nodes = self.nodes.snapshot();
         nodes.iter().filter(|(_, node)| !node.is_local()).map(|(_, node)| node.entry.clone()).collect()
     }

@@ -60,6 +60,7 @@ impl Node {
             }
         };
         note(self.kernel.flows.purge(&addresses).map(drop));
+        note(self.kernel.mappings.purge(&addresses).map(drop));
         note(self.kernel.policies.remove(id));
         self.unclaim_addresses(id);
         self.untrack(id);

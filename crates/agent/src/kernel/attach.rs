@@ -45,10 +45,11 @@ impl Attacher {
         Hook::OF_TUNNEL.into_iter().try_for_each(|hook| self.attach(hook, ifindex))
     }
 
-    /// Makes an uplink run its program; with `host` also that which judges what the node itself sends.
-    pub fn attach_uplink(&self, ifindex: u32, host: bool) -> Result<()> {
+    /// Makes an uplink run its program; with `out` also that of what leaves, which judges what the node itself sends and
+    /// masquerades. Answers are expected before anything is sent.
+    pub fn attach_uplink(&self, ifindex: u32, out: bool) -> Result<()> {
         self.attach(Hook::FromNetwork, ifindex)?;
-        if host {
+        if out {
             self.attach(Hook::ToNetwork, ifindex)?;
         }
         Ok(())

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use villus_abi::config::{
     FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_DROP_EVENTS, FLAG_HOST_POLICY,
-    FLAG_IPV4, FLAG_IPV6, FLAG_TRACE, FLAG_TRACE_ALL, FLAG_VERDICT_EVENTS,
+    FLAG_IPV4, FLAG_IPV6, FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6, FLAG_TRACE, FLAG_TRACE_ALL,
+    FLAG_VERDICT_EVENTS,
 };
 use villus_abi::time::{Tick, from_ns};
 use villus_config::Config;
@@ -38,12 +39,19 @@ impl Runtime {
     }
 }
 
-/// What the path is told.
+/// Whether our programs masquerade, in either family.
+pub(crate) fn masquerades(config: &Config) -> bool {
+    let (v4, v6) = (&config.ipv4, &config.ipv6);
+    config.masquerade.bpf && (v4.enabled && v4.masquerade || v6.enabled && v6.masquerade)
+}
+
+/// What the path is told. `seed` is the node's number for ports that are lent.
 pub(crate) fn config_of(
     config: &Config,
     runtime: &Runtime,
     network: &Network,
     host: bool,
+    seed: u32,
 ) -> villus_abi::Config {
     let flags = [
         (config.ipv4.enabled, FLAG_IPV4),
@@ -57,6 +65,8 @@ pub(crate) fn config_of(
         (config.datapath.allow_icmp_frag_needed, FLAG_ALLOW_FRAG_NEEDED),
         (runtime.audit == Audit::BOTH, FLAG_AUDIT),
         (host, FLAG_HOST_POLICY),
+        (config.masquerade.bpf && config.ipv4.enabled && config.ipv4.masquerade, FLAG_MASQUERADE_V4),
+        (config.masquerade.bpf && config.ipv6.enabled && config.ipv6.masquerade, FLAG_MASQUERADE_V6),
     ];
     villus_abi::Config {
         flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),
@@ -70,7 +80,8 @@ pub(crate) fn config_of(
         overlay_ifindex: network.tunnel.unwrap_or_default(),
         overlay_mtu: network.tunnel.map_or(0, |_| network.mtu),
         tunnel_port: network.tunnel.map_or(0, |_| u32::from(config.routing.tunnel_port.to_be())),
-        reserved: [0; 5],
+        nat_seed: if masquerades(config) { seed } else { 0 },
+        reserved: [0; 4],
     }
 }
 

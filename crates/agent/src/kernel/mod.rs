@@ -9,16 +9,18 @@ mod sizes;
 
 use std::sync::Arc;
 
+use villus_abi::names;
 use villus_config::Config;
 use villus_config::config::AttachMode as Choice;
 use villus_datapath::{
-    AttachMode, Features, Flows, Links, Maps, OldFlows, Pins, PolicyMaps, now, refuse_cilium, resize,
+    AttachMode, Features, Flows, Links, Mappings, Maps, OldFlows, Pins, PolicyMaps, now, refuse_cilium,
+    resize,
 };
 
 use crate::AgentError;
 
 pub(crate) use attach::Attacher;
-pub(crate) use config::{Runtime, config_of};
+pub(crate) use config::{Runtime, config_of, masquerades};
 pub(crate) use equal::{Drift, Wanted, make_equal};
 pub(crate) use ipcache::IpcacheMap;
 pub(crate) use programs::Programs;
@@ -30,6 +32,10 @@ pub(crate) struct Kernel {
     programs: Programs,
     pub policies: PolicyMaps,
     pub flows: Flows,
+    /// Of masqueraded packets.
+    pub mappings: Mappings,
+    /// What the search for a port to lend begins with.
+    pub nat_seed: u32,
     pub mode: AttachMode,
     pub features: Features,
     /// Flow maps of before a resize, until all programs are replaced.
@@ -58,11 +64,32 @@ impl Kernel {
             tracing::info!(map = map.pin, from = map.from, to = map.to, copied = map.copied, "another size");
         }
         let maps = Arc::new(Maps::open(&pins, &wanted)?);
+        if maps.nat.is_none() {
+            // Programs that masquerade keep theirs until they are replaced.
+            for pin in [names::NAT4, names::NAT6, names::MASQUERADE, names::UPLINKS] {
+                pins.remove(pin)?;
+            }
+        }
         tracing::debug!(took = ?begin.elapsed(), "maps are open");
+        // Drawn once, so that a flow that was forgotten gets the same port again.
+        let nat_seed = maps.config.get(&0)?.map_or(0, |config| config.nat_seed);
+        let nat_seed = if nat_seed == 0 { fastrand::u32(1..) } else { nat_seed };
         let programs = Programs::load(pins.clone(), maps.clone(), config.routing.tunnel)?;
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), config.datapath.policy_map_max)?;
         let flows = Flows::new(maps.clone());
-        Ok(Self { pins, maps, programs, policies, flows, mode, features, old_flows: None })
+        let mappings = Mappings::new(maps.clone());
+        Ok(Self {
+            pins,
+            maps,
+            programs,
+            policies,
+            flows,
+            mappings,
+            nat_seed,
+            mode,
+            features,
+            old_flows: None,
+        })
     }
 
     /// The programs, perhaps still on their way.

@@ -8,7 +8,8 @@ use villus_datapath::{Error, Hook, Maps, Object, Pins, Program, Result};
 
 use crate::AgentError;
 
-/// The program that only a node with policy of its own runs; loaded when all others are there.
+/// The program that only a node with policy of its own runs, or one that masquerades; for the former it is loaded when all
+/// others are there.
 const LATER: [Hook; 1] = [Hook::ToNetwork];
 
 /// Programs that are loaded or on their way. Clones share them.
@@ -19,25 +20,31 @@ pub(crate) struct Programs(Arc<Loading>);
 struct Loading {
     /// What each endpoint, uplink and the tunnel needs.
     first: OnceLock<Result<Object>>,
-    /// [`LATER`].
+    /// [`LATER`], where they are not among the first.
     later: OnceLock<Result<Object>>,
+    /// Whether they are.
+    at_once: bool,
 }
 
 impl Programs {
     /// Begins to load those that the node may need.
     pub fn load(pins: Arc<Pins>, maps: Arc<Maps>, has_tunnel: bool) -> std::result::Result<Self, AgentError> {
-        let programs = Self(Arc::default());
+        let at_once = maps.nat.is_some();
+        let programs = Self(Arc::new(Loading { at_once, ..Loading::default() }));
         let loading = programs.0.clone();
         std::thread::Builder::new()
             .name("villus-load".into())
             .spawn(move || {
                 let begin = Instant::now();
-                let first = |hook: &Hook| !LATER.contains(hook) && (has_tunnel || !hook.is_of_tunnel());
+                let first =
+                    |hook: &Hook| (at_once || !LATER.contains(hook)) && (has_tunnel || !hook.is_of_tunnel());
                 let hooks: Vec<Hook> = Hook::ALL.into_iter().filter(first).collect();
                 let object = Object::load(&pins, &maps, &hooks);
                 tracing::debug!(took = ?begin.elapsed(), good = object.is_ok(), "programs are loaded");
                 let _ = loading.first.set(object);
-                let _ = loading.later.set(Object::load(&pins, &maps, &LATER));
+                if !at_once {
+                    let _ = loading.later.set(Object::load(&pins, &maps, &LATER));
+                }
             })
             .map_err(AgentError::Runtime)?;
         Ok(programs)
@@ -61,7 +68,8 @@ impl Programs {
     /// # Errors
     /// It could not be loaded, or this node has no use for it.
     pub fn program(&self, hook: Hook) -> Result<&Program> {
-        object(if LATER.contains(&hook) { &self.0.later } else { &self.0.first })?.program(hook)
+        let later = !self.0.at_once && LATER.contains(&hook);
+        object(if later { &self.0.later } else { &self.0.first })?.program(hook)
     }
 }
 

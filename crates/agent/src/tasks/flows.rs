@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use villus_datapath::{Flows, now};
+use villus_datapath::{Flows, Mappings, now};
 
 use crate::agent::Agent;
 
@@ -50,16 +50,23 @@ pub(super) async fn collect(agent: Agent) {
     loop {
         tokio::time::sleep(interval).await;
         let maps = maps.clone();
-        let cleared = tokio::task::spawn_blocking(move || Flows::new(maps).clear_expired(now())).await;
+        let collected = move || {
+            let mappings = Mappings::new(maps.clone()).clear_expired(now())?;
+            Ok::<_, villus_datapath::Error>((Flows::new(maps).clear_expired(now())?, mappings))
+        };
+        let cleared = tokio::task::spawn_blocking(collected).await;
         match cleared {
-            Ok(Ok(cleared)) => {
+            Ok(Ok((cleared, mappings))) => {
                 if fixed.is_none() {
-                    interval = next_interval(interval, cleared.expired, cleared.alive, most);
+                    let gone = cleared.expired + mappings.gone;
+                    interval = next_interval(interval, gone, cleared.alive + mappings.alive, most);
                 }
                 let _ = agent
                     .with(move |node| {
                         node.counts.alive_flows = cleared.alive as u64;
                         node.counts.collected_flows += cleared.expired as u64;
+                        node.counts.alive_mappings = mappings.alive as u64;
+                        node.counts.collected_mappings += mappings.gone as u64;
                         node.conditions.note("collection of flows", None);
                     })
                     .await;

@@ -31,6 +31,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.monitor = network::spawn(agent)?;
     tasks.add(export::run(agent.clone()));
     tasks.add(network::keep_masquerade(agent.clone()));
+    tasks.add(network::follow_list(agent.clone()));
     tasks.add(events::run(agent.clone()));
     tasks.add(policies::watch(agent.clone()));
     tasks.add(policies::follow_identities(agent.clone()));

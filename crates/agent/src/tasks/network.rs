@@ -9,6 +9,7 @@ use villus_net::{Monitor, MonitorStop, NetEvent};
 use crate::AgentError;
 use crate::agent::Agent;
 use crate::masquerade::table_name;
+use crate::nat;
 use crate::node::Node;
 
 /// How long changes of the node are gathered before it is looked at again.
@@ -80,6 +81,40 @@ pub(super) async fn keep_masquerade(agent: Agent) {
             let _ = agent.with(noted).await;
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Follows the list of prefixes without masquerade. What cannot be read is said, and the last good list stays.
+pub(super) async fn follow_list(agent: Agent) {
+    let Ok(Some(path)) = agent
+        .with(|node| node.config.masquerade.list.clone().filter(|_| node.kernel.maps.nat.is_some()))
+        .await
+    else {
+        return;
+    };
+    let mut every = LOOK;
+    let mut seen = None;
+    loop {
+        tokio::time::sleep(every).await;
+        let text = nat::read(&path);
+        if seen.as_ref() == Some(&text) {
+            continue;
+        }
+        let parsed = text.clone().and_then(|text| nat::parse(&path, text.as_deref()));
+        seen = Some(text);
+        if let Ok(list) = &parsed {
+            every = list.every;
+        }
+        let told = agent.with(move |node| match parsed {
+            Ok(list) => {
+                node.conditions.note("ip-masq-agent", None);
+                node.set_list(&list);
+            }
+            Err(problem) => {
+                node.conditions.note("ip-masq-agent", Some(format!("{problem}; the list of before stays")));
+            }
+        });
+        let _ = told.await;
     }
 }
 

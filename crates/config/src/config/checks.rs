@@ -93,6 +93,16 @@ impl Checks<'_> {
             let reason = "has no effect without auto-direct-node-routes";
             self.say(Severity::Warning, "direct-routing-skip-unreachable", reason, "set both or none");
         }
+        let (masquerade, v4, v6) = (&self.config.masquerade, &self.config.ipv4, &self.config.ipv6);
+        if masquerade.list.is_some() && !masquerade.bpf {
+            let reason = "the table of nftables knows no list of prefixes";
+            self.say(Severity::Error, "enable-ip-masq-agent", reason, "set enable-bpf-masquerade as well");
+        }
+        if masquerade.bpf && !(v4.masquerade || v6.masquerade) {
+            let reason = "has no effect where neither family is masqueraded";
+            let fix = "set enable-ipv4-masquerade or enable-ipv6-masquerade";
+            self.say(Severity::Warning, "enable-bpf-masquerade", reason, fix);
+        }
     }
 
     fn cluster(&mut self) {

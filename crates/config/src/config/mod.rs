@@ -9,7 +9,7 @@ mod routing;
 pub use kvstore::Kvstore;
 pub use parts::{
     Aggregation, AllowDhcp, AllowLocalhost, Api, AttachMode, Conntrack, Datapath, Endpoints, Enforcement,
-    Export, Family, Identity, Log, Monitor, Node, Paths, Policy, TcpFlags,
+    Export, Family, Identity, Log, Masquerade, Monitor, Node, Paths, Policy, TcpFlags,
 };
 pub use routing::Routing;
 
@@ -32,6 +32,8 @@ pub struct Config {
     pub ipv4: Family<Ipv4Net>,
     /// IPv6 of endpoints.
     pub ipv6: Family<Ipv6Net>,
+    /// Where and how endpoints are masqueraded.
+    pub masquerade: Masquerade,
     /// How packets reach endpoints of other nodes.
     pub routing: Routing,
     /// Hooks and sizes of maps.
@@ -140,6 +142,7 @@ fn build(sources: Sources, subject: Option<String>) -> (Config, Report) {
         node: Node::read(&mut reader),
         ipv4: Family::<Ipv4Net>::read(&mut reader),
         ipv6: Family::<Ipv6Net>::read(&mut reader),
+        masquerade: Masquerade::read(&mut reader),
         routing: Routing::read(&mut reader),
         datapath: Datapath::read(&mut reader),
         conntrack: Conntrack::read(&mut reader),

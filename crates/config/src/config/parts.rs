@@ -61,6 +61,17 @@ pub struct Family<N> {
     pub native_routing: Option<N>,
 }
 
+/// Where and how endpoints are masqueraded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Masquerade {
+    /// `enable-bpf-masquerade`; else nftables does it.
+    pub bpf: bool,
+    /// `ip-masq-agent-config-path`, with `enable-ip-masq-agent`.
+    pub list: Option<PathBuf>,
+    /// `bpf-nat-global-max`, entries for each family; `None` takes a share of the tables of flows.
+    pub nat_max: Option<u32>,
+}
+
 /// How programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -317,6 +328,17 @@ impl Family<Ipv6Net> {
             range: r.net("ipv6-range"),
             masquerade: r.bool("enable-ipv6-masquerade"),
             native_routing: r.net("ipv6-native-routing-cidr"),
+        }
+    }
+}
+
+impl Masquerade {
+    pub(super) fn read(r: &mut Reader<'_>) -> Self {
+        let list = r.path("ip-masq-agent-config-path");
+        Self {
+            bpf: r.bool("enable-bpf-masquerade"),
+            list: r.bool("enable-ip-masq-agent").then_some(list),
+            nat_max: r.u32_unless_zero("bpf-nat-global-max"),
         }
     }
 }

@@ -70,7 +70,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     unset(Group::Routing, "local-router-ipv4", Kind::Text, "a router address of your choice"),
     unset(Group::Routing, "local-router-ipv6", Kind::Text, "a router address of your choice"),
     later(Group::Routing, "route-metric", int(0, u32::MAX as u64), "0", &["0"], "a metric on routes"),
-    switch(Group::Addresses, "enable-ip-masq-agent", "the list of prefixes without masquerade"),
     unset(Group::Addresses, "egress-masquerade-interfaces", Kind::Devices, "masquerade on some devices only"),
     unset(
         Group::Addresses,

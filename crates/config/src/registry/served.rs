@@ -162,6 +162,28 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     .aliases(&["native-routing-cidr"]),
     opt(
         Group::Addresses,
+        "enable-bpf-masquerade",
+        Bool,
+        "false",
+        "Masquerade in eBPF on the uplinks, with a table of mappings of its own, instead of in an nftables table.",
+    ),
+    opt(
+        Group::Addresses,
+        "enable-ip-masq-agent",
+        Bool,
+        "false",
+        "Leave the source of packets to the prefixes of ip-masq-agent-config-path. Needs enable-bpf-masquerade.",
+    ),
+    opt(
+        Group::Addresses,
+        "ip-masq-agent-config-path",
+        Path { empty: false },
+        "/etc/config/ip-masq-agent",
+        "File (JSON or YAML) with nonMasqueradeCIDRs, masqLinkLocal, masqLinkLocalIPv6 and resyncInterval. It is read \
+         again when it changes; without it private and reserved prefixes are not masqueraded.",
+    ),
+    opt(
+        Group::Addresses,
         "ipv6-native-routing-cidr",
         Ipv6Cidr,
         "",
@@ -238,6 +260,15 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "Size of the table of all other flows, for each family. 0 takes it from bpf-map-dynamic-size-ratio.",
     )
     .aliases(&["ct-global-max-entries-other"])
+    .unit("entries"),
+    opt(
+        Group::Conntrack,
+        "bpf-nat-global-max",
+        CT_SIZE,
+        "0",
+        "Size of the table of masqueraded packets, for each family; a flow takes two entries. 0 takes two thirds of both \
+         tables of flows. Used with enable-bpf-masquerade.",
+    )
     .unit("entries"),
     opt(
         Group::Conntrack,

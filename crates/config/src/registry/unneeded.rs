@@ -49,7 +49,6 @@ const TABLE: &[(&str, &[&str])] = &[
     (
         "Villus writes no iptables rules: its masquerade is an nftables table of its own",
         &[
-            "enable-bpf-masquerade",
             "install-iptables-rules",
             "prepend-iptables-chains",
             "iptables-lock-timeout",

@@ -1,8 +1,12 @@
 //! A packet in memory.
 
-use std::{cell::Cell, vec::Vec};
+use std::{cell::Cell, net::SocketAddr, vec::Vec};
 
-use crate::world::{Neighbour, Packet, Tunnel};
+use super::{address4, address6};
+use crate::{
+    nat::sum,
+    world::{Neighbour, Packet, Tunnel},
+};
 
 /// What the routing table says for the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,6 +42,10 @@ pub struct Frame {
     pub tunnel: Option<Tunnel>,
     /// Where to and who from the tunnel was told that it is: node (network order) and identity.
     pub encapsulated: Option<(u32, u32)>,
+    /// Whether the device is to complete the transport's checksum, which holds the sum of the pseudo header until then.
+    pub partial: bool,
+    /// Sockets of the host: protocol, own end, and peer if it is connected.
+    pub sockets: Vec<(u8, SocketAddr, Option<SocketAddr>)>,
     /// How large a packet the routing table was asked about last.
     pub asked_len: Cell<u32>,
 }
@@ -61,6 +69,13 @@ impl Frame {
         }
         self.failing_write -= 1;
         self.failing_write != 0
+    }
+
+    fn is_hosts(&self, proto: u8, local: SocketAddr, peer: SocketAddr) -> bool {
+        let is = |(of, own, to): &(u8, SocketAddr, Option<SocketAddr>)| {
+            *of == proto && *own == local && to.is_none_or(|to| to == peer)
+        };
+        self.sockets.iter().any(is)
     }
 
     fn route(&self, l3_len: u32, next: &mut Neighbour) -> bool {
@@ -139,6 +154,37 @@ impl Packet for Frame {
             self.encapsulated = Some((to, identity));
         }
         written
+    }
+
+    fn add_to_ip_sum(&mut self, offset: u32, difference: u32) -> bool {
+        let Some([sum]) = self.halves::<1>(offset) else { return false };
+        self.store(offset, &sum::replaced(sum, difference).to_ne_bytes(), false)
+    }
+
+    fn add_to_sum(&mut self, offset: u32, difference: u32, pseudo: bool, optional: bool) -> bool {
+        let Some([sum]) = self.halves::<1>(offset) else { return false };
+        if optional && sum == 0 {
+            return true;
+        }
+        let mut new = match (self.partial, pseudo) {
+            (false, _) => sum::replaced(sum, difference),
+            (true, true) => sum::fold(sum::add(difference, u32::from(sum))),
+            (true, false) => sum,
+        };
+        if optional && new == 0 {
+            new = u16::MAX;
+        }
+        self.store(offset, &new.to_ne_bytes(), false)
+    }
+
+    fn is_hosts4(&mut self, proto: u8, local: (u32, u16), peer: (u32, u16)) -> bool {
+        let at = |(address, port)| SocketAddr::new(address4(address), u16::from_be(port));
+        self.is_hosts(proto, at(local), at(peer))
+    }
+
+    fn is_hosts6(&mut self, proto: u8, local: (&[u32; 4], u16), peer: (&[u32; 4], u16)) -> bool {
+        let at = |(address, port)| SocketAddr::new(address6(address), u16::from_be(port));
+        self.is_hosts(proto, at(local), at(peer))
     }
 
     fn neighbour4(&mut self, _src: u32, _dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {

@@ -18,13 +18,14 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheValue,
-    Local, Metric, Node, PolicyCell, PolicyEntry, PolicyKey, Reason, metrics,
+    Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyEntry, PolicyKey, Reason, Uplink,
+    metrics,
 };
 
 pub use build::{Build, Transport, arp, checksum, ethernet};
 pub use frame::{Frame, NextHop};
 pub use prefixes::Prefixes;
-pub use walk::{FlowKey, FragKey, Step};
+pub use walk::{FlowKey, FragKey, NatKey, Step};
 
 use crate::{
     family::{V4, V6},
@@ -51,11 +52,17 @@ pub struct Memory {
     pub nodes: BTreeMap<IpAddr, Node>,
     /// The ipcache.
     pub ipcache: Prefixes,
+    /// Devices through which packets leave the node, by interface index.
+    pub uplinks: BTreeMap<u32, Uplink>,
+    /// `MASQUERADE_*` flags of prefixes: address, length, flags. The longest that covers an address counts.
+    pub masquerade: Vec<(IpAddr, u8, u32)>,
     policies: BTreeMap<u32, Entries>,
     tcp4: Table<FlowKey4>,
     any4: Table<FlowKey4>,
     tcp6: Table<FlowKey6>,
     any6: Table<FlowKey6>,
+    nat4: Table<NatKey4, NatCell>,
+    nat6: Table<NatKey6, NatCell>,
     frags4: RefCell<HashMap<FragKey4, FragPorts>>,
     frags6: RefCell<HashMap<FragKey6, FragPorts>>,
     clock: Cell<u64>,
@@ -136,10 +143,10 @@ impl Memory {
     /// Stores a flow.
     pub fn set_flow(&self, key: &FlowKey, flow: &Flow) {
         match key {
-            FlowKey::V4(v4) if key.is_tcp() => self.tcp4.put(v4, flow),
-            FlowKey::V4(v4) => self.any4.put(v4, flow),
-            FlowKey::V6(v6) if key.is_tcp() => self.tcp6.put(v6, flow),
-            FlowKey::V6(v6) => self.any6.put(v6, flow),
+            FlowKey::V4(v4) if key.is_tcp() => self.tcp4.put(v4, (*flow).into()),
+            FlowKey::V4(v4) => self.any4.put(v4, (*flow).into()),
+            FlowKey::V6(v6) if key.is_tcp() => self.tcp6.put(v6, (*flow).into()),
+            FlowKey::V6(v6) => self.any6.put(v6, (*flow).into()),
         };
     }
 
@@ -158,9 +165,40 @@ impl Memory {
     pub fn flows(&self) -> HashMap<FlowKey, Flow> {
         let v4 = self.tcp4.all().into_iter().chain(self.any4.all());
         let v6 = self.tcp6.all().into_iter().chain(self.any6.all());
-        v4.map(|(key, flow)| (FlowKey::V4(key), flow))
-            .chain(v6.map(|(key, flow)| (FlowKey::V6(key), flow)))
+        v4.map(|(key, flow)| (FlowKey::V4(key), flow.get()))
+            .chain(v6.map(|(key, flow)| (FlowKey::V6(key), flow.get())))
             .collect()
+    }
+
+    /// All entries of masqueraded packets as they are now.
+    #[must_use]
+    pub fn mappings(&self) -> HashMap<NatKey, Nat> {
+        let (v4, v6) = (self.nat4.all().into_iter(), self.nat6.all().into_iter());
+        v4.map(|(key, nat)| (NatKey::V4(key), nat.get()))
+            .chain(v6.map(|(key, nat)| (NatKey::V6(key), nat.get())))
+            .collect()
+    }
+
+    /// Stores an entry of masqueraded packets.
+    pub fn set_mapping(&self, key: &NatKey, nat: &Nat) {
+        match key {
+            NatKey::V4(key) => self.nat4.put(key, (*nat).into()),
+            NatKey::V6(key) => self.nat6.put(key, (*nat).into()),
+        };
+    }
+
+    /// Forgets an entry of masqueraded packets; says whether there was one.
+    pub fn remove_mapping(&self, key: &NatKey) -> bool {
+        match key {
+            NatKey::V4(key) => self.nat4.remove(key),
+            NatKey::V6(key) => self.nat6.remove(key),
+        }
+    }
+
+    /// Makes the tables of masqueraded packets refuse new entries, or take them again.
+    pub fn refuse_mappings(&self, refuses: bool) {
+        self.nat4.refuse(refuses);
+        self.nat6.refuse(refuses);
     }
 
     /// Forgets all flows and fragments, counters and events.
@@ -169,6 +207,8 @@ impl Memory {
         self.any4.clear();
         self.tcp6.clear();
         self.any6.clear();
+        self.nat4.clear();
+        self.nat6.clear();
         self.frags4.borrow_mut().clear();
         self.frags6.borrow_mut().clear();
         self.metrics.borrow_mut().clear();
@@ -323,6 +363,10 @@ impl World for Memory {
         answer
     }
 
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        self.uplinks.get(&ifindex).copied()
+    }
+
     fn policy(&self, slot: u32) -> Option<Policy> {
         let entries = Rc::clone(self.policies.get(&slot)?);
         Some(Policy { slot, entries, walk: Rc::clone(&self.walk) })
@@ -353,8 +397,22 @@ impl World for Memory {
     }
 }
 
+/// The flags of the longest prefix that covers an address.
+fn flags_of(prefixes: &[(IpAddr, u8, u32)], address: IpAddr) -> u32 {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    let covers = |of: IpAddr, len: u8| {
+        let rest = u128::MAX.checked_shr(len.into()).unwrap_or(0);
+        of.is_ipv4() == address.is_ipv4() && bits(of) | rest == bits(address) | rest
+    };
+    let covering = prefixes.iter().filter(|(of, len, _)| covers(*of, *len));
+    covering.max_by_key(|(_, len, _)| *len).map_or(0, |(.., flags)| *flags)
+}
+
 macro_rules! net {
-    ($family:ident, $addr:ty, $flow_key:ty, $frag_key:ty, $tcp:ident, $any:ident, $frags:ident,
+    ($family:ident, $addr:ty, $flow_key:ty, $frag_key:ty, $nat_key:ty, $tcp:ident, $any:ident, $frags:ident, $nat:ident,
      |$a:ident| $address:expr) => {
         impl Net<$family> for Memory {
             fn local(&self, $a: &$addr) -> Option<Local> {
@@ -378,7 +436,8 @@ macro_rules! net {
             }
 
             fn create(&self, key: &$flow_key, tcp: bool, flow: &Flow) -> bool {
-                let stored = if tcp { self.$tcp.put(key, flow) } else { self.$any.put(key, flow) };
+                let stored =
+                    if tcp { self.$tcp.put(key, (*flow).into()) } else { self.$any.put(key, (*flow).into()) };
                 self.note(|| Step::Create { key: FlowKey::$family(*key), flow: *flow, stored });
                 stored
             }
@@ -403,9 +462,25 @@ macro_rules! net {
                 self.note(|| Step::Remember { key: FragKey::$family(*key), ports: *ports });
                 true
             }
+
+            fn masquerades(&self, $a: &$addr) -> u32 {
+                flags_of(&self.masquerade, $address)
+            }
+
+            fn nat(&self, key: &$nat_key) -> Option<&NatCell> {
+                self.$nat.get(key)
+            }
+
+            fn claim(&self, key: &$nat_key, nat: &Nat) -> bool {
+                self.$nat.get(key).is_none() && self.$nat.put(key, (*nat).into())
+            }
+
+            fn release(&self, key: &$nat_key) {
+                self.$nat.remove(key);
+            }
         }
     };
 }
 
-net!(V4, u32, FlowKey4, FragKey4, tcp4, any4, frags4, |addr| address4(*addr));
-net!(V6, [u32; 4], FlowKey6, FragKey6, tcp6, any6, frags6, |addr| address6(addr));
+net!(V4, u32, FlowKey4, FragKey4, NatKey4, tcp4, any4, frags4, nat4, |addr| address4(*addr));
+net!(V6, [u32; 4], FlowKey6, FragKey6, NatKey6, tcp6, any6, frags6, nat6, |addr| address6(addr));

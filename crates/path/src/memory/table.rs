@@ -1,50 +1,50 @@
-//! A flow table in memory.
+//! A table of flows or mappings in memory.
 
 use std::{boxed::Box, cell::Cell, cell::RefCell, collections::HashMap, hash::Hash, vec::Vec};
 
 use elsa::FrozenVec;
-use villus_abi::{Flow, FlowCell};
+use villus_abi::FlowCell;
 
-/// Flows by key. As in the kernel, a flow that is replaced or removed stays readable for whoever holds it.
-pub(super) struct Table<K> {
+/// Cells by key. As in the kernel, one that is replaced or removed stays readable for whoever holds it.
+pub(super) struct Table<K, C = FlowCell> {
     index: RefCell<HashMap<K, usize>>,
-    cells: FrozenVec<Box<FlowCell>>,
+    cells: FrozenVec<Box<C>>,
     refuses: Cell<bool>,
 }
 
-impl<K> Default for Table<K> {
+impl<K, C> Default for Table<K, C> {
     fn default() -> Self {
         Self { index: RefCell::default(), cells: FrozenVec::new(), refuses: Cell::new(false) }
     }
 }
 
-impl<K: Copy + Eq + Hash> Table<K> {
-    /// The flow under a key.
-    pub(super) fn get(&self, key: &K) -> Option<&FlowCell> {
+impl<K: Copy + Eq + Hash, C: Clone> Table<K, C> {
+    /// The cell under a key.
+    pub(super) fn get(&self, key: &K) -> Option<&C> {
         let at = self.index.borrow().get(key).copied()?;
         self.cells.get(at)
     }
 
-    /// Stores a flow; false when the table refuses.
-    pub(super) fn put(&self, key: &K, flow: &Flow) -> bool {
+    /// Stores a cell; false when the table refuses.
+    pub(super) fn put(&self, key: &K, cell: C) -> bool {
         if self.refuses.get() {
             return false;
         }
         let at = self.cells.len();
-        self.cells.push(Box::new(FlowCell::from(*flow)));
+        self.cells.push(Box::new(cell));
         self.index.borrow_mut().insert(*key, at);
         true
     }
 
-    /// Forgets a flow; says whether there was one.
+    /// Forgets a cell; says whether there was one.
     pub(super) fn remove(&self, key: &K) -> bool {
         self.index.borrow_mut().remove(key).is_some()
     }
 
-    /// All flows as they are now.
-    pub(super) fn all(&self) -> Vec<(K, Flow)> {
+    /// All cells as they are now.
+    pub(super) fn all(&self) -> Vec<(K, C)> {
         let index = self.index.borrow();
-        index.iter().filter_map(|(key, at)| Some((*key, self.cells.get(*at)?.get()))).collect()
+        index.iter().filter_map(|(key, at)| Some((*key, self.cells.get(*at)?.clone()))).collect()
     }
 
     /// Forgets everything.
@@ -52,7 +52,7 @@ impl<K: Copy + Eq + Hash> Table<K> {
         *self = Self { refuses: Cell::new(self.refuses.get()), ..Self::default() };
     }
 
-    /// Makes the table refuse new flows, or take them again.
+    /// Makes the table refuse new cells, or take them again.
     pub(super) fn refuse(&self, refuses: bool) {
         self.refuses.set(refuses);
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use villus_abi::{
     Endpoint, Event, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, Node, PolicyEntry, PolicyKey, Reason,
+    Local, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Reason,
 };
 
 use super::{word4, words6};
@@ -67,6 +67,15 @@ pub enum FragKey {
     V4(FragKey4),
     /// IPv6.
     V6(FragKey6),
+}
+
+/// Key of a masqueraded packet of either family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum NatKey {
+    /// IPv4.
+    V4(NatKey4),
+    /// IPv6.
+    V6(NatKey6),
 }
 
 /// One look-up or change, and its answer.

@@ -4,17 +4,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
 use villus_abi::{
-    Config, Direction, IpcacheValue, Local, PolicyEntry, PolicyKey,
+    Config, Direction, IpcacheValue, Local, PolicyEntry, PolicyKey, Uplink,
     config::{
-        FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY, FLAG_TRACE_ALL,
+        FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY,
+        FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6, FLAG_TRACE_ALL,
     },
     endpoint as ep,
     ipcache::FLAG_PENDING,
+    nat::{MASQUERADE_FROM, MASQUERADE_NOT_TO},
     time,
 };
 use villus_path::{
-    MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, Neighbour, Outcome, Tunnel, Work,
-    memory::{Build, FlowKey, Frame, Memory, NextHop, Transport, arp},
+    Action, MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, Neighbour, Outcome, Tunnel, Work,
+    memory::{Build, FlowKey, Frame, Memory, NextHop, Transport, arp, word4, words6},
 };
 
 use super::{
@@ -66,8 +68,16 @@ impl Step {
         match self.hook {
             Hook::From => villus_path::from_endpoint(world, &mut self.frame, &mut work),
             Hook::To => villus_path::to_endpoint(world, &mut self.frame, &mut work),
-            Hook::Network => villus_path::from_network(world, &mut self.frame, &mut work),
-            Hook::Out => villus_path::to_network(world, &mut self.frame, &mut work),
+            Hook::Network => {
+                villus_path::unmasquerade(world, &mut self.frame, &mut work);
+                villus_path::from_network(world, &mut self.frame, &mut work)
+            }
+            Hook::Out => match villus_path::to_network(world, &mut self.frame, &mut work) {
+                outcome if outcome.action() == Action::Pass => {
+                    villus_path::masquerade(world, &mut self.frame, &mut work)
+                }
+                outcome => outcome,
+            },
             Hook::Brought => villus_path::from_overlay(world, &mut self.frame, &mut work),
             Hook::Sent => villus_path::to_overlay(world, &mut self.frame, &mut work),
         }
@@ -84,6 +94,11 @@ fn is_for_neighbour(frame: &[u8]) -> bool {
 
 fn is_behind(address: IpAddr) -> bool {
     [NODE_B, NODE_C].iter().any(|node| behind(address.is_ipv6(), *node) == address)
+}
+
+/// The address of the uplink that masqueraded packets are lent.
+pub fn lent(v6: bool) -> IpAddr {
+    ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
 }
 
 /// Random nodes and packets out of a seed.
@@ -168,6 +183,110 @@ impl Random {
             }
         }
         world
+    }
+
+    /// A node that masquerades what leaves by its uplink.
+    pub fn masquerading_world(&mut self) -> Memory {
+        let mut world = self.world();
+        for (flag, direct) in [(FLAG_MASQUERADE_V4, FLAG_DIRECT_V4), (FLAG_MASQUERADE_V6, FLAG_DIRECT_V6)] {
+            if !self.one_in(8) {
+                let config = world.config.as_mut().unwrap();
+                config.flags = config.flags & !direct | flag;
+            }
+        }
+        world.config.as_mut().unwrap().nat_seed = self.rng.u32(..);
+        let mut uplink = Uplink::default();
+        for address in [lent(false), lent(true)] {
+            world.addrs.insert(address, Local { slot: 0, flags: 0 });
+            match address {
+                IpAddr::V4(v4) => uplink.ipv4 = word4(v4),
+                IpAddr::V6(v6) => uplink.ipv6 = words6(v6),
+            }
+        }
+        if !self.one_in(10) {
+            world.uplinks.insert(UPLINK, uplink);
+        }
+        for (prefix, len, flags) in [
+            ("10.0.0.0", 16, MASQUERADE_FROM | MASQUERADE_NOT_TO),
+            ("fd00::", 64, MASQUERADE_FROM | MASQUERADE_NOT_TO),
+            ("10.0.0.101", 32, MASQUERADE_NOT_TO),
+            ("10.9.0.0", 16, MASQUERADE_NOT_TO),
+            ("fd99::", 64, MASQUERADE_NOT_TO),
+        ] {
+            if !self.one_in(5) {
+                world.masquerade.push((ip(prefix), len, flags));
+            }
+        }
+        world
+    }
+
+    /// A packet that leaves by the uplink of a masquerading node, or comes to it there, more often than [`Self::step`] has it.
+    pub fn masqueraded_step(&mut self) -> Step {
+        let v6 = self.rng.bool();
+        let (id, far) = (self.pick(&IDS), self.pick(&["192.0.2.9", "192.0.2.8", "10.9.1.1", "10.9.7.7"]));
+        let far = if v6 { self.pick(&["2001:db8::9", "2001:db8::8", "fd99::1", "fe80::2"]) } else { far };
+        let src = if self.one_in(6) { lent(v6) } else { addr(v6, id) };
+        let port = self.pick(&[40_000, 40_000, 40_001, 5000]);
+        let opening = match self.rng.u8(0..8) {
+            0..3 => Build::tcp(src, port, ip(far), 80, self.pick(&[SYN, ACK, ACK, FIN | ACK, RST])),
+            3..6 => Build::udp(src, port, ip(far), 53),
+            6 => Build::ping(src, ip(far), port),
+            _ => Build::sctp(src, port, ip(far), 80),
+        };
+        let followed = if self.one_in(2) { self.following() } else { None };
+        let build = followed.unwrap_or(opening);
+        let build = if self.one_in(3) { self.odd(build) } else { build };
+        let from = self.owner(build.src);
+        let hook = if from.is_some() || build.src == lent(v6) { Hook::Out } else { Hook::Network };
+        let ingress = match (hook, from) {
+            (Hook::Out, Some(id)) => ifindex(id),
+            (Hook::Out, None) => 0,
+            _ => UPLINK,
+        };
+        let mut bytes = build.frame();
+        if self.one_in(30) {
+            bytes = self.broken(bytes);
+        }
+        self.remember(build);
+        Step { hook, frame: Frame::new(bytes, UPLINK).via(ingress) }
+    }
+
+    /// Lets answers and errors come about a packet as it has left, if it is one that can be read back.
+    pub fn left(&mut self, frame: &[u8]) {
+        let v6 = frame.get(12..14) == Some(&[0x86, 0xdd]);
+        let (header, proto) = if v6 { (40, 20) } else { (20, 23) };
+        let Some((&proto, l4)) = frame.get(proto).zip(frame.get(14 + header..14 + header + 8)) else {
+            return;
+        };
+        if !v6 && frame[14] != 0x45 {
+            return;
+        }
+        let half = |at: usize| u16::from_be_bytes([l4[at], l4[at + 1]]);
+        let far = |at: usize| -> Option<IpAddr> {
+            Some(if v6 {
+                IpAddr::from(<[u8; 16]>::try_from(frame.get(at..at + 16)?).ok()?)
+            } else {
+                IpAddr::from(<[u8; 4]>::try_from(frame.get(at..at + 4)?).ok()?)
+            })
+        };
+        let (Some(src), Some(dst)) = (far(if v6 { 22 } else { 26 }), far(if v6 { 38 } else { 30 })) else {
+            return;
+        };
+        let build = match proto {
+            6 => Build::tcp(src, half(0), dst, half(2), ACK),
+            17 => Build::udp(src, half(0), dst, half(2)),
+            1 | 58 if [8, 128].contains(&l4[0]) => Build::ping(src, dst, half(4)),
+            132 => Build::sctp(src, half(0), dst, half(2)),
+            _ => return,
+        };
+        self.remember(build);
+    }
+
+    fn remember(&mut self, build: Build) {
+        self.sent.push(build);
+        if self.sent.len() > 12 {
+            self.sent.remove(0);
+        }
     }
 
     fn config(&mut self) -> Config {
@@ -448,10 +567,7 @@ impl Random {
             (None, _) if self.one_in(5) => Hook::From,
             _ => Hook::Network,
         };
-        self.sent.push(build.clone());
-        if self.sent.len() > 12 {
-            self.sent.remove(0);
-        }
+        self.remember(build.clone());
         let mut bytes = build.clone().from_mac(mac(from.unwrap_or(any))).frame();
         if self.one_in(15) {
             bytes = self.broken(bytes);

@@ -4,6 +4,7 @@ mod ct;
 mod endpoint;
 mod ipcache;
 mod metrics;
+mod nat;
 mod policy;
 mod ranges;
 
@@ -25,6 +26,9 @@ pub enum BpfCommand {
     /// The connection table.
     #[command(subcommand)]
     Ct(ct::CtCommand),
+    /// Masqueraded packets, where eBPF does it.
+    #[command(subcommand)]
+    Nat(nat::NatCommand),
     /// Counters of drops and of what passed.
     #[command(subcommand)]
     Metrics(metrics::MetricsCommand),
@@ -36,6 +40,7 @@ pub fn run(host: &Host, command: BpfCommand) -> Result<(), Failure> {
         BpfCommand::Ipcache(command) => ipcache::run(command),
         BpfCommand::Endpoint(command) => endpoint::run(command),
         BpfCommand::Ct(command) => ct::run(host, command),
+        BpfCommand::Nat(command) => nat::run(command),
         BpfCommand::Metrics(command) => metrics::run(command),
     }
 }

@@ -1,0 +1,148 @@
+//! Masquerading by our programs: which prefixes, with which addresses, and the list of exceptions.
+
+mod list;
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use villus_abi::nat::{MASQUERADE_FROM, MASQUERADE_NOT_TO};
+use villus_abi::{IpcacheKey, Uplink};
+
+use crate::endpoint::word_of;
+use crate::kernel::{Wanted, make_equal};
+use crate::network::Network;
+use crate::node::Node;
+
+pub(crate) use list::{List, read};
+
+/// What the agent knows about masquerading beside its options.
+#[derive(Debug, Default)]
+pub(crate) struct Nat {
+    /// Prefixes of the operator's list.
+    list: Vec<IpNet>,
+    /// A table of nftables may be there, which goes when our programs do its work.
+    table_goes: bool,
+}
+
+impl Nat {
+    /// As it is at the start; what is wrong with the list is the second part.
+    pub fn at_start(list: Option<&Path>, bpf: bool) -> (Self, Option<String>) {
+        let mut nat = Self { list: Vec::new(), table_goes: bpf };
+        let Some(path) = list.filter(|_| bpf) else { return (nat, None) };
+        let parsed = read(path).and_then(|text| parse(path, text.as_deref()));
+        let (list, problem) = match parsed {
+            Ok(list) => (list, None),
+            Err(problem) => (List::without_file(), Some(problem)),
+        };
+        nat.list = list.prefixes;
+        (nat, problem)
+    }
+}
+
+/// A file's list, or what counts without one.
+pub(crate) fn parse(path: &Path, text: Option<&str>) -> Result<List, String> {
+    let Some(text) = text else { return Ok(List::without_file()) };
+    List::parse(text).map_err(|reason| format!("{}: {reason}", path.display()))
+}
+
+impl Node {
+    /// What `villus_masquerade_v1` should hold. A prefix bears the flags of those around it: the longest alone answers.
+    pub fn wanted_prefixes(&self) -> Wanted<IpcacheKey, u32> {
+        if self.kernel.maps.nat.is_none() {
+            return Wanted::new();
+        }
+        let (v4, v6) = (&self.config.ipv4, &self.config.ipv6);
+        let both = MASQUERADE_FROM | MASQUERADE_NOT_TO;
+        let pools = self.network.prefixes.all().into_iter().map(|net| (net, both));
+        let native = v4.native_routing.map(IpNet::from).into_iter().chain(v6.native_routing.map(IpNet::from));
+        let kept = native.chain(self.nat.list.iter().copied()).chain(self.routed_ranges());
+        let all: Vec<(IpNet, u32)> = pools.chain(kept.map(|net| (net, MASQUERADE_NOT_TO))).collect();
+        let flags = |net: &IpNet| {
+            all.iter().filter(|(around, _)| around.contains(net)).fold(0, |flags, (_, of)| flags | of)
+        };
+        all.iter().map(|(net, _)| (key_of(net), flags(net))).collect()
+    }
+
+    /// Endpoints' prefixes of other nodes, where the network takes packets to them as they are.
+    fn routed_ranges(&self) -> Vec<IpNet> {
+        if self.network.tunnel.is_some() {
+            return Vec::new();
+        }
+        self.other_nodes().iter().flat_map(|entry| entry.ranges().collect::<Vec<_>>()).collect()
+    }
+
+    /// What `villus_uplinks_v1` should hold.
+    pub fn wanted_uplinks(&self) -> Wanted<u32, Uplink> {
+        if self.kernel.maps.nat.is_none() {
+            return Wanted::new();
+        }
+        let used = &self.network.uplinks.used;
+        used.iter().map(|uplink| (uplink.index, lent_on(&self.network, &uplink.name))).collect()
+    }
+
+    /// Makes both maps what they should be; says how many entries were not so.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn write_masquerade(&self) -> villus_datapath::Result<usize> {
+        let Some(maps) = &self.kernel.maps.nat else { return Ok(0) };
+        let uplinks = make_equal(&maps.uplinks, &self.wanted_uplinks())?.total();
+        let mut prefixes = self.wanted_prefixes();
+        crate::between::keep(self.knows_all_nodes(), &mut prefixes, || maps.prefixes.entries())?;
+        Ok(uplinks + make_equal(&maps.prefixes, &prefixes)?.total())
+    }
+
+    /// As [`Self::write_masquerade`]; what goes wrong is a condition.
+    pub fn follow_masquerade(&mut self) {
+        let result = self.write_masquerade();
+        self.conditions.note("masquerading", result.err().map(|error| error.to_string()));
+    }
+
+    /// Another list of prefixes counts from now on.
+    pub fn set_list(&mut self, list: &List) {
+        if self.nat.list != list.prefixes {
+            tracing::info!(prefixes = list.prefixes.len(), "another list of prefixes without masquerade");
+            self.nat.list.clone_from(&list.prefixes);
+            self.follow_masquerade();
+        }
+    }
+
+    /// Once our programs do its work, a table of nftables that an agent before has made goes.
+    pub fn end_table(&mut self) {
+        if self.nat.table_goes && self.open && self.attached {
+            let removed = villus_net::remove_masquerade();
+            self.nat.table_goes = removed.is_err();
+            let name = "table of masquerading";
+            self.conditions.note(name, removed.err().map(|error| error.to_string()));
+        }
+    }
+}
+
+/// The addresses that are lent on a device: its own, or where it has none the node's.
+fn lent_on(network: &Network, device: &str) -> Uplink {
+    let own = network.addresses.iter().filter(|address| address.external && address.device == device);
+    let candidates: Vec<IpAddr> =
+        own.map(|address| address.ip).chain(network.internal.iter().copied()).collect();
+    let mut uplink = Uplink::default();
+    for ip in candidates {
+        match ip {
+            IpAddr::V4(v4) if uplink.ipv4 == 0 => uplink.ipv4 = word_of(v4),
+            IpAddr::V6(v6) if uplink.ipv6 == [0; 4] => {
+                let bytes = v6.octets();
+                uplink.ipv6 = std::array::from_fn(|i| {
+                    u32::from_ne_bytes([bytes[i * 4], bytes[i * 4 + 1], bytes[i * 4 + 2], bytes[i * 4 + 3]])
+                });
+            }
+            _ => {}
+        }
+    }
+    uplink
+}
+
+fn key_of(net: &IpNet) -> IpcacheKey {
+    match net {
+        IpNet::V4(net) => IpcacheKey::v4(net.trunc().addr().octets(), net.prefix_len()),
+        IpNet::V6(net) => IpcacheKey::v6(net.trunc().addr().octets(), net.prefix_len()),
+    }
+}

@@ -1,0 +1,198 @@
+//! Masquerading by the agent's programs: what endpoints send out of the cluster, the list of exceptions, and the change from and to
+//! a table of nftables.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+
+use common::{PATIENCE, TestNode, Workload, echoes};
+use villus_api::model::VerifyRequest;
+use villus_datapath::{Mappings, Maps, Pins};
+use villus_net::{Netns, NetnsRef};
+use villus_testbed::{alone, eventually, run};
+
+const OUTSIDE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+const LIST: &str = "/tmp/ip-masq-agent";
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+/// `ip` with arguments in one text.
+fn ip(arguments: &str) -> String {
+    run("ip", &arguments.split_whitespace().collect::<Vec<_>>())
+}
+
+/// A host beyond an uplink; it has no way back to endpoints' own addresses.
+fn outside() -> Netns {
+    ip("netns add outside");
+    ip("link add up0 type veth peer name far netns outside");
+    ip("link set up0 up");
+    ip("-n outside link set far up");
+    for (near, far) in [("192.0.2.2/24", "192.0.2.1/24"), ("2001:db8::2/64", "2001:db8::1/64")] {
+        let nodad = if near.contains(':') { " nodad" } else { "" };
+        ip(&format!("addr add {near} dev up0{nodad}"));
+        ip(&format!("-n outside addr add {far} dev far{nodad}"));
+    }
+    ip("route add default via 192.0.2.1");
+    ip("-6 route add default via 2001:db8::1");
+    NetnsRef::Name("outside".into()).open().unwrap()
+}
+
+/// Who the host outside takes a workload for that sends it a datagram. What the neighbour table delays is sent again.
+fn seen(outside: &Netns, client: &Workload, to: &str) -> IpAddr {
+    let to: IpAddr = to.parse().unwrap();
+    let server = outside.run(|| UdpSocket::bind(SocketAddr::new(to, 0))).unwrap().unwrap();
+    server.set_nonblocking(true).unwrap();
+    let own = if to.is_ipv4() { client.v4() } else { client.v6() };
+    let socket = client.udp(own, 0);
+    let (mut from, mut buffer) = (None, [0; 8]);
+    eventually("a datagram is heard outside", || {
+        socket.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        from = server.recv_from(&mut buffer).ok().map(|(_, from)| from.ip());
+        from.is_some()
+    });
+    from.unwrap()
+}
+
+fn own(to: &str) -> IpAddr {
+    if to.contains(':') { "2001:db8::2".parse().unwrap() } else { "192.0.2.2".parse().unwrap() }
+}
+
+fn status(node: &TestNode) -> String {
+    format!("{:?}", node.client().status_details().unwrap().lines)
+}
+
+fn tables() -> String {
+    run("nft", &["list", "tables"])
+}
+
+#[test]
+fn endpoints_leave_with_the_nodes_address_but_for_the_list() {
+    alone!();
+    let outside = outside();
+    let masq = ["enable-bpf-masquerade", "enable-ip-masq-agent"].map(|name| (name, "true"));
+    std::fs::write(LIST, "nonMasqueradeCIDRs: []\n").unwrap();
+    let mut node = TestNode::started(&[masq[0], masq[1], ("ip-masq-agent-config-path", LIST)]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let at_home = |to: &str| if to.contains(':') { client.v6() } else { client.v4() };
+    for to in OUTSIDE {
+        eventually("masqueraded", || seen(&outside, &client, to) == own(to));
+        assert!(client.pings(to.parse().unwrap()));
+    }
+    assert!(!tables().contains("villus"), "{}", tables());
+    assert!(status(&node).contains("IPv4: BPF, IPv6: BPF"), "{}", status(&node));
+    let verify = || node.client().verify(&VerifyRequest::default()).unwrap();
+    eventually("nothing differs", || verify().clean());
+
+    std::fs::write(LIST, r#"{"nonMasqueradeCIDRs": ["192.0.2.0/24", "2001:db8::/64"]}"#).unwrap();
+    for to in OUTSIDE {
+        eventually("the list counts", || seen(&outside, &client, to) == at_home(to));
+    }
+    std::fs::write(LIST, "nonMasqueradeCIDRs: [10.0.0.0/8, 192.0.2]\n").unwrap();
+    eventually("what is wrong is named", || {
+        let text = status(&node);
+        text.contains("nonMasqueradeCIDRs[1]") && text.contains(LIST)
+    });
+    for to in OUTSIDE {
+        assert_eq!(seen(&outside, &client, to), at_home(to), "the list of before stays");
+    }
+    std::fs::write(LIST, "masqLinkLocal: true\n").unwrap();
+    for to in OUTSIDE {
+        eventually("an empty list counts", || seen(&outside, &client, to) == own(to));
+    }
+    assert!(!status(&node).contains("nonMasqueradeCIDRs"));
+    std::fs::remove_file(LIST).unwrap();
+    eventually("without a file reserved prefixes are left alone", || {
+        seen(&outside, &client, OUTSIDE[0]) == at_home(OUTSIDE[0])
+    });
+    assert_eq!(seen(&outside, &client, OUTSIDE[1]), own(OUTSIDE[1]));
+
+    // Somebody takes away what masquerading goes by.
+    let maps = Maps::existing(&Pins::existing("/tmp/node/bpf".as_ref()).unwrap()).unwrap();
+    let nat = maps.nat.as_ref().unwrap();
+    nat.prefixes.remove_if(|_, _| true).unwrap();
+    nat.uplinks.remove_if(|_, _| true).unwrap();
+    assert!(!verify().clean());
+    let repaired = node.client().verify(&VerifyRequest { repair: true, ..VerifyRequest::default() }).unwrap();
+    assert!(repaired.differences.iter().all(|difference| difference.repaired), "{repaired:?}");
+    assert!(verify().clean());
+
+    // A mapping goes with its endpoint.
+    let address = client.v6();
+    let mappings = Mappings::new(maps.into());
+    let lives = || {
+        let all = mappings.list().unwrap();
+        all.iter().any(|(key, nat)| key.src().ip() == address || key.becomes(nat).ip() == address)
+    };
+    assert!(lives());
+    node.client().delete_endpoint(&villus_api::EndpointRef::Id(client.id())).unwrap();
+    eventually("its mappings are gone", || !lives());
+    drop(mappings);
+    node.stop();
+    assert!(Path::new("/tmp/node/bpf").exists());
+}
+
+/// Listens and echoes, for ever.
+fn serves(outside: &Netns, at: SocketAddr) {
+    let listener = outside.run(|| TcpListener::bind(at)).unwrap().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream: TcpStream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 1024];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn open_connections_go_on_when_the_way_of_masquerading_changes() {
+    alone!();
+    let outside = outside();
+    let mut node = TestNode::started(&[("enable-bpf-masquerade", "false")]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let mut streams = Vec::new();
+    for to in OUTSIDE {
+        let to: IpAddr = to.parse().unwrap();
+        serves(&outside, SocketAddr::new(to, 9000));
+        eventually("masqueraded by nftables", || !client.pings_in_vain(to));
+        let stream = client.connects(to, 9000).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        streams.push(stream);
+    }
+    assert!(streams.iter_mut().all(echoes));
+    for way in ["true", "false", "true"] {
+        node.stop();
+        node.options.retain(|(name, _)| name != "enable-bpf-masquerade");
+        node.options.push(("enable-bpf-masquerade".into(), way.into()));
+        node.start();
+        eventually("one way is there and not the other", || {
+            let table = tables().contains("villus");
+            let maps = Path::new("/tmp/node/bpf/tc/globals/villus_nat4_v1").exists();
+            (table, maps) == (way == "false", way == "true")
+        });
+        for stream in &mut streams {
+            assert!(echoes(stream), "{way} {stream:?}");
+        }
+        for to in OUTSIDE {
+            eventually("and new ones come about", || seen(&outside, &client, to) == own(to));
+        }
+    }
+    // And through a restart that changes nothing.
+    node.kill();
+    assert!(streams.iter_mut().all(echoes));
+    node.start();
+    assert!(streams.iter_mut().all(echoes));
+    node.stop();
+}
