@@ -169,6 +169,40 @@ fn in_a_pod_of_kubernetes_the_node_reaches_its_endpoints_whatever_policy_says() 
 }
 
 #[test]
+fn whose_port_ranges_cost_many_look_ups_is_said_by_name_for_each_direction() {
+    alone!();
+    // Room for a wide range in few blocks only, which are of many sizes.
+    let node = TestNode::started(&[("bpf-policy-map-max", "256")]);
+    node.workload("server", &["k8s:app=server"]);
+    let peers: Vec<String> = (1..=6).map(|n| format!("198.51.{n}.0/24")).collect();
+    let of = |field: &str, first: u16| {
+        let ports = format!("toPorts: [{{ports: [{{port: \"{first}\", endPort: 65534, protocol: TCP}}]}}]");
+        format!("[{{{field}: [{}], {ports}}}]", peers.join(", "))
+    };
+    let said = |node: &TestNode| said(node, "looks for port ranges of");
+    let delete = |name: &str| {
+        let delete = PolicyDelete { name: name.into(), ..PolicyDelete::default() };
+        node.client().delete_policy(&delete).unwrap();
+    };
+    node.import(&policy("narrow", &format!("ingress: {}", of("fromCIDR", 65_471))));
+    assert!(said(&node).is_empty(), "few sizes are nobody's business");
+    delete("narrow");
+    for (name, section, field) in [("in", "ingress", "fromCIDR"), ("out", "egress", "toCIDR")] {
+        node.import(&policy(name, &format!("{section}: {}", of(field, 1))));
+        let told = said(&node);
+        assert!(
+            told.len() == 1 && told[0].to_lowercase().contains(&format!("{section} policy looks")),
+            "{told:?}"
+        );
+        assert!(told[0].contains(&format!("CiliumNetworkPolicy default/{name};")), "{told:?}");
+        let sizes = told[0].split("for port ranges of ").nth(1).unwrap().split(' ').next().unwrap();
+        assert!((9..=14).contains(&sizes.parse::<u32>().unwrap()), "{told:?}");
+        delete(name);
+        assert!(said(&node).is_empty());
+    }
+}
+
+#[test]
 fn prefixes_mean_the_node_where_the_option_says_so() {
     alone!();
     let mut node = TestNode::started(&[("policy-cidr-match-mode", "nodes")]);

@@ -154,6 +154,54 @@ fn broken_policies_change_nothing_and_are_named() {
 }
 
 #[test]
+fn a_half_written_file_keeps_its_policies_in_force_until_it_is_removed_and_none_comes_back() {
+    alone!();
+    let mut node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    let file = node.root.join("policies/web.yaml");
+    let good = allow("web", "server", "client", 80);
+    let half = good.split_inclusive("toPorts: [{").next().unwrap();
+    let in_force = |_: &TestNode| client.pings_in_vain(server.v4()) && client.asks(server.v4(), 80);
+    let is_named = |node: &TestNode, part: &str| {
+        let warnings = node.client().status_details().unwrap().warnings;
+        warnings.iter().any(|w| w.message.contains("web.yaml") && w.message.contains(part))
+    };
+    node.policy_file("web.yaml", &good);
+    eventually("it is in force", || in_force(&node));
+    for (text, part) in [(half, "last good version"), ("", "it is empty"), (" \n", "it is empty")] {
+        node.policy_file("web.yaml", text);
+        eventually("the broken file is named", || is_named(&node, part));
+        assert!(in_force(&node), "{text:?}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    eventually("it goes with the file, half-written as that is", || !client.pings_in_vain(server.v4()));
+    assert!(!is_named(&node, ""));
+    // Nobody knows any more what a broken file of that name held.
+    node.policy_file("web.yaml", half);
+    eventually("it is named again", || is_named(&node, "web.yaml"));
+    assert!(!client.pings_in_vain(server.v4()));
+
+    // The same while no agent runs.
+    node.policy_file("web.yaml", &good);
+    eventually("it is in force again", || in_force(&node));
+    node.policy_file("web.yaml", half);
+    eventually("the broken file is named", || is_named(&node, "last good version"));
+    node.kill();
+    node.start();
+    assert!(in_force(&node), "the last good version outlives the agent");
+    node.kill();
+    std::fs::remove_file(&file).unwrap();
+    node.start();
+    assert!(!client.pings_in_vain(server.v4()), "the file is gone");
+    node.kill();
+    node.policy_file("web.yaml", half);
+    node.start();
+    assert!(!client.pings_in_vain(server.v4()), "what is gone does not come back");
+}
+
+#[test]
 fn a_policy_that_does_not_fit_leaves_the_complete_one() {
     alone!();
     let node = TestNode::started(&[("bpf-policy-map-max", "256")]);

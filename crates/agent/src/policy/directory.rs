@@ -1,6 +1,6 @@
 //! The watched directory of policy files (`static-cnp-path`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use crate::node::Node;
 
 /// Below `lib-dir`, the last good versions of policy files.
 const GOOD: &str = "static-policies";
+/// What is wrong with a file that holds nothing any more.
+const EMPTY: &str = "it is empty, as a file is that is being written; remove it to remove its policies";
 /// Largest policy file that is read.
 const MOST: u64 = 16 << 20;
 
@@ -74,7 +76,25 @@ impl Node {
             self.read_file(path, text);
         }
         self.keep_removed();
+        self.forget_removed();
         Ok(())
+    }
+
+    /// At the start: the good versions of files that went meanwhile go too, so that none comes back with a broken file of the
+    /// same name.
+    fn forget_removed(&self) {
+        let Ok(kept) = std::fs::read_dir(self.state.path(GOOD)) else { return };
+        if self.sources.complete {
+            return;
+        }
+        let known: BTreeSet<PathBuf> =
+            self.sources.files.keys().map(|path| self.good_version(&path.display().to_string())).collect();
+        for place in kept.filter_map(|entry| Some(entry.ok()?.path())).filter(|place| !known.contains(place))
+        {
+            if let Err(error) = std::fs::remove_file(&place) {
+                tracing::warn!(file = %place.display(), %error, "the good version of a file that is gone stays");
+            }
+        }
     }
 
     /// Nothing of a file is in force any more.
@@ -150,6 +170,9 @@ impl Node {
             return;
         }
         let parsed = text.map_err(|error| error.to_string()).and_then(|text| {
+            if text.trim().is_empty() && self.good_version(&name).exists() {
+                return Err(EMPTY.to_owned());
+            }
             let parsed = villus_policy::parse(&name, &text).map_err(|refused| refused.to_string())?;
             Ok((text, parsed))
         });
