@@ -11,11 +11,12 @@ use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
 use villus_api::model::DaemonConfigurationSpec;
 use villus_config::Config;
 use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, PoolState, Rank, Remote, Winner};
+use villus_kvstore::Header;
 use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
-use crate::cluster::{Feed, Freeze};
+use crate::cluster::{ClusterMesh, Feed, Freeze};
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
@@ -59,6 +60,10 @@ pub(crate) struct Node {
     pub remote: Option<Remote>,
     pub awaited: HashSet<Feed>,
     pub store_source: Option<Source>,
+    /// What this agent reads itself of other clusters' stores.
+    pub mesh: Option<Arc<ClusterMesh>>,
+    /// What its store was when the state of the cluster was written down that this agent began with.
+    pub mesh_seen: Option<Header>,
     /// Whether what others say is applied.
     pub freeze: Freeze,
     /// When the state of the cluster was written down that this agent began with.

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
-use villus_identity::{AddressPool, Ipcache, Remote, RemoteConfig, new_nodes};
+use villus_identity::{AddressPool, Ipcache, Layer, Remote, RemoteConfig, new_nodes};
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
 use crate::AgentError;
-use crate::cluster::{Feed, SharedStore, Snapshot};
+use crate::cluster::{ClusterMesh, Feed, SharedStore, Snapshot};
 use crate::conditions::Conditions;
 use crate::endpoint::LabelRules;
 use crate::host;
@@ -71,9 +72,18 @@ impl Node {
         // Until the store has said what it knows, nothing of it goes.
         let is_shared = identities.shared.is_some();
         let store_source = is_shared.then(|| ipcache.winners().source("store"));
+        let mesh = match &identities.shared {
+            Some(shared) => ClusterMesh::open(&config, &state, shared, &mut conditions)?.map(Arc::new),
+            None => None,
+        };
+        let layers: &[Layer] = match (is_shared, &mesh) {
+            (false, _) => &[],
+            (true, None) => &[Layer::State, Layer::Cache],
+            (true, Some(_)) => &Layer::ALL,
+        };
         let nodes = new_nodes();
         let remote = is_shared.then(|| {
-            let settings = remote_config(&config, &name);
+            let settings = remote_config(&config, &name, identities.allocator.range());
             Remote::new(settings, ipcache.clone(), nodes.clone(), identities.nodes.clone())
         });
         let ipcache_source = Some(ipcache.winners().source("policies and endpoints"));
@@ -98,10 +108,12 @@ impl Node {
             identity_feed,
             prefixes: BTreeMap::new(),
             nodes,
-            awaited: if is_shared { [Feed::Addresses, Feed::Nodes].into() } else { Default::default() },
+            awaited: layers.iter().copied().flat_map(Feed::of).collect(),
             remote,
             cluster_policies: is_shared.then(|| ClusterPolicies::new(&config.node.cluster_name)),
             store_source,
+            mesh,
+            mesh_seen: snapshot.as_ref().and_then(Snapshot::mesh_seen),
             freeze: Default::default(),
             snapshot_saved: snapshot.as_ref().map(|snapshot| snapshot.saved),
             known: Default::default(),
@@ -232,10 +244,11 @@ impl Node {
 /// Between an owner's return and the end of what it has not said again.
 const SETTLE: Duration = Duration::from_secs(30);
 
-fn remote_config(config: &Config, name: &str) -> RemoteConfig {
+fn remote_config(config: &Config, name: &str, range: RangeInclusive<u32>) -> RemoteConfig {
     RemoteConfig {
         cluster: config.node.cluster_name.clone(),
         cluster_id: config.node.cluster_id,
+        range,
         node: name.to_owned(),
         tunnels: config.routing.tunnel,
         settle: SETTLE,

@@ -36,6 +36,77 @@ fn the_published_lines_make_a_workload_known_until_they_are_deleted() {
     eventually("so is its identity", || !lets_in(&node, server.id(), 15_614_229));
 }
 
+/// What a mesh copies of cluster c2: key and value.
+const COPIES: [(&str, &str); 3] = [
+    (
+        "cilium/cache/identities/v1/c2/id/131073",
+        "k8s:app=shop;k8s:io.cilium.k8s.policy.cluster=c2;k8s:io.kubernetes.pod.namespace=default;",
+    ),
+    (
+        "cilium/cache/nodes/v1/c2/n1",
+        r#"{"Name":"n1","Cluster":"c2","IPAddresses":[{"Type":"InternalIP","IP":"10.3.22.1"}],"IPv4AllocCIDR":{"IP":"10.22.0.0","Mask":"////AA=="},"ClusterID":2}"#,
+    ),
+    (
+        "cilium/cache/ip/v1/c2/10.22.0.5",
+        r#"{"IP":"10.22.0.5","Mask":null,"HostIP":"10.3.22.1","ID":131073,"Key":0,"Metadata":""}"#,
+    ),
+];
+
+/// A policy that lets a cluster in.
+const LETS_C2_IN: &str = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c2, namespace: default}\n\
+    spec:\n  endpointSelector: {matchLabels: {app: server}}\n  ingress:\n  \
+    - fromEndpoints: [{matchLabels: {\"k8s:io.cilium.k8s.policy.cluster\": c2}}]\n";
+
+#[test]
+fn copies_of_another_clusters_entries_are_known_also_without_the_store_and_in_either_layout() {
+    alone!();
+    let mut etcd = EtcdServer::start();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    node.import(LETS_C2_IN);
+    for (key, value) in COPIES {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    let is_known = |node: &TestNode| {
+        who(node, "10.22.0.5/32") == Some((131_073, false))
+            && who(node, "10.22.0.0/24") == Some((2, true))
+            && lets_in(node, server.id(), 131_073)
+    };
+    eventually("the workload and its node are known", || is_known(&node));
+    let names: Vec<String> = node.client().nodes().unwrap().into_iter().map(|node| node.name).collect();
+    assert_eq!(names, ["c2/n1", "cluster1/node-a"]);
+    let forget = NodeForget { name: "c2/n1".into(), force: true, ..NodeForget::default() };
+    let refused = node.client().forget_node(&forget).unwrap_err().to_string();
+    assert!(refused.contains("another cluster's node"), "{refused}");
+    eventually("it is written down", || {
+        let text = std::fs::read_to_string(node.root.join("lib/cluster.json")).unwrap_or_default();
+        COPIES.iter().all(|(key, _)| text.contains(key.rsplit('/').next().unwrap()))
+    });
+    etcd.kill();
+    node.kill();
+    node.start();
+    assert!(is_known(&node), "from the snapshot");
+    etcd.resume();
+    etcd.wait();
+    eventually("the store is back", || !status(&node).contains("from snapshot"));
+    assert!(is_known(&node));
+    // The same in the other layout; then the former one goes.
+    for (key, value) in COPIES {
+        let key = key.replace("/cache/", "/state/").replace("/v1/c2/id/", "/v1/id/");
+        etcd.etcdctl(&["put", &key, value]).unwrap();
+    }
+    let last = "cilium/state/ip/v1/c2/10.22.0.6";
+    etcd.etcdctl(&["put", last, &COPIES[2].1.replace("22.0.5", "22.0.6")]).unwrap();
+    eventually("the state is read", || who(&node, "10.22.0.6/32").is_some());
+    etcd.etcdctl(&["del", "--prefix", "cilium/cache/"]).unwrap();
+    etcd.etcdctl(&["del", last]).unwrap();
+    eventually("what was deleted is gone", || who(&node, "10.22.0.6/32").is_none());
+    assert!(is_known(&node), "by the state");
+    etcd.etcdctl(&["del", "cilium/state/ip/v1/c2/10.22.0.5"]).unwrap();
+    eventually("then it is gone", || who(&node, "10.22.0.5/32").is_none());
+}
+
 #[test]
 fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     alone!();

@@ -47,8 +47,8 @@ What no one knows, what is no value, and what asks for a feature that is not the
 wrong is said at once, each with its place and its fix. `villus config check DIR` says the same about a directory
 without starting anything; `villus config` shows every value of a running agent and where it came from.
 
-One thing is deliberately not strict. Options of other clusters, of Kubernetes and of metrics (`clustermesh-config`,
-`k8s-kubeconfig-path`, `prometheus-serve-addr`) do not stop the start although this version serves none of them, so
+One thing is deliberately not strict. Options of Kubernetes and of metrics
+(`k8s-kubeconfig-path`, `prometheus-serve-addr`) do not stop the start although this version serves none of them, so
 that the directory of a node that runs today starts unchanged: the agent goes without, and says so in its log and in
 `villus status`. Options that would change which packets pass, or how, are never passed over like that.
 

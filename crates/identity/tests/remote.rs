@@ -10,8 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 use villus_identity::{
-    Identities, Ipcache, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote, RemoteConfig, Reserved,
-    Surroundings, new_identities, new_nodes,
+    Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote, RemoteConfig,
+    Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
     AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NamedPort, NodeAddress, NodeEntry,
@@ -69,6 +69,7 @@ impl Scene {
         let config = RemoteConfig {
             cluster: "c1".into(),
             cluster_id: 1,
+            range: 65_536..=131_071,
             node: "own".into(),
             tunnels: true,
             settle: SETTLE,
@@ -396,8 +397,8 @@ async fn what_was_known_before_a_restart_counts_until_the_store_has_spoken() {
     after.remote.restore(serde_json::from_str(&text).unwrap(), &after.world);
     assert_eq!(after.who("10.1.0.5/32"), Some((300, false)));
     assert_eq!(after.who("10.1.0.0/24"), Some((2, true)));
-    assert_eq!(after.remote.address_keys(), vec![(key.as_str().into(), true)]);
-    assert_eq!(after.remote.node_keys(), vec![("cilium/state/nodes/v1/c1/a".into(), true)]);
+    assert_eq!(after.remote.address_keys(Layer::State), vec![(key.as_str().into(), true)]);
+    assert_eq!(after.remote.node_keys(Layer::State), vec![("cilium/state/nodes/v1/c1/a".into(), true)]);
 }
 
 /// The labels of the identity that an address of a node has, as text.

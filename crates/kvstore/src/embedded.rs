@@ -54,6 +54,11 @@ impl Embedded {
         Ok(Opened { store, damaged: loaded.damaged })
     }
 
+    /// Which store it is, and its revision.
+    pub fn current(&self) -> Header {
+        self.engine.header()
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -84,6 +84,16 @@ pub enum Refused {
         /// Who has it.
         other: String,
     },
+    /// Its store is of a cluster with our own name.
+    #[error(
+        "the store of cluster {cluster} is of another cluster that is called {own} too, as this one is: their nodes and services would be mixed up; give one of them another --cluster-name"
+    )]
+    OwnName {
+        /// The remote, as its file calls it.
+        cluster: String,
+        /// The name.
+        own: String,
+    },
     /// Its addresses would lie among our own.
     #[error(
         "a cluster called `default` can't be copied in the layout state: this cluster's own addresses lie in `cilium/state/ip/v1/default`; use --layout=cache, or give the cluster another name"

@@ -23,12 +23,13 @@ pub mod remotes;
 mod serve;
 mod status;
 mod table;
+mod text;
 mod troubleshoot;
 
 pub use cluster::{ClusterConfig, Own, Refused, config_key, is_name};
 pub use filter::{Dropped, Filter, Judge, Nudge, Reason, Verdict};
 pub use layout::{Kind, Layout, Odd, Space, UnknownLayout};
-pub use mesh::{Mesh, Settings};
+pub use mesh::{Mesh, OwnStore, Settings};
 pub use preview::{Preview, PreviewKind};
 pub use record::{RECORDS, Record};
 pub use remote::Connect;

@@ -9,15 +9,15 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::{sync::watch, task::JoinHandle};
-use villus_kvstore::{Header, Lock, Locks, Store, StoreError};
-use villus_table::{Backoff, Stop};
+use villus_kvstore::{Header, Lock, Locks, Pace, Store, StoreError};
+use villus_table::Stop;
 
 use crate::{
     LOCK,
     cluster::{Claims, Own},
     drain,
     guard::{Guard, Highest},
-    layout::{Layout, NOBODYS, Space},
+    layout::{Kind, Layout, NOBODYS, Space},
     leases::Leases,
     mirror::End,
     record::Record,
@@ -40,6 +40,8 @@ pub struct Settings {
     pub directory: PathBuf,
     /// How copies lie; several while readers of both kinds are there.
     pub layouts: Vec<Layout>,
+    /// What is copied, where a remote has it.
+    pub kinds: Vec<Kind>,
     /// Time to live of leases; zero: copies have none and stay without this process.
     pub lease_ttl: Duration,
     /// Services of a remote that has been away for so long go; zero: never.
@@ -53,14 +55,20 @@ pub struct Settings {
     pub election: bool,
     /// Between two looks at the directory.
     pub scan: Duration,
-    /// Waiting times after failures.
-    pub backoff: Backoff,
+    /// Between two comparisons of the copies with their remotes; zero: never.
+    pub compare: Duration,
+    /// Waiting times after failures; also how often remotes are looked at, by how many do so.
+    pub pace: Pace,
 }
+
+/// Which store is this cluster's own, as far as is known: etcd's cluster id.
+pub type OwnStore = dyn Fn() -> Option<u64> + Send + Sync;
 
 /// A mesh.
 pub struct Mesh {
     settings: Arc<Settings>,
     local: Arc<dyn Store>,
+    own_store: Option<Arc<OwnStore>>,
     connect: Arc<Connect>,
     board: Board,
 }
@@ -87,7 +95,15 @@ impl Mesh {
     /// Nothing is done yet.
     pub fn new(settings: Settings, local: Arc<dyn Store>, connect: Arc<Connect>) -> Self {
         let board = Board::new(&settings.own.name, settings.own.id, &settings.layouts);
-        Self { settings: Arc::new(settings), local, connect, board }
+        Self { settings: Arc::new(settings), local, own_store: None, connect, board }
+    }
+
+    /// Copies go to a place of this process's own: which store is this cluster's, that no remote's endpoints may lead to,
+    /// is said by this.
+    #[must_use]
+    pub fn beside(mut self, own_store: Arc<OwnStore>) -> Self {
+        self.own_store = Some(own_store);
+        self
     }
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
@@ -96,6 +112,10 @@ impl Mesh {
 
     pub(crate) fn local(&self) -> &Arc<dyn Store> {
         &self.local
+    }
+
+    pub(crate) fn own_store(&self) -> Option<Arc<OwnStore>> {
+        self.own_store.clone()
     }
 
     pub(crate) fn connect(&self) -> &Arc<Connect> {
@@ -142,7 +162,7 @@ impl Mesh {
                 Err(error) => {
                     failures += 1;
                     self.say_local(false, error.to_string());
-                    let wait = self.settings.backoff.delay(failures, &mut fastrand::Rng::new());
+                    let wait = self.settings.pace.delay(failures, &mut fastrand::Rng::new());
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -159,6 +179,7 @@ impl Mesh {
         let shared = Shared {
             settings: Arc::clone(&self.settings),
             local: Arc::clone(&self.local),
+            own_store: self.own_store.clone(),
             guard: Guard(lock.map(Lock::held)),
             highest: Highest::default(),
             leases: Arc::clone(&leases),
@@ -358,7 +379,7 @@ async fn leave(shared: &Shared, name: &str) {
             Err(error) => {
                 failures += 1;
                 shared.board.remote(name, |remote| remote.status = format!("the local store: {error}"));
-                tokio::time::sleep(shared.settings.backoff.delay(failures, &mut fastrand::Rng::new())).await;
+                tokio::time::sleep(shared.settings.pace.delay(failures, &mut fastrand::Rng::new())).await;
             }
         }
     }

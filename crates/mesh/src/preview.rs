@@ -65,6 +65,7 @@ impl Mesh {
         let shared = Shared {
             settings: Arc::clone(settings),
             local: Arc::clone(self.local()),
+            own_store: self.own_store(),
             guard: Guard::default(),
             highest: Highest::default(),
             leases: Arc::new(Leases::new(Arc::clone(self.local()), settings.lease_ttl)),

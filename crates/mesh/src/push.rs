@@ -8,8 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use villus_kvstore::{LeaseId, Op, Store, StoreError, Txn, TxnOutcome};
-use villus_table::Backoff;
+use villus_kvstore::{LeaseId, Op, Pace, Store, StoreError, Txn, TxnOutcome};
 
 use crate::{
     guard::{Guard, Highest},
@@ -71,7 +70,7 @@ pub(crate) struct Push {
     bytes: usize,
     flying: HashSet<Arc<str>>,
     under_way: JoinSet<Batch>,
-    backoff: Backoff,
+    pace: Pace,
     chance: fastrand::Rng,
     failures: u32,
     not_before: Option<tokio::time::Instant>,
@@ -88,7 +87,7 @@ impl Push {
         guard: Guard,
         highest: Highest,
         leases: Arc<Leases>,
-        backoff: Backoff,
+        pace: Pace,
     ) -> Self {
         Self {
             store,
@@ -101,7 +100,7 @@ impl Push {
             bytes: 0,
             flying: HashSet::new(),
             under_way: JoinSet::new(),
-            backoff,
+            pace,
             chance: fastrand::Rng::new(),
             failures: 0,
             not_before: None,
@@ -128,6 +127,11 @@ impl Push {
     /// Whether more may be taken.
     pub fn has_room(&self) -> bool {
         self.waiting.len() < MOST_KEYS && self.bytes < MOST_BYTES
+    }
+
+    /// Whether a change of this key is not in the store for certain.
+    pub fn has(&self, rest: &str) -> bool {
+        self.waiting.contains_key(rest) || self.flying.contains(rest)
     }
 
     /// Changes that are not in the store for certain.
@@ -222,7 +226,7 @@ impl Push {
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
                 self.put_back(batch.changes);
-                let wait = self.backoff.delay(self.failures, &mut self.chance);
+                let wait = self.pace.delay(self.failures, &mut self.chance);
                 self.not_before = Some(tokio::time::Instant::now() + wait);
                 Pushed::Failed(error)
             }

@@ -14,7 +14,7 @@ use villus_kvstore::{Op, Store, StoreError};
 use villus_table::Stop;
 
 use crate::{
-    Settings,
+    OwnStore, Settings,
     cluster::{Claim, Claims, ClusterConfig, Refused, config_key},
     drain,
     filter::Judge,
@@ -42,6 +42,7 @@ pub type Connect = dyn Fn(&str, &RemoteConfig) -> Result<Arc<dyn Store>, String>
 pub(crate) struct Shared {
     pub settings: Arc<Settings>,
     pub local: Arc<dyn Store>,
+    pub own_store: Option<Arc<OwnStore>>,
     pub guard: Guard,
     pub highest: Highest,
     pub leases: Arc<Leases>,
@@ -115,7 +116,7 @@ impl Remote {
     }
 
     async fn pause(&self, failures: u32) {
-        tokio::time::sleep(self.shared.settings.backoff.delay(failures, &mut fastrand::Rng::new())).await;
+        tokio::time::sleep(self.shared.settings.pace.delay(failures, &mut fastrand::Rng::new())).await;
     }
 
     // --- who it is ---
@@ -163,8 +164,14 @@ impl Remote {
         };
         let header = store.header().await.map_err(failed)?;
         self.say(|remote| remote.connected = true);
-        let local = self.shared.local.header().await.map_err(|error| format!("the local store: {error}"))?;
-        if header.cluster == local.cluster {
+        let own = match &self.shared.own_store {
+            Some(known) => known(),
+            None => {
+                let local = self.shared.local.header().await;
+                Some(local.map_err(|error| format!("the local store: {error}"))?.cluster)
+            }
+        };
+        if own == Some(header.cluster) {
             return Ok(Err(Refused::OwnStore { cluster: self.name.clone() }));
         }
         let own = &self.shared.settings.own;
@@ -172,7 +179,7 @@ impl Remote {
         let config = match (&value, self.config.extra.cluster_id) {
             (Some(value), _) => ClusterConfig::read(&self.name, value, own),
             (None, Some(id)) => ClusterConfig::assumed(&self.name, id, own),
-            (None, None) => return Err(self.no_configuration(store).await),
+            (None, None) => return self.no_configuration(store).await,
         };
         let config = match config {
             Ok(config) => config,
@@ -191,7 +198,7 @@ impl Remote {
     }
 
     /// What there is instead of the configuration that was looked for.
-    async fn no_configuration(&self, store: &Arc<dyn Store>) -> String {
+    async fn no_configuration(&self, store: &Arc<dyn Store>) -> Result<Result<Known, Refused>, String> {
         let below = format!("{}/", villus_kvstore::keys::CLUSTER_CONFIG);
         let page = store.list_page(&below, None, 20, 0).await;
         let names: Vec<String> = page.map_or_else(
@@ -200,6 +207,10 @@ impl Remote {
                 page.entries.iter().filter_map(|e| e.key.strip_prefix(&below).map(str::to_owned)).collect()
             },
         );
+        let own = &self.shared.settings.own.name;
+        if names.contains(own) {
+            return Ok(Err(Refused::OwnName { cluster: self.name.clone(), own: own.clone() }));
+        }
         let hint = if names.is_empty() {
             format!(
                 "a cluster before Cilium 1.13 writes none: give its id as `cluster-id` in {}{}",
@@ -209,7 +220,7 @@ impl Remote {
         } else {
             format!("there are configurations of {}: the file's name must be the cluster's", names.join(", "))
         };
-        format!("the store has no `cilium/cluster-config/{}`; {hint}", self.name)
+        Err(format!("the store has no `cilium/cluster-config/{}`; {hint}", self.name))
     }
 
     // --- copying ---
@@ -313,7 +324,8 @@ impl Remote {
             let (mut addresses, mut identities) = (Some(addresses), Some(identities));
             let nudges = Nudges { addresses: to_addresses, identities: to_identities };
             let all_identities = watch::Sender::new(false);
-            for kind in known.config.kinds(*layout) {
+            let wanted = |kind: &Kind| settings.kinds.contains(kind);
+            for kind in known.config.kinds(*layout).into_iter().filter(wanted) {
                 let sources = kind.sources(known.config.layout(), &self.name);
                 let Some(target) = kind.target(*layout, &self.name).filter(|_| !sources.is_empty()) else {
                     continue;
@@ -334,7 +346,8 @@ impl Remote {
                     leases: Arc::clone(&shared.leases),
                     judge: Arc::clone(&judge),
                     board: shared.board.clone(),
-                    backoff: settings.backoff,
+                    pace: settings.pace.clone(),
+                    compare: settings.compare,
                     last: record.last(),
                     rewind_grace: settings.rewind_grace,
                     hold,
@@ -389,7 +402,8 @@ impl Remote {
         record: &mut Record,
         chores: &mut Chores,
     ) -> Result<bool, StoreError> {
-        if chores.probed.is_none_or(|at| at.elapsed() >= PROBE) {
+        let pause = self.shared.settings.pace.size().stretch(PROBE);
+        if chores.probed.is_none_or(|at| at.elapsed() >= pause) {
             chores.probed = Some(Instant::now());
             if self.probe(store, known).await {
                 return Ok(true);

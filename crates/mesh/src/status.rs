@@ -60,6 +60,12 @@ pub struct PrefixStatus {
     pub held_until: Option<Timestamp>,
     /// Milliseconds from receiving a change to its being stored, of the last transaction.
     pub delay_ms: u64,
+    /// When the copies were last compared with the remote.
+    #[serde(default)]
+    pub compared: Option<Timestamp>,
+    /// Copies that were then not what the remote has, and were mended.
+    #[serde(default)]
+    pub repaired: u64,
     /// What was not copied since the last list, by reason.
     pub dropped: Dropped,
     /// What does not work.
@@ -161,6 +167,9 @@ pub struct Board(Arc<Mutex<MeshStatus>>);
 // === impl State ===
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Never, Self::Syncing, Self::Synced, Self::Stale, Self::Removing];
+
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
@@ -191,6 +200,8 @@ impl PrefixStatus {
             held: 0,
             held_until: None,
             delay_ms: 0,
+            compared: None,
+            repaired: 0,
             dropped: Dropped::new(),
             problem: None,
         }
@@ -372,7 +383,7 @@ pub fn metrics(status: &MeshStatus) -> String {
                 ("type", one.kind.name()),
                 ("layout", one.layout.name()),
             ];
-            for state in [State::Never, State::Syncing, State::Synced, State::Stale, State::Removing] {
+            for state in State::ALL {
                 let labels = [&prefix[..], &[("state", state.name())]].concat();
                 add(
                     "villus_kvstoremesh_state",
@@ -397,6 +408,7 @@ pub fn metrics(status: &MeshStatus) -> String {
             plain("villus_kvstoremesh_received_total", "Entries and changes from the remote.", one.received);
             plain("villus_kvstoremesh_written_total", "Keys written to the local store.", one.written);
             plain("villus_kvstoremesh_deleted_total", "Keys deleted from the local store.", one.deleted);
+            plain("villus_kvstoremesh_repaired_total", "Copies that a comparison mended.", one.repaired);
             plain("villus_kvstoremesh_held", "Copies that a restored remote lacks.", one.held);
             plain(
                 "villus_kvstoremesh_delay_ms",

@@ -23,6 +23,8 @@ struct Row {
     seen: u8,
     /// The source whose value this is.
     from: u8,
+    /// The comparison under way has found it, or it came since that began.
+    found: bool,
 }
 
 /// What has to be done for a copy.
@@ -61,7 +63,7 @@ impl Table {
     /// A copy that lies in the local store. Nobody has it yet. `None`: it must be written again in any case.
     pub fn found(&mut self, rest: &str, value: Option<&[u8]>) {
         let hash = value.map_or(UNKNOWN, hash);
-        self.rows.insert(rest.into(), Row { hash, id: 0, has: 0, seen: 0, from: 0 });
+        self.rows.insert(rest.into(), Row { hash, id: 0, has: 0, seen: 0, from: 0, found: true });
     }
 
     /// Whether a copy is there, and the identity it was passed with.
@@ -85,14 +87,14 @@ impl Table {
         let (bit, hash) = (1 << source, hash(value));
         match self.rows.entry(rest.into()) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Row { hash, id, has: bit, seen: bit, from: source });
+                vacant.insert(Row { hash, id, has: bit, seen: bit, from: source, found: true });
                 Act::Put
             }
             Entry::Occupied(mut occupied) => {
                 let row = occupied.get_mut();
                 row.has |= bit;
                 row.seen |= bit;
-                (row.from, row.id) = (source, id);
+                (row.from, row.id, row.found) = (source, id, true);
                 if std::mem::replace(&mut row.hash, hash) == hash { Act::Keep } else { Act::Put }
             }
         }
@@ -125,6 +127,38 @@ impl Table {
         if let Some(row) = self.rows.get_mut(rest) {
             row.hash = UNKNOWN;
         }
+    }
+
+    /// A comparison with what really lies in the local store begins.
+    pub fn begin_comparison(&mut self) {
+        self.rows.values_mut().for_each(|row| row.found = false);
+    }
+
+    /// This lies in the local store. What differs from what is known is written again when a source has it, and goes when
+    /// none has. Returns whether it differs.
+    pub fn compare(&mut self, rest: &str, value: Option<&[u8]>) -> bool {
+        let Some(row) = self.rows.get_mut(rest) else {
+            self.found(rest, value);
+            return true;
+        };
+        row.found = true;
+        let differs = value.is_none_or(|value| hash(value) != row.hash);
+        if differs {
+            row.hash = UNKNOWN;
+        }
+        differs
+    }
+
+    /// The comparison is complete: what it has not found is written again. Returns how many these are.
+    pub fn end_comparison(&mut self, is_under_way: impl Fn(&str) -> bool) -> u64 {
+        let mut missing = 0;
+        for (rest, row) in self.rows.iter_mut().filter(|(_, row)| !row.found) {
+            if row.hash != UNKNOWN && !is_under_way(rest) {
+                row.hash = UNKNOWN;
+                missing += 1;
+            }
+        }
+        missing
     }
 
     /// A list of the source begins.
@@ -199,6 +233,26 @@ mod tests {
         assert_eq!(table.end(0), (Vec::new(), None));
         assert_eq!(table.unclaimed(), [("gone".into(), 0)]);
         assert!(table.drop_unclaimed("gone") && !table.drop_unclaimed("same"));
+    }
+
+    #[test]
+    fn a_comparison_finds_what_differs_what_is_missing_and_what_nobody_has() {
+        let mut table = Table::default();
+        for rest in ["same", "differs", "missing", "on its way"] {
+            table.put(rest, 0, b"1", 0);
+        }
+        table.begin_comparison();
+        assert!(!table.compare("same", Some(b"1")));
+        assert!(table.compare("differs", Some(b"2")) && table.compare("nobody's", Some(b"1")));
+        table.put("new", 0, b"1", 0);
+        assert_eq!(table.end_comparison(|rest| rest == "on its way"), 1);
+        table.begin(0);
+        for (rest, act) in
+            [("same", Act::Keep), ("differs", Act::Put), ("missing", Act::Put), ("new", Act::Keep)]
+        {
+            assert_eq!(table.put(rest, 0, b"1", 0), act, "{rest}");
+        }
+        assert_eq!(table.unclaimed(), [("nobody's".into(), 0)]);
     }
 
     #[test]

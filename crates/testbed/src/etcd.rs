@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -182,6 +183,18 @@ impl EtcdServer {
             .output()
             .expect("etcdctl (package etcd-client)");
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// Requests that it has answered since it started, watches not among them; `None` if it does not say.
+    pub fn requests(&self) -> Option<u64> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut metrics = String::new();
+        stream.read_to_string(&mut metrics).ok()?;
+        let handled = metrics.lines().filter(|line| line.starts_with("grpc_server_handled_total{"));
+        let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        Some(handled.filter_map(count).map(|count| count as u64).sum())
     }
 
     /// Whether it leads its cluster.

@@ -133,7 +133,8 @@ impl Node {
         let failing = self.conditions.iter().count();
         let controllers = CONTROLLERS + self.endpoints.len();
         let line = |label: &str, state: String, message: String| StatusLine::new(label, state, message);
-        vec![
+        let mesh = self.mesh_lines().map(|(head, lines)| line("ClusterMesh", head, lines));
+        let mut all = vec![
             line("KVStore", word(store.state).into(), store.msg),
             line("Kubernetes", "Disabled".into(), String::new()),
             line("Cilium", state.into(), own.msg),
@@ -181,7 +182,9 @@ impl Node {
                 ),
                 self.pressure_lines(),
             ),
-        ]
+        ];
+        all.splice(1..1, mesh);
+        all
     }
 
     fn uplinks_text(&self) -> String {

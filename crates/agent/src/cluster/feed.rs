@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use villus_identity::{Ownership, Publisher, Remote, Surroundings};
-use villus_kvstore::Batch;
+use villus_identity::{Layer, Ownership, Publisher, Remote, Surroundings};
+use villus_kvstore::{Batch, Entry, Item, keys};
 use villus_labels::NumericIdentity;
 
 use super::Snapshot;
@@ -29,14 +29,63 @@ impl Surroundings for Around<'_> {
 
 /// Which feed a batch is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Feed {
-    Addresses,
+pub(crate) struct Feed {
+    pub kind: Kind,
+    pub layer: Layer,
+}
+
+/// What a feed tells of. Identities of the state are the allocator's to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Identities,
     Nodes,
+    Addresses,
+}
+
+// === impl Feed ===
+
+impl Feed {
+    /// All feeds of a layer, what others refer to first.
+    pub fn of(layer: Layer) -> impl Iterator<Item = Self> {
+        let kinds = [Kind::Identities, Kind::Nodes, Kind::Addresses];
+        let kinds = kinds.into_iter().filter(move |kind| layer != Layer::State || *kind != Kind::Identities);
+        kinds.map(move |kind| Self { kind, layer })
+    }
+
+    /// The prefix below which its entries lie in their store.
+    pub fn prefix(self) -> String {
+        let state = match self.kind {
+            Kind::Identities => keys::IDENTITIES,
+            Kind::Nodes => keys::NODES,
+            Kind::Addresses => keys::IPS,
+        };
+        match self.layer {
+            Layer::State => format!("{state}/"),
+            Layer::Cache | Layer::Mesh => format!("{}/", keys::state_to_cache(state)),
+        }
+    }
+
+    /// A batch of the store with keys as tables know them.
+    pub fn known(self, mut batch: Batch) -> Batch {
+        if self.layer != Layer::Mesh {
+            return batch;
+        }
+        for item in &mut batch.items {
+            match item {
+                Item::Put(entry) => {
+                    *entry = Arc::new(Entry { key: self.layer.known(&entry.key), ..(**entry).clone() });
+                }
+                Item::Delete { key, .. } => *key = self.layer.known(key),
+            }
+        }
+        batch
+    }
 }
 
 impl Node {
     /// Takes over what was known before the start.
     pub fn restore_cluster(&mut self, snapshot: Snapshot) {
+        self.identities.allocator.restore_copies(snapshot.copies());
         self.absorb_identities();
         self.with_remote(|remote, around| remote.restore(snapshot.remote, around));
         self.carry_remote();
@@ -47,10 +96,16 @@ impl Node {
         // Who an address is must be known to policy maps before the address is.
         self.follow_identities();
         let now = Instant::now();
-        let altered = self.with_remote(|remote, around| match feed {
-            Feed::Addresses => remote.apply_addresses(batch, around, now),
-            Feed::Nodes => remote.apply_nodes(batch, around, now),
-        });
+        let refused = |node: &Self| node.remote.as_ref().map(|remote| remote.refused().total());
+        let before = refused(self);
+        let altered = match feed.kind {
+            Kind::Identities => {
+                self.identities.allocator.apply_copies(batch);
+                None
+            }
+            Kind::Nodes => self.with_remote(|remote, around| remote.apply_nodes(batch, around, now)),
+            Kind::Addresses => self.with_remote(|remote, around| remote.apply_addresses(batch, around, now)),
+        };
         if batch.relisted.is_some() {
             self.awaited.remove(&feed);
             self.note_silent();
@@ -60,10 +115,13 @@ impl Node {
         {
             source.complete();
         }
-        if feed == Feed::Nodes
+        if feed.kind == Kind::Nodes
             && let Some(shared) = &self.identities.shared
         {
             shared.size.set(self.nodes.len());
+        }
+        if refused(self) != before {
+            self.note_refused();
         }
         self.carry_remote();
         altered.unwrap_or_default()
@@ -109,6 +167,17 @@ impl Node {
             remote.resolve(identity, is_known);
         }
         self.step_ipcache_when_open();
+    }
+
+    /// Keys of a feed that are known, as their store has them, and whether each is under a lease.
+    pub fn feed_keys(&self, feed: Feed) -> Vec<(Arc<str>, bool)> {
+        let keys = match (feed.kind, &self.remote) {
+            (Kind::Identities, _) => self.identities.allocator.copied_keys(feed.layer),
+            (Kind::Nodes, Some(remote)) => remote.node_keys(feed.layer),
+            (Kind::Addresses, Some(remote)) => remote.address_keys(feed.layer),
+            (_, None) => Vec::new(),
+        };
+        keys.into_iter().map(|(key, leased)| (feed.layer.stored(&key).into(), leased)).collect()
     }
 
     /// Keys that an agent of this node left in the store; `None` before all is known.

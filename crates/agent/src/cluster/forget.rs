@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use villus_api::model::{ClusterNode, NodeForget, NodeForgotten};
 use villus_api::{ApiError, ApiResult};
-use villus_identity::NodeName;
+use villus_identity::{Layer, NodeName};
 use villus_kvstore::{Compare, Op, Store, StoreError, Txn};
 
 use crate::agent::Agent;
@@ -48,6 +48,12 @@ impl Node {
         };
         if row.is_local() {
             return Err(ApiError::conflict(format!("{name} is this node")).field("name"));
+        }
+        let layer = self.remote.as_ref().and_then(|remote| remote.layer_of(&name));
+        if layer.is_some_and(|layer| layer != Layer::State) {
+            return Err(ApiError::conflict(format!("{name} is another cluster's node, known by a copy"))
+                .field("name")
+                .hint("forget it in its own cluster: the copy follows"));
         }
         if row.stale.is_none() && !forget.force {
             return Err(ApiError::conflict(format!("{name} is not silent: its key is in the store"))

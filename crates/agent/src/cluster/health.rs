@@ -83,7 +83,8 @@ impl Node {
         self.conditions.note("store", problem);
     }
 
-    fn note_refused(&mut self) {
+    /// Says which entries of others can't be used.
+    pub(super) fn note_refused(&mut self) {
         let ids = self.identities.allocator.refused();
         let others = self.remote.iter().flat_map(|remote| remote.refused().iter());
         let all: Vec<String> = ids

@@ -8,6 +8,7 @@ impl Node {
         let usage = self.identities.allocator.usage();
         add("villus_identity_space_used_ratio", &[], usage.used as f64 / usage.total.max(1) as f64);
         add("cilium_nodes_all_num", &[], self.nodes.len() as f64);
+        self.mesh_metrics(add);
         add("villus_frozen", &[], f64::from(u8::from(self.freeze.is_frozen())));
         let (Some(shared), Some(remote)) = (&self.identities.shared, &self.remote) else { return };
         let health = shared.health();

@@ -1,10 +1,11 @@
 //! The last known good state of the cluster, on disk for a start without the store.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use villus_identity::{KnownIdentities, RemoteRecord};
+use villus_identity::{Allocator, KnownIdentities, RemoteRecord};
 use villus_kvstore::{Header, Witness};
 use villus_labels::{Labels, NumericIdentity};
 
@@ -31,6 +32,12 @@ pub(crate) struct Snapshot {
     witness: Option<Witness>,
     /// Numbers and label strings.
     identities: Vec<(u32, String)>,
+    /// The same of copies of other clusters' identities, and their keys.
+    #[serde(default)]
+    copies: Vec<(String, u32, String)>,
+    /// Which store holds this agent's own copies of other clusters' entries, and its revision.
+    #[serde(default)]
+    mesh: Option<(u64, u64)>,
     /// Addresses and nodes.
     pub remote: RemoteRecord,
 }
@@ -40,12 +47,24 @@ impl Snapshot {
     pub fn new(
         header: Option<Header>,
         witness: Option<Witness>,
-        identities: Vec<(NumericIdentity, Labels)>,
+        mesh: Option<Header>,
+        allocator: &Allocator,
         remote: RemoteRecord,
     ) -> Self {
         let (store, revision) = header.map_or((0, 0), |header| (header.cluster, header.revision));
-        let identities = identities.into_iter().map(|(n, labels)| (n.0, labels.to_kvstore())).collect();
-        Self { format: FORMAT, saved: Timestamp::now(), store, revision, witness, identities, remote }
+        let rows = allocator.rows().into_iter();
+        let copies = allocator.copied_rows().into_iter();
+        Self {
+            format: FORMAT,
+            saved: Timestamp::now(),
+            store,
+            revision,
+            witness,
+            identities: rows.map(|(n, labels)| (n.0, labels.to_kvstore())).collect(),
+            copies: copies.map(|(key, n, labels)| (key.to_string(), n.0, labels.to_kvstore())).collect(),
+            mesh: mesh.map(|header| (header.cluster, header.revision)),
+            remote,
+        }
     }
 
     /// Reads the last one that can be read; what cannot is kept aside and said.
@@ -90,6 +109,11 @@ impl Snapshot {
         self.witness.clone()
     }
 
+    /// Which store of this agent's own copies it is of.
+    pub fn mesh_seen(&self) -> Option<Header> {
+        self.mesh.map(|(cluster, revision)| Header { cluster, revision })
+    }
+
     /// Its identities; labels that make no sense are left out.
     pub fn identities(&self) -> KnownIdentities {
         let row = |(number, text): &(u32, String)| {
@@ -101,6 +125,15 @@ impl Snapshot {
             seen: self.seen(),
             witness: self.witness.clone(),
         }
+    }
+
+    /// Its copies of other clusters' identities; labels that make no sense are left out.
+    pub fn copies(&self) -> Vec<(Arc<str>, NumericIdentity, Labels)> {
+        let row = |(key, number, text): &(String, u32, String)| {
+            let labels = Labels::parse_kvstore(text).ok().filter(|labels| !labels.is_empty())?;
+            Some((key.as_str().into(), NumericIdentity(*number), labels))
+        };
+        self.copies.iter().filter_map(row).collect()
     }
 
     /// How long ago it was written; nothing if the clock went back meanwhile.

@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use villus_kvstore::{Compare, Follow, Past, Relisted, keys};
+use villus_identity::Layer;
+use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store};
 
 use super::feed::Feed;
 use super::{SharedStore, Snapshot};
@@ -17,22 +18,33 @@ const ILL: Duration = Duration::from_secs(5);
 const SNAPSHOT: Duration = Duration::from_secs(5);
 const ENTRIES_A_SECOND: usize = 2000;
 
+/// Follows all feeds of a layer in its store; `seen` is what was known of that before the start.
+pub(crate) async fn follow_layer(
+    agent: Agent,
+    shared: Arc<SharedStore>,
+    store: Arc<dyn Store>,
+    seen: Option<Header>,
+    layer: Layer,
+) {
+    let mut feeds = tokio::task::JoinSet::new();
+    for feed in Feed::of(layer) {
+        feeds.spawn(follow(agent.clone(), shared.clone(), store.clone(), seen, feed));
+    }
+    while feeds.join_next().await.is_some() {}
+}
+
 /// Follows one kind of entries.
-pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
-    let known = agent.with(move |node| {
-        let remote = node.remote.as_ref()?;
-        Some(match feed {
-            Feed::Addresses => remote.address_keys(),
-            Feed::Nodes => remote.node_keys(),
-        })
-    });
-    let Ok(Some(keys)) = known.await else { return };
-    let prefix = match feed {
-        Feed::Addresses => keys::IPS,
-        Feed::Nodes => keys::NODES,
-    };
-    let past = Past { keys, seen: shared.seen, witness: shared.witness() };
-    let mut follow = Follow::resume(shared.store.clone(), &format!("{prefix}/"), shared.pace.clone(), past);
+async fn follow(
+    agent: Agent,
+    shared: Arc<SharedStore>,
+    store: Arc<dyn Store>,
+    seen: Option<Header>,
+    feed: Feed,
+) {
+    let Ok(keys) = agent.with(move |node| node.feed_keys(feed)).await else { return };
+    let witness = shared.witness().filter(|_| feed.layer != Layer::Mesh);
+    let past = Past { keys, seen, witness };
+    let mut follow = Follow::resume(store, &feed.prefix(), shared.pace.clone(), past);
     let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
     loop {
@@ -45,8 +57,12 @@ pub(crate) async fn follow(agent: Agent, shared: Arc<SharedStore>, feed: Feed) {
         };
         let Some(batch) = batch else { return };
         freeze.thawed().await;
-        let lost = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
-        shared.note_witness(follow.witness(), lost);
+        let batch = feed.known(batch);
+        let is_shared = feed.layer != Layer::Mesh;
+        let lost = is_shared && matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        if is_shared {
+            shared.note_witness(follow.witness(), lost);
+        }
         let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
         let Ok((altered, next)) = done else { return };
         due = next;
@@ -166,9 +182,9 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
                 let is_news = allocator.is_synced() && before != Some(now);
                 let state = node.state.clone();
                 let nodes = NonZeroU32::new(u32::try_from(node.nodes.len()).unwrap_or(u32::MAX));
-                is_news.then(|| {
-                    (now, state, Snapshot::new(header, witness, allocator.rows(), remote.record()), nodes)
-                })
+                let mesh = node.mesh.as_ref().map(|mesh| mesh.store.current());
+                let of = |remote| Snapshot::new(header, witness, mesh, allocator, remote);
+                is_news.then(|| (now, state, of(remote.record()), nodes))
             })
             .await;
         let Ok(taken) = taken else { return };

@@ -9,13 +9,16 @@ mod policies;
 mod reconcile;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::task::JoinHandle;
+use villus_identity::Layer;
 use villus_net::MonitorStop;
 
 use crate::AgentError;
 use crate::agent::Agent;
-use crate::cluster::{Feed, tasks as cluster};
+use crate::cluster::{mesh, tasks as cluster};
+use crate::node::Node;
 
 pub(crate) use export::ExportCounts;
 
@@ -47,8 +50,22 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     if let Some(shared) = &agent.identities.shared {
         let shared = || shared.clone();
         tasks.add(cluster::watch_health(agent.clone(), shared()));
-        tasks.add(cluster::follow(agent.clone(), shared(), Feed::Nodes));
-        tasks.add(cluster::follow(agent.clone(), shared(), Feed::Addresses));
+        for layer in [Layer::State, Layer::Cache] {
+            let (store, seen) = (shared().store.clone(), shared().seen);
+            tasks.add(cluster::follow_layer(agent.clone(), shared(), store, seen, layer));
+        }
+        let wanted =
+            |node: &mut Node| (node.mesh.clone(), node.mesh_seen, node.config.kvstore.mesh.is_none());
+        match agent.with(wanted).await {
+            Ok((Some(mesh), seen, _)) => {
+                let store = Arc::new(mesh.store.clone());
+                tasks.add(cluster::follow_layer(agent.clone(), shared(), store, seen, Layer::Mesh));
+                tasks.add(mesh::run(agent.clone(), mesh));
+            }
+            Ok((None, _, true)) => tasks.add(mesh::end(agent.clone())),
+            // What was known stays until its copies can be read again.
+            Ok((None, _, false)) | Err(_) => {}
+        }
         tasks.add(policies::follow_cluster(agent.clone(), shared()));
         tasks.add(cluster::publish(agent.clone(), shared()));
         tasks.add(cluster::write(shared()));

@@ -126,6 +126,19 @@ impl Checks<'_> {
             let fix = r#"set kvstore-opt to {"etcd.config": "/etc/villus/etcd.yaml"}, or to an etcd.address"#;
             self.say(Severity::Error, "kvstore", "kvstore-opt does not say where etcd is", fix);
         }
+        if !kvstore.etcd && kvstore.mesh.is_some() {
+            let reason = "has no effect: a node with a store of its own connects to no other cluster";
+            self.say(Severity::Warning, "clustermesh-config", reason, "set kvstore to etcd, or leave it out");
+        }
+        if kvstore.etcd && kvstore.mesh.is_some() && self.config.node.cluster_id == 0 {
+            let reason = "other clusters refuse one without an id, whose identities could be any cluster's";
+            self.say(
+                Severity::Warning,
+                "cluster-id",
+                reason,
+                "give each cluster of the mesh an id of its own",
+            );
+        }
         if !kvstore.etcd && !kvstore.options.is_empty() {
             let reason = "has no effect: this node has a store of its own";
             self.say(Severity::Warning, "kvstore-opt", reason, "set kvstore to etcd, or leave it out");

@@ -1,6 +1,6 @@
 //! The part of a configuration that is about the store that nodes share.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::reader::Reader;
 
@@ -25,6 +25,10 @@ pub struct Kvstore {
     pub list_timeout: Option<Duration>,
     /// `stale-grace`.
     pub stale_grace: Duration,
+    /// `clustermesh-config`.
+    pub mesh: Option<PathBuf>,
+    /// `clustermesh-removal-grace`.
+    pub mesh_grace: Duration,
 }
 
 impl Kvstore {
@@ -39,6 +43,8 @@ impl Kvstore {
             allocation_timeout: r.duration("identity-allocation-timeout"),
             list_timeout: r.duration_unless_zero("allocator-list-timeout"),
             stale_grace: r.duration("stale-grace"),
+            mesh: r.path_unless_empty("clustermesh-config"),
+            mesh_grace: r.duration("clustermesh-removal-grace"),
         }
     }
 }

@@ -558,14 +558,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     // Kept for later versions
     opt(
-        Group::Kvstore,
-        "clustermesh-config",
-        OPTIONAL_PATH,
-        "",
-        "Directory with one file for each cluster to connect to.",
-    )
-    .support(Support::Kept("ClusterMesh is not supported by this version: no other cluster is connected")),
-    opt(
         Group::Kubernetes,
         "k8s-kubeconfig-path",
         OPTIONAL_PATH,

@@ -60,6 +60,18 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "How long addresses, nodes and identities count whose owner has fallen silent.",
     ),
     opt(
+        "clustermesh-config",
+        Kind::Path { empty: true },
+        "",
+        "Directory with one file for each cluster whose store this node reads itself (ClusterMesh).",
+    ),
+    opt(
+        "clustermesh-removal-grace",
+        secs_or_zero("at once"),
+        "3m",
+        "How long the entries of a cluster count whose file is gone from clustermesh-config, or all of them if that is.",
+    ),
+    opt(
         "identity-allocation-mode",
         Kind::Choice(&["kvstore", "crd", "doublewrite-readkvstore", "doublewrite-readcrd"]),
         "kvstore",

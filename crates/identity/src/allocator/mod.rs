@@ -1,6 +1,7 @@
 //! Global identities: one number for one label set in the whole cluster, agreed on through the store
 //! (reference `kvstore` 1.8).
 
+mod copies;
 mod open;
 mod protocol;
 mod state;
@@ -146,7 +147,7 @@ impl Allocator {
         let shared = Arc::new(Shared {
             locks: Locks::new(Arc::clone(&store)),
             session: Session::new(Arc::clone(&store), config.lease_ttl),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State::new(range.clone())),
             synced: watch::Sender::new(false),
             dark: watch::Sender::new(false),
             opened: Notify::new(),
@@ -278,12 +279,16 @@ impl Allocator {
         }
     }
 
-    /// Writes down what should outlive the process: all identities that came from the store.
+    /// Writes down what should outlive the process: all identities that came from the store, but for
+    /// [`Self::copied_rows`].
     pub fn rows(&self) -> Vec<(NumericIdentity, Labels)> {
         let first = NumericIdentity::ALLOCATED_MIN;
         let last = NumericIdentity(NumericIdentity::SCOPE_LOCAL);
         let rows = self.shared.table.snapshot();
-        rows.range(first..last).map(|(number, labels)| (*number, labels.clone())).collect()
+        let state = self.shared.state();
+        let is_copy = |number| !state.is_stated(number) && state.copies.labels(number).is_some();
+        let rows = rows.range(first..last).filter(|(number, _)| !is_copy(**number));
+        rows.map(|(number, labels)| (*number, labels.clone())).collect()
     }
 
     /// While it is held the table does not follow the store; what was missed is made up afterwards.
@@ -317,6 +322,11 @@ impl Allocator {
     pub fn lookup(&self, labels: &Labels) -> Option<NumericIdentity> {
         let reserved = self.shared.config.reserved.number(labels);
         reserved.or_else(|| self.shared.state().known(&labels.to_kvstore()))
+    }
+
+    /// The numbers of this cluster.
+    pub fn range(&self) -> RangeInclusive<u32> {
+        self.shared.range.clone()
     }
 
     /// How full the cluster's range is.
@@ -443,6 +453,7 @@ async fn sync(shared: Arc<Shared>, stop: Stop) {
             () = shared.compare.notified() => {}
         }
         watcher::forget_stale(&shared);
+        copies::forget_stale(&shared);
         match protocol::reassert(&shared).await {
             Ok(_) => failures = 0,
             Err(error) => {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use villus_kvstore::{Answer, Compare, Lock, Op, StoreError, Txn, TxnOutcome};
-use villus_labels::{Labels, NumericIdentity};
+use villus_labels::{Labels, NumericIdentity, Scope};
 
 use super::{Shared, lock_name, master_key, slave_prefix};
 use crate::error::AllocateError;
@@ -151,9 +151,9 @@ impl Allocation<'_> {
                 continue;
             }
             let number = entry.text().and_then(|text| text.parse().ok()).map(NumericIdentity);
-            let number = number.filter(|n| self.shared.range.contains(&n.0));
+            let number = number.filter(|n| !n.is_reserved() && n.scope() == Scope::Global);
             let Some(number) = number else {
-                let reason = "the value is not the number of an identity of this cluster".to_owned();
+                let reason = "the value is not the number of a global identity".to_owned();
                 if self.shared.state().refuse(&entry.key, reason) {
                     tracing::warn!(key = &*entry.key, "a slave key holds no identity and is left out");
                 }
@@ -161,6 +161,8 @@ impl Allocation<'_> {
             };
             match votes.iter_mut().find(|(known, _)| *known == number) {
                 Some((_, count)) => *count += 1,
+                // Another cluster's, whose number goes with it.
+                None if !self.shared.range.contains(&number.0) => {}
                 None => votes.push((number, 1)),
             }
         }

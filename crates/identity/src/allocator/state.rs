@@ -1,15 +1,23 @@
 //! What an allocator remembers: master keys of all nodes, and the label sets that this node uses.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use villus_labels::{Labels, NumericIdentity};
 
+use super::copies::Copies;
+
 /// Refused entries that are remembered at most.
 const REFUSED: usize = 1000;
 
-#[derive(Default)]
 pub(super) struct State {
+    /// The numbers of this cluster.
+    range: RangeInclusive<u32>,
+    /// Numbers that have a master key.
+    pub(super) stated: HashSet<NumericIdentity>,
+    /// What copies of other clusters' master keys say.
+    pub(super) copies: Copies,
     /// Label string to the numbers whose master keys say so. More than one is a leak that GC mends.
     masters: HashMap<String, BTreeSet<NumericIdentity>>,
     /// Label string to what this node uses.
@@ -37,6 +45,28 @@ pub(super) struct Used {
 }
 
 impl State {
+    /// Nothing is known of a cluster with these numbers.
+    pub(super) fn new(range: RangeInclusive<u32>) -> Self {
+        Self {
+            range,
+            stated: HashSet::new(),
+            copies: Copies::default(),
+            masters: HashMap::new(),
+            used: HashMap::new(),
+            doomed: BTreeMap::new(),
+            shadowed: BTreeMap::new(),
+            left: BTreeSet::new(),
+            stale: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            refused_total: 0,
+        }
+    }
+
+    /// Whether a number has a master key.
+    pub(super) fn is_stated(&self, number: NumericIdentity) -> bool {
+        self.stated.contains(&number)
+    }
+
     /// Takes another reference to a label set that is in use.
     pub(super) fn reuse(&mut self, text: &str) -> Option<NumericIdentity> {
         let used = self.used.get_mut(text)?;
@@ -114,15 +144,17 @@ impl State {
         self.used.iter().find(|(_, used)| used.number == number).map(|(text, _)| text.clone())
     }
 
-    /// A number of the label set: the one in use here, or the lowest known.
+    /// A number of the label set: the one in use here, or the lowest known of this cluster.
     pub(super) fn known(&self, text: &str) -> Option<NumericIdentity> {
         let used = self.used.get(text).map(|used| used.number);
-        used.or_else(|| self.masters.get(text)?.first().copied())
+        used.or_else(|| self.masters(text).first().copied())
     }
 
-    /// All numbers whose master keys hold this label string.
+    /// All numbers of this cluster whose master keys hold this label string. Another cluster's are its own: they go with
+    /// it.
     pub(super) fn masters(&self, text: &str) -> Vec<NumericIdentity> {
-        self.masters.get(text).map(|numbers| numbers.iter().copied().collect()).unwrap_or_default()
+        let all = self.masters.get(text).into_iter().flatten();
+        all.filter(|number| self.range.contains(&number.0)).copied().collect()
     }
 
     pub(super) fn add_master(&mut self, text: &str, number: NumericIdentity) {

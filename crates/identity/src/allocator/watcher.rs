@@ -6,7 +6,7 @@ use villus_kvstore::{Batch, Entry, Follow, Item, Past, Relisted, keys};
 use villus_labels::{Labels, NumericIdentity, Scope};
 use villus_table::{Source, Write};
 
-use super::{KnownIdentities, Shared, master_key};
+use super::{KnownIdentities, Shared, master_key, state::State};
 
 /// The largest value that is read; labels of a workload have some hundred bytes.
 const MAX: usize = 64 << 10;
@@ -18,6 +18,7 @@ pub(super) fn remember(shared: &Shared, known: KnownIdentities) -> Past {
     let mut keys = Vec::with_capacity(known.rows.len());
     for (number, labels) in known.rows {
         keys.push((master_key(number).into(), false));
+        state.stated.insert(number);
         state.add_master(&labels.to_kvstore(), number);
         write.put_if_changed(number, labels);
     }
@@ -66,8 +67,8 @@ fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
                     lost.push((number, text));
                 } else if rewound && write.get(&number).is_some() {
                     state.stale.insert(number, Instant::now());
-                } else if let Some(labels) = write.delete(&number) {
-                    state.remove_master(&labels.to_kvstore(), number);
+                } else {
+                    end(&mut state, &mut write, number);
                 }
             }
         }
@@ -76,13 +77,26 @@ fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
     lost
 }
 
+/// A number has no master key any more; copies of another cluster's may have it still.
+fn end(state: &mut State, write: &mut Write<'_, NumericIdentity, Labels>, number: NumericIdentity) {
+    state.stated.remove(&number);
+    if let Some(labels) = write.get(&number) {
+        state.remove_master(&labels.to_kvstore(), number);
+    }
+    match state.copies.labels(number) {
+        Some(labels) => drop(write.put_if_changed(number, labels.clone())),
+        None => drop(write.delete(&number)),
+    }
+}
+
 fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &Entry) {
-    let ours = |(number, labels)| not_ours(shared, in_range(shared, number)?, labels);
-    match read(entry).and_then(ours) {
+    // Other clusters' are ordinary here: a mesh copies them beside this cluster's, and so do people.
+    match read(entry).and_then(|(number, labels)| not_ours(shared, number, labels)) {
         Ok((number, labels)) => {
             let mut state = shared.state();
             state.accept(&entry.key);
             state.stale.remove(&number);
+            state.stated.insert(number);
             if let Some(old) = write.get(&number).filter(|old| **old != labels) {
                 state.remove_master(&old.to_kvstore(), number);
             }
@@ -94,19 +108,6 @@ fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &
                 tracing::warn!(key = &*entry.key, reason, "an identity can't be read and is left out");
             }
         }
-    }
-}
-
-/// Refuses numbers of other clusters: those come from their own stores.
-fn in_range(shared: &Shared, number: NumericIdentity) -> Result<NumericIdentity, String> {
-    let (range, cluster) = (&shared.range, shared.config.cluster_id);
-    match range.contains(&number.0) {
-        true => Ok(number),
-        false => Err(format!(
-            "{number} is no identity of this cluster: those of cluster-id {cluster} are {} to {}",
-            range.start(),
-            range.end()
-        )),
     }
 }
 
@@ -139,10 +140,8 @@ pub(super) fn forget_stale(shared: &Shared) {
         state.stale.iter().filter(|(_, since)| since.elapsed() >= grace).map(|(number, _)| *number).collect();
     for number in over {
         state.stale.remove(&number);
-        if state.user_of(number).is_none()
-            && let Some(labels) = write.delete(&number)
-        {
-            state.remove_master(&labels.to_kvstore(), number);
+        if state.user_of(number).is_none() {
+            end(&mut state, &mut write, number);
         }
     }
     drop(state);
@@ -170,6 +169,11 @@ fn number_of(key: &str) -> Option<NumericIdentity> {
 fn read(entry: &Entry) -> Result<(NumericIdentity, Labels), String> {
     let number = number_of(&entry.key)
         .ok_or_else(|| "the key does not end in the number of a global identity".to_owned())?;
+    Ok((number, labels_of(entry)?))
+}
+
+/// The labels in the value of a master key, or of a copy of one.
+pub(super) fn labels_of(entry: &Entry) -> Result<Labels, String> {
     if entry.value.len() > MAX {
         return Err(format!("the value has {} bytes; labels have at most {MAX}", entry.value.len()));
     }
@@ -181,7 +185,7 @@ fn read(entry: &Entry) -> Result<(NumericIdentity, Labels), String> {
     if labels.to_kvstore() != text {
         return Err("the labels are not sorted by key".to_owned());
     }
-    Ok((number, labels))
+    Ok(labels)
 }
 
 #[cfg(test)]

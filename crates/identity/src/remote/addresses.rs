@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use villus_kvstore::{Batch, Entry, IpIdentityPair, Item, NamedPort};
 use villus_labels::{NumericIdentity, Scope};
 
-use super::{Ownership, Remote, Surroundings, is_of_another_past};
-use crate::ipcache::{Claim, Edit, Mapping, Rank};
+use super::{Layer, Ownership, Remote, Surroundings, is_of_another_past};
+use crate::ipcache::{Claim, Edit, Mapping};
 
 /// The largest value that is read; one of an address has some hundred bytes.
 const MAX: usize = 64 << 10;
@@ -151,7 +151,9 @@ impl Remote {
                 entry.value.len()
             ));
         }
-        let (_, pair) = IpIdentityPair::read(&entry.key, &entry.value).map_err(|error| error.to_string())?;
+        let layer = Layer::of(&entry.key);
+        let key = Layer::in_state(&entry.key);
+        let (space, pair) = IpIdentityPair::read(&key, &entry.value).map_err(|error| error.to_string())?;
         let prefix = pair.prefix().ok_or("the mask does not fit the address")?.trunc();
         if prefix.prefix_len() == 0 {
             return Err("it claims all addresses".to_owned());
@@ -165,6 +167,12 @@ impl Remote {
                 return Err(format!("{number} is no identity of a cluster: it is known to one node alone"));
             }
         };
+        if layer != Layer::State {
+            self.must_be_another_clusters(space)?;
+            if self.config.range.contains(&identity.0) {
+                return Err(format!("{identity} is an identity of this cluster, the address is of {space}"));
+            }
+        }
         let writer = format!("cilium-global:{}:{}:", self.config.cluster, self.config.node);
         Ok(AddressRecord {
             prefix,
@@ -207,7 +215,8 @@ impl Remote {
         // That a node has it is said better by the node's own key, which may tell it from others.
         let is_node = address.identity == NumericIdentity::REMOTE_NODE;
         let (owner, revision) = (Arc::clone(key), if is_node { 0 } else { address.revision });
-        edit.upsert(address.prefix, Claim { rank: Rank::Kvstore, owner, revision, mapping });
+        let rank = Layer::of(key).rank();
+        edit.upsert(address.prefix, Claim { rank, owner, revision, mapping });
     }
 
     /// Whether the address waits for its identity.
@@ -225,7 +234,7 @@ impl Remote {
                 self.unresolved.remove(&address.identity);
             }
         }
-        edit.remove(address.prefix, Rank::Kvstore, key, u64::MAX);
+        edit.remove(address.prefix, Layer::of(key).rank(), key, u64::MAX);
         Some(address)
     }
 }

@@ -7,6 +7,8 @@
 //! restored from a backup.
 
 mod addresses;
+mod echoes;
+mod layer;
 mod nodes;
 mod ports;
 mod refused;
@@ -16,6 +18,7 @@ mod who;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
+    ops::RangeInclusive,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,9 +29,11 @@ use villus_kvstore::{Batch, NamedPort, NodeEntry, Relisted};
 use villus_labels::{Labels, NumericIdentity};
 
 pub use addresses::AddressRecord;
+pub use layer::Layer;
 pub use refused::Refused;
 
 use crate::{ipcache::Ipcache, local::NodeIdentities, nodes::Nodes};
+use echoes::Echoes;
 use nodes::Member;
 use who::Told;
 
@@ -39,6 +44,8 @@ pub struct RemoteConfig {
     pub cluster: String,
     /// The id of that cluster.
     pub cluster_id: u32,
+    /// The numbers of that cluster's identities, which no other cluster's entry may have.
+    pub range: RangeInclusive<u32>,
     /// This node.
     pub node: String,
     /// Whether addresses are reached through tunnels to the nodes behind which they live.
@@ -79,6 +86,9 @@ pub struct RemoteRecord {
     pub addresses: Vec<(String, AddressRecord)>,
     /// Nodes: their values and whether their keys were under a lease.
     pub nodes: Vec<(NodeEntry, bool)>,
+    /// Nodes as layers of copies tell of them.
+    #[serde(default)]
+    pub copied_nodes: Vec<(Layer, NodeEntry, bool)>,
 }
 
 /// How many entries there are, and of which kind.
@@ -103,7 +113,9 @@ pub struct Remote {
     nodes: Nodes,
     numbers: Arc<NodeIdentities>,
     addresses: BTreeMap<Arc<str>, AddressRecord>,
+    /// Nodes by the keys that they have, or would have, among the state.
     members: BTreeMap<Arc<str>, Member>,
+    echoes: Echoes,
     /// Whose the addresses of nodes are, by the keys of the nodes.
     hosts: HashMap<IpAddr, Arc<str>>,
     /// Whose the prefixes of endpoints are; they do not overlap.
@@ -138,6 +150,7 @@ impl Remote {
             numbers,
             addresses: BTreeMap::new(),
             members: BTreeMap::new(),
+            echoes: Echoes::default(),
             hosts: HashMap::new(),
             ranges: BTreeMap::new(),
             unresolved: BTreeMap::new(),
@@ -172,16 +185,22 @@ impl Remote {
     /// What should outlive the process.
     pub fn record(&self) -> RemoteRecord {
         let others = self.members.values().filter(|member| !member.own);
+        let (state, copies): (Vec<_>, Vec<_>) = others
+            .map(|member| (member.layer, (*member.entry).clone(), member.leased))
+            .chain(self.echoes.iter().map(|(_, layer, echo)| (layer, echo.entry.clone(), echo.leased)))
+            .partition(|(layer, ..)| *layer == Layer::State);
         RemoteRecord {
             addresses: self.addresses.iter().map(|(key, a)| (key.to_string(), a.clone())).collect(),
-            nodes: others.map(|member| ((*member.entry).clone(), member.leased)).collect(),
+            nodes: state.into_iter().map(|(_, entry, leased)| (entry, leased)).collect(),
+            copied_nodes: copies,
         }
     }
 
     /// Takes over what was known before a restart; the store's first lists say what of it is still so.
     pub fn restore(&mut self, record: RemoteRecord, around: &dyn Surroundings) {
-        for (entry, leased) in record.nodes {
-            self.put_node(entry.key().into(), entry, leased);
+        let state = record.nodes.into_iter().map(|(entry, leased)| (Layer::State, entry, leased));
+        for (layer, entry, leased) in state.chain(record.copied_nodes) {
+            self.tell_node(entry.key().into(), layer, entry, leased);
         }
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();
@@ -191,15 +210,29 @@ impl Remote {
         }
     }
 
-    /// The keys of addresses that are known, and whether each is under a lease.
-    pub fn address_keys(&self) -> Vec<(Arc<str>, bool)> {
-        self.addresses.iter().map(|(key, address)| (Arc::clone(key), address.leased)).collect()
+    /// The keys of addresses that are known in a layer, and whether each is under a lease.
+    pub fn address_keys(&self, layer: Layer) -> Vec<(Arc<str>, bool)> {
+        let its = self.addresses.iter().filter(|(key, _)| Layer::of(key) == layer);
+        its.map(|(key, address)| (Arc::clone(key), address.leased)).collect()
     }
 
-    /// The keys of nodes that are known, and whether each is under a lease.
-    pub fn node_keys(&self) -> Vec<(Arc<str>, bool)> {
-        let others = self.members.iter().filter(|(_, member)| !member.own);
-        others.map(|(key, member)| (Arc::clone(key), member.leased)).collect()
+    /// The keys of nodes that are known in a layer, and whether each is under a lease.
+    pub fn node_keys(&self, layer: Layer) -> Vec<(Arc<str>, bool)> {
+        let others = self.members.iter().filter(|(_, member)| !member.own && member.layer == layer);
+        let others = others.map(|(key, member)| (key, member.leased));
+        let echoes = self.echoes.iter().filter(|(_, of, _)| *of == layer);
+        others
+            .chain(echoes.map(|(key, _, echo)| (key, echo.leased)))
+            .map(|(key, leased)| (layer.of_state(key).into(), leased))
+            .collect()
+    }
+
+    /// An entry among copies is another cluster's, or it is none.
+    fn must_be_another_clusters(&self, cluster: &str) -> Result<(), String> {
+        match cluster == self.config.cluster {
+            true => Err(format!("{cluster} is this cluster: its own entries lie among no copies")),
+            false => Ok(()),
+        }
     }
 }
 

@@ -9,13 +9,15 @@ use std::{
 use ipnet::IpNet;
 use villus_kvstore::{Batch, Entry, Item, NodeEntry};
 
-use super::{Ownership, Remote, Surroundings, addresses::as_v4, is_of_another_past};
-use crate::ipcache::{Claim, Mapping, Rank};
+use super::{Layer, Ownership, Remote, Surroundings, addresses::as_v4, is_of_another_past};
+use crate::ipcache::{Claim, Mapping};
 use crate::nodes::{Node, NodeName};
 
 /// A node as its key says.
 pub(super) struct Member {
     pub(super) name: NodeName,
+    /// Where it lies that counts.
+    pub(super) layer: Layer,
     pub(super) entry: Arc<NodeEntry>,
     pub(super) leased: bool,
     /// It is this node.
@@ -41,8 +43,9 @@ impl Remote {
                     Ownership::Other => match self.read_node(entry) {
                         Ok(node) => {
                             self.refused.accept(&entry.key);
-                            let (key, leased) = (Arc::clone(&entry.key), entry.lease.is_some());
-                            self.put_node(key.clone(), node, leased);
+                            let key: Arc<str> = Layer::in_state(&entry.key).into();
+                            let layer = Layer::of(&entry.key);
+                            self.tell_node(Arc::clone(&key), layer, node, entry.lease.is_some());
                             if batch.relisted.is_none()
                                 && let Some(member) = self.members.get_mut(&key)
                             {
@@ -58,10 +61,16 @@ impl Remote {
                     self.refused.accept(key);
                     if around.ownership(key, None) != Ownership::Other {
                         altered.push(Arc::clone(key));
-                    } else if lost || *leased {
-                        self.lose_node(key, around, now);
+                        continue;
+                    }
+                    let state: Arc<str> = Layer::in_state(key).into();
+                    if self.fall_back(&state, Layer::of(key)) {
+                        continue;
+                    }
+                    if lost || *leased {
+                        self.lose_node(&state, around, now);
                     } else {
-                        self.drop_node(key);
+                        self.drop_node(&state);
                     }
                 }
             }
@@ -76,13 +85,23 @@ impl Remote {
             return;
         }
         self.drop_node(&key);
-        self.put_node(key, entry, true);
+        self.put_node(key, Layer::State, entry, true);
         self.settle_contests();
     }
 
     fn read_node(&self, entry: &Entry) -> Result<NodeEntry, String> {
-        let node = NodeEntry::read(&entry.key, &entry.value).map_err(|error| error.to_string())?;
+        let key = Layer::in_state(&entry.key);
+        let node = NodeEntry::read(&key, &entry.value).map_err(|error| error.to_string())?;
         let ours = self.config.cluster_id;
+        if Layer::of(&entry.key) != Layer::State {
+            self.must_be_another_clusters(&node.cluster)?;
+        }
+        if node.cluster != self.config.cluster && node.cluster_id == ours && ours != 0 {
+            return Err(format!(
+                "a node of cluster {} says cluster-id {ours}, which is this cluster's; give one of them another",
+                node.cluster
+            ));
+        }
         if node.cluster == self.config.cluster && node.cluster_id != ours {
             let theirs = node.cluster_id;
             return Err(format!("a node of this cluster has cluster-id {ours}, this one says {theirs}"));
@@ -93,7 +112,7 @@ impl Remote {
         Ok(node)
     }
 
-    pub(super) fn put_node(&mut self, key: Arc<str>, entry: NodeEntry, leased: bool) {
+    pub(super) fn put_node(&mut self, key: Arc<str>, layer: Layer, entry: NodeEntry, leased: bool) {
         let name = NodeName::new(&entry.cluster, &entry.name);
         let own = *name.cluster == *self.config.cluster && *name.name == *self.config.node;
         let told = self.members.get(&key).and_then(|member| member.told);
@@ -101,9 +120,10 @@ impl Remote {
         let contests = self.contests(&key, &entry);
         let contested = !contests.is_empty();
         if contested {
-            self.refused.refuse(&key, contests.join("; "));
+            self.refused.refuse(&layer.of_state(&key), contests.join("; "));
         }
-        let member = Member { name, entry: Arc::new(entry), leased, own, told, stale: None, contested };
+        let entry = Arc::new(entry);
+        let member = Member { name, layer, entry, leased, own, told, stale: None, contested };
         self.enter(&key, &member);
         self.members.insert(key, member);
     }
@@ -152,10 +172,11 @@ impl Remote {
         }
         self.tell_apart(key, &entry);
         let tunnel = entry.address(true).filter(|_| self.config.tunnels).and_then(as_v4);
+        let rank = member.layer.rank();
         let mut edit = self.ipcache.edit();
         let mut claim = |prefix: IpNet, mapping| {
             // What the key of an address says of a node's own wins, but not that it is a node's.
-            let claim = Claim { rank: Rank::Kvstore, owner: Arc::clone(key), revision: 1, mapping };
+            let claim = Claim { rank, owner: Arc::clone(key), revision: 1, mapping };
             edit.upsert(prefix, claim);
         };
         for address in &entry.addresses {
@@ -165,7 +186,7 @@ impl Remote {
             claim(range, Mapping { tunnel, ..Mapping::cluster_range() });
         }
         drop(edit);
-        let mut row = Node::new(entry, Rank::Kvstore);
+        let mut row = Node::new(entry, rank);
         row.stale = member.stale.map(|(_, since)| since);
         let mut write = self.nodes.write();
         write.put_if_changed(member.name.clone(), row);
@@ -175,17 +196,17 @@ impl Remote {
     /// Takes back what a node claims.
     fn unclaim(&mut self, key: &str) {
         let Some(member) = self.members.get(key) else { return };
-        let entry = Arc::clone(&member.entry);
+        let (entry, rank) = (Arc::clone(&member.entry), member.layer.rank());
         let is_its = |owner: Option<&Arc<str>>| owner.is_some_and(|owner| **owner == *key);
         let ips: Vec<IpAddr> = entry.addresses.iter().map(|address| address.ip).collect();
         let mut edit = self.ipcache.edit();
         for ip in ips.into_iter().filter(|ip| is_its(self.hosts.get(ip))).collect::<Vec<_>>() {
             self.hosts.remove(&ip);
-            edit.remove(IpNet::from(ip), Rank::Kvstore, key, u64::MAX);
+            edit.remove(IpNet::from(ip), rank, key, u64::MAX);
         }
         for range in entry.ranges().filter(|range| is_its(self.ranges.get(range))).collect::<Vec<_>>() {
             self.ranges.remove(&range);
-            edit.remove(range, Rank::Kvstore, key, u64::MAX);
+            edit.remove(range, rank, key, u64::MAX);
         }
     }
 
@@ -206,7 +227,7 @@ impl Remote {
         self.unclaim(key);
         self.retire(key, |_| false);
         let Some(member) = self.members.remove(key) else { return };
-        self.refused.accept(key);
+        self.refused.accept(&member.layer.of_state(key));
         if !member.own {
             self.nodes.delete(&member.name);
         }
@@ -215,21 +236,21 @@ impl Remote {
 
     /// What a node had may be another's now.
     fn settle_contests(&mut self) {
-        let contested: Vec<(Arc<str>, Arc<NodeEntry>, bool)> = self
+        let contested: Vec<(Arc<str>, Layer, Arc<NodeEntry>, bool)> = self
             .members
             .iter()
             .filter(|(_, member)| member.contested && !member.own)
-            .map(|(key, member)| (Arc::clone(key), Arc::clone(&member.entry), member.leased))
+            .map(|(key, member)| (Arc::clone(key), member.layer, Arc::clone(&member.entry), member.leased))
             .collect();
-        for (key, entry, leased) in contested {
+        for (key, layer, entry, leased) in contested {
             let stale = self.members.get(&key).and_then(|member| member.stale);
-            self.put_node(key.clone(), (*entry).clone(), leased);
+            self.put_node(key.clone(), layer, (*entry).clone(), leased);
             let Some(member) = self.members.get_mut(&key) else { continue };
             if stale.is_some() {
                 member.stale = stale;
             }
             if !member.contested {
-                self.refused.accept(&key);
+                self.refused.accept(&layer.of_state(&key));
             }
         }
     }

@@ -7,11 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AddressRecord, Remote, Surroundings};
-use crate::{
-    ipcache::{Edit, Rank},
-    nodes::NodeName,
-};
+use super::{AddressRecord, Layer, Remote, Surroundings};
+use crate::{ipcache::Edit, nodes::NodeName};
 
 /// How long the deletion of a key under a lease waits for word of its owner: the keys of a lease go together, but addresses
 /// and nodes are told apart.
@@ -59,7 +56,7 @@ impl Remote {
         // Whoever claims it now has said so later.
         address.revision = 0;
         let address = address.clone();
-        edit.remove(address.prefix, Rank::Kvstore, key, u64::MAX);
+        edit.remove(address.prefix, Layer::of(key).rank(), key, u64::MAX);
         self.claim(edit, key, &address, self.is_unresolved(key, &address));
     }
 
@@ -131,8 +128,10 @@ impl Remote {
         }
         let finished = |address: &AddressRecord, since: Instant| {
             let owner = address.host.and_then(|host| self.hosts.get(&host)).and_then(|n| self.members.get(n));
+            // Who copies another cluster's entries writes its nodes before it has copied what they have.
             owner.is_some_and(|owner| {
-                owner.stale.is_none()
+                *owner.name.cluster == *self.config.cluster
+                    && owner.stale.is_none()
                     && owner.told.is_some_and(|told| told > since && now.duration_since(told) >= settle)
             })
         };
@@ -150,6 +149,11 @@ impl Remote {
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();
         keys.into_iter().filter_map(|key| self.drop_address(&mut edit, &key)).count()
+    }
+
+    /// Where the word on a node lies that counts.
+    pub fn layer_of(&self, name: &NodeName) -> Option<Layer> {
+        self.members.values().find(|member| !member.own && member.name == *name).map(|member| member.layer)
     }
 
     /// Keys and values of a node: of its addresses first, then its own.
@@ -179,6 +183,7 @@ impl Remote {
             self.addresses.iter().filter(|(_, a)| of(a)).map(|(key, _)| Arc::clone(key)).collect();
         let mut all: BTreeSet<String> = keys.iter().map(ToString::to_string).collect();
         self.drop_addresses(keys);
+        self.echoes.forget(&key);
         self.drop_node(&key);
         all.insert(key.to_string());
         Some(all)

@@ -25,6 +25,7 @@ impl Mirror {
         }
         self.prepare_sweep().await;
         self.revoke_when_away();
+        self.compare().await;
         if !self.canary && self.status.state == State::Synced {
             return self.write_canary().await;
         }

@@ -4,6 +4,7 @@
 //! whatever interrupts it, what is there stays until a complete list of the remote lacks it.
 
 mod chores;
+mod compare;
 
 use std::{
     collections::VecDeque,
@@ -13,8 +14,8 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use villus_kvstore::{Entry, Event, Header, Pull, Pulled, Relisted, Store, StoreError};
-use villus_table::{Backoff, Stop};
+use villus_kvstore::{Entry, Event, Header, Pace, Pull, Pulled, Relisted, Store, StoreError};
+use villus_table::Stop;
 
 use crate::{
     filter::{Dropped, Judge, Nudge, Reason, Verdict},
@@ -25,6 +26,7 @@ use crate::{
     status::{Board, PrefixStatus, State},
     table::{Act, SOURCES, Table},
 };
+use compare::Comparison;
 
 /// Entries of a list that come together from the local store.
 const PIECE: usize = 1000;
@@ -60,7 +62,9 @@ pub(crate) struct Plan {
     pub leases: Arc<Leases>,
     pub judge: Arc<Judge>,
     pub board: Board,
-    pub backoff: Backoff,
+    pub pace: Pace,
+    /// Between two comparisons of the copies with the remote; zero: never.
+    pub compare: Duration,
     /// What the remote was like when it was last copied from.
     pub last: Option<Header>,
     /// How long copies stay that a restored or wiped remote lacks.
@@ -118,6 +122,7 @@ pub(crate) struct Mirror {
     away_since: Option<Instant>,
     revoked: bool,
     canary: bool,
+    comparison: Comparison,
     status: PrefixStatus,
     said: Instant,
 }
@@ -127,8 +132,14 @@ pub(crate) struct Mirror {
 impl Mirror {
     pub fn new(plan: Plan, nudged: mpsc::UnboundedReceiver<Nudge>) -> Self {
         let (local, leases) = (Arc::clone(&plan.local), Arc::clone(&plan.leases));
-        let push =
-            Push::new(local, &plan.target, plan.guard.clone(), plan.highest.clone(), leases, plan.backoff);
+        let push = Push::new(
+            local,
+            &plan.target,
+            plan.guard.clone(),
+            plan.highest.clone(),
+            leases,
+            plan.pace.clone(),
+        );
         let status = plan.board.remote(&plan.cluster, |remote| remote.prefix(plan.kind, plan.layout).clone());
         Self {
             plan,
@@ -144,6 +155,7 @@ impl Mirror {
             away_since: None,
             revoked: false,
             canary: false,
+            comparison: Comparison::default(),
             status,
             said: Instant::now(),
         }
@@ -173,7 +185,7 @@ impl Mirror {
         while let Err(error) = self.read_local().await {
             failures += 1;
             self.trouble(format!("the local store: {error}"));
-            tokio::time::sleep(self.plan.backoff.delay(failures, &mut fastrand::Rng::new())).await;
+            tokio::time::sleep(self.plan.pace.delay(failures, &mut fastrand::Rng::new())).await;
         }
         self.plan.leases.copies(&self.plan.target, self.table.len());
         if let Some(ready) = &mut self.plan.ready {
@@ -217,17 +229,22 @@ impl Mirror {
     }
 
     fn take_down(&mut self, entry: &Entry) {
-        let Some(rest) = entry.key.strip_prefix(&self.plan.target) else { return };
+        if let Some(rest) = self.copy_of(entry) {
+            let fits = self.plan.leases.fits(entry.lease);
+            self.table.found(rest, fits.then_some(&entry.value));
+        }
+    }
+
+    /// What follows the target's prefix, if the entry of the local store is a copy of this remote's.
+    fn copy_of<'k>(&self, entry: &'k Entry) -> Option<&'k str> {
+        let rest = entry.key.strip_prefix(&self.plan.target)?;
         let space = self.plan.judge.space();
         let ours = match self.plan.kind {
             _ if !self.plan.kind.is_shared(self.plan.layout) => true,
             Kind::References => space.reference(&entry.value).is_some(),
             kind => kind.check(rest, space).is_ok(),
         };
-        if ours {
-            let fits = self.plan.leases.fits(entry.lease);
-            self.table.found(rest, fits.then_some(&entry.value));
-        }
+        ours.then_some(rest)
     }
 
     /// Waits until the remote has written all of this kind once.
@@ -244,13 +261,13 @@ impl Mirror {
             };
             self.trouble(problem);
             failures += 1;
-            let wait = self.plan.backoff.delay(failures, &mut fastrand::Rng::new());
+            let wait = self.plan.pace.delay(failures, &mut fastrand::Rng::new());
             tokio::time::sleep(wait.max(TICK)).await;
         }
     }
 
     fn pull(&self, prefix: &str, last: Option<Header>) -> Pull {
-        Pull::start(Arc::clone(&self.plan.remote), prefix, self.plan.backoff, last)
+        Pull::start(Arc::clone(&self.plan.remote), prefix, self.plan.pace.clone(), last)
     }
 
     // --- the work ---

@@ -6,6 +6,7 @@ mod election;
 mod etcd;
 mod failures;
 mod filters;
+mod hostile;
 mod layouts;
 mod previews;
 mod random;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use villus_kvstore::{Follow, Item, Memory, Store, StoreError};
 use villus_labels::MaxConnectedClusters;
-use villus_mesh::{Board, Layout, Mesh, MeshStatus, Own, RemoteStatus, Settings, State};
+use villus_mesh::{Board, Kind, Layout, Mesh, MeshStatus, Own, RemoteStatus, Settings, State};
 use villus_table::{Backoff, Stop};
 
 /// How long anything may take on a machine that is busy with something else.
@@ -34,7 +34,9 @@ pub fn settings(directory: &TempDir) -> Settings {
         rewind_grace: Duration::from_millis(500),
         election: false,
         scan: Duration::from_millis(20),
-        backoff: quick(),
+        kinds: Kind::ALL.to_vec(),
+        compare: Duration::ZERO,
+        pace: quick().into(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use clap::Args;
 use villus_kvstore::{Etcd, EtcdOptions, Store};
 use villus_labels::MaxConnectedClusters;
-use villus_mesh::{Layout, Mesh, Own, Preview, Settings, remotes::RemoteConfig};
+use villus_mesh::{Kind, Layout, Mesh, Own, Preview, Settings, remotes::RemoteConfig};
 use villus_print::Table;
 use villus_table::{Backoff, Stop};
 
@@ -47,6 +47,9 @@ pub struct RunArgs {
     /// How long copies stay that a restored or wiped remote lacks.
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = villus_config::duration::parse)]
     rewind_grace: Duration,
+    /// Between two comparisons of all copies with their remotes; 0: never.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = villus_config::duration::parse)]
+    compare_interval: Duration,
     /// Let several replicas agree on one that copies.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     leader_election: bool,
@@ -145,7 +148,9 @@ fn settings(args: &RunArgs) -> Result<Settings, Failure> {
         rewind_grace: args.rewind_grace,
         election: args.leader_election,
         scan: Duration::from_secs(1),
-        backoff,
+        kinds: Kind::ALL.to_vec(),
+        compare: args.compare_interval,
+        pace: backoff.into(),
     })
 }
 

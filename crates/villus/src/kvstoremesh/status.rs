@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use villus_mesh::{MeshStatus, RemoteStatus, State};
+use villus_mesh::{MeshStatus, RemoteStatus};
 use villus_print::Table;
 
 use crate::{
@@ -83,57 +83,8 @@ fn text(status: &MeshStatus, verbose: bool) -> String {
 }
 
 fn one(remote: &RemoteStatus, verbose: bool) -> String {
-    let word = match (&remote.removal_at, remote.ready) {
-        (Some(at), _) => format!("removing, copies go at {at}"),
-        (None, true) => "ready".to_owned(),
-        (None, false) => "not-ready".to_owned(),
-    };
-    let failures = match remote.last_failure {
-        Some(at) => format!("{} failures (last: {at})", remote.num_failures),
-        None => "0 failures (last: never)".to_owned(),
-    };
-    let mut text = format!(
-        "  {}: {word}, {} nodes, {} endpoints, {} identities, {} services, {failures}\n  └ {}\n",
-        remote.name,
-        remote.num_nodes,
-        remote.num_endpoints,
-        remote.num_identities,
-        remote.num_shared_services,
-        remote.status
-    );
-    for problem in remote.refused.iter().chain(&remote.file) {
-        text.push_str(&format!("  └ {problem}\n"));
-    }
-    let config = &remote.config;
-    if config.retrieved {
-        text.push_str(&format!(
-            "  └ remote configuration: retrieved=true, cluster-id={}, kvstoremesh={}, sync-canaries={}\n",
-            config.cluster_id, config.kvstoremesh, config.sync_canaries
-        ));
-    }
-    let stale: Vec<String> = remote
-        .prefixes
-        .iter()
-        .filter(|one| one.state != State::Synced)
-        .map(|one| format!("{} {} since {}", one.kind, one.state.name(), one.since))
-        .collect();
-    let sync = if stale.is_empty() { "all synced".to_owned() } else { stale.join(", ") };
-    text.push_str(&format!("  └ synchronization status: {sync}\n"));
-    let problems: std::collections::BTreeSet<&String> =
-        remote.prefixes.iter().filter_map(|one| one.problem.as_ref()).collect();
-    for problem in problems {
-        text.push_str(&format!("  └ {problem}\n"));
-    }
-    let held: u64 = remote.prefixes.iter().map(|one| one.held).sum();
-    if held > 0 {
-        let until = remote.prefixes.iter().filter_map(|one| one.held_until).max();
-        let until = until.map(|at| at.to_string()).unwrap_or_default();
-        text.push_str(&format!("  └ {held} copies that the remote lacks stay until {until}\n"));
-    }
-    if verbose {
-        text.push_str(&table(remote));
-    }
-    text
+    let text: String = remote.lines().iter().map(|line| format!("  {line}\n")).collect();
+    if verbose { text + &table(remote) } else { text }
 }
 
 fn table(remote: &RemoteStatus) -> String {

@@ -5,13 +5,16 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use serde::Serialize;
 use villus_labels::MaxConnectedClusters;
-use villus_mesh::{Findings, Own, RemoteStatus, State, remotes, troubleshoot};
+use villus_mesh::{Findings, Own, RemoteStatus, remotes, troubleshoot};
 
 use crate::{
     failure::{FAILED, Failure},
     kvstoremesh::{DEFAULT_FILE, read_status},
     out::OutputArgs,
 };
+
+/// Where an agent with `clustermesh-config` leaves the status of its own mesh.
+const AGENTS_FILE: &str = "/var/run/villus/clustermesh.json";
 
 #[derive(Args, Debug)]
 pub struct MeshArgs {
@@ -33,9 +36,9 @@ pub struct MeshArgs {
     /// How long a step may take.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = villus_config::duration::parse)]
     timeout: Duration,
-    /// Where a running mesh leaves its status, for the lag.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_FILE, value_hint = clap::ValueHint::FilePath)]
-    status_file: PathBuf,
+    /// Where a running mesh leaves its status, for the lag [default: what `villus kvstoremesh` or an agent has left].
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    status_file: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -69,7 +72,11 @@ pub fn run(args: &MeshArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(format!("sockets can't be used: {error}")))?;
     // Without a running mesh there is no lag.
-    let status = read_status(&args.status_file).ok();
+    let files = match &args.status_file {
+        Some(file) => vec![file.clone()],
+        None => [DEFAULT_FILE, AGENTS_FILE].map(PathBuf::from).into(),
+    };
+    let status = files.iter().find_map(|file| read_status(file).ok());
     let mut shown = Vec::new();
     for (name, file) in &found {
         let findings = runtime.block_on(troubleshoot(name, file, &own, args.timeout));
@@ -84,13 +91,7 @@ pub fn run(args: &MeshArgs) -> Result<(), Failure> {
 fn lag(remote: &RemoteStatus, revision: Option<u64>) -> String {
     let pending: u64 = remote.prefixes.iter().map(|one| one.pending).sum();
     let slowest = remote.prefixes.iter().map(|one| one.delay_ms).max().unwrap_or(0);
-    let late: Vec<String> = remote
-        .prefixes
-        .iter()
-        .filter(|one| one.state != State::Synced)
-        .map(|one| format!("{} {} since {}", one.kind, one.state.name(), one.since))
-        .collect();
-    let state = if late.is_empty() { "all synced".to_owned() } else { late.join(", ") };
+    let state = remote.synchronization();
     let heard = match revision {
         Some(revision) => format!("the mesh has heard revision {} of {revision}", remote.revision),
         None => format!("the mesh has last heard revision {}", remote.revision),
