@@ -4,6 +4,7 @@
 
 mod agent;
 mod cost;
+mod external;
 mod load;
 mod mesh;
 mod overlay;
@@ -20,7 +21,7 @@ use anyhow::{Context, Result, bail};
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let name = args.next().context(
-        "villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, mesh, overlay, path, policy, store",
+        "villus-bench NAME [--json FILE] [--only TEXT]: agent, datapath, external, mesh, overlay, path, policy, store",
     )?;
     let (mut json, mut only) = (None, String::new());
     while let Some(arg) = args.next() {
@@ -33,6 +34,7 @@ fn main() -> Result<()> {
     let rows = match name.as_str() {
         "agent" => agent::run()?,
         "overlay" => overlay::run(&only)?,
+        "external" => external::run()?,
         "mesh" => mesh::run()?,
         "path" => path::run()?,
         "policy" => policy::run()?,
@@ -40,7 +42,7 @@ fn main() -> Result<()> {
         "datapath" => wire::run(&only)?,
         other => {
             bail!(
-                "no benchmark is called {other}; there are: agent, datapath, mesh, overlay, path, policy, store"
+                "no benchmark is called {other}; there are: agent, datapath, external, mesh, overlay, path, policy, store"
             )
         }
     };

@@ -16,6 +16,8 @@ const POLICIES: &str = "villus/policies/v1";
 const REALISED: &str = "villus/realised/v1";
 /// `<cluster>/leader`: which operator leads.
 const OPERATORS: &str = "villus/operator/v1";
+/// `<cluster>/…`: external resources.
+const EXTERNAL: &str = "villus/external/v1";
 /// Below it lies what is Villus' own.
 const OWN: &str = "villus/";
 /// The role of those who may change the cluster's policies.
@@ -223,6 +225,8 @@ impl Cluster {
                     Permission::write_below(below(&[keys::INIT_LOCK])),
                     Permission::write(keys::HEARTBEAT),
                     Permission::write_below(below(&[OPERATORS, &self.name])),
+                    Permission::write_below(below(&[EXTERNAL, &self.name])),
+                    Permission::write_below(below(&[keys::IPS, &self.address_space])),
                 ],
             ),
             (

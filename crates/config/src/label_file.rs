@@ -33,7 +33,7 @@ struct Prefix {
 ///
 /// # Errors
 /// What is wrong, in one sentence.
-pub(crate) fn read(path: &Path) -> Result<String, String> {
+pub fn read(path: &Path) -> Result<String, String> {
     let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if length > MOST {
         return Err(format!("it has {length} bytes, more than {MOST}"));

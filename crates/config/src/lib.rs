@@ -31,6 +31,7 @@ pub mod value;
 
 pub use config::Config;
 pub use finding::{Error, Finding, Report, Severity};
+pub use label_file::read as read_label_file;
 pub use resolve::Setting;
 pub use source::{Origin, Sources};
 pub use spec::{Group, OptionSpec, Support};

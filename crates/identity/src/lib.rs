@@ -22,7 +22,7 @@ mod publish;
 mod remote;
 mod reserved;
 
-pub use allocator::{Allocator, AllocatorConfig, KnownIdentities, OpenIdentity, Usage};
+pub use allocator::{Allocator, AllocatorConfig, KnownIdentities, OpenIdentity, Usage, master_key, use_key};
 pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};

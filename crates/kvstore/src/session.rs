@@ -187,6 +187,19 @@ impl Session {
         Ok(written)
     }
 
+    /// Ends all leases: whatever is owned goes, and nothing is owned any more.
+    ///
+    /// # Errors
+    /// When the store is not there; the keys go when their leases' time is over. All leases were tried.
+    pub async fn end(&self) -> Result<(), StoreError> {
+        let leases = std::mem::take(&mut *self.inner()).leases;
+        let mut outcome = Ok(());
+        for lease in leases.into_keys() {
+            outcome = outcome.and(self.store.revoke(lease).await);
+        }
+        outcome
+    }
+
     /// Keeps everything alive until `stop` is said: a third of the lease's time between two rounds.
     pub async fn run(&self, stop: &Stop) {
         let mut wait = self.ttl / 3;

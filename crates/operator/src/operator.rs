@@ -7,9 +7,10 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
-use villus_api::model::{OperatorStatus, ServiceState};
+use villus_api::model::{OperatorExternal, OperatorStatus, ServiceState};
+use villus_external::{Externals, Keeper};
 use villus_identity::GcReport;
-use villus_kvstore::{Session, Store, StoreError, keys};
+use villus_kvstore::{Compare, Session, Store, StoreError, keys};
 use villus_table::{Backoff, Stop};
 
 use crate::{
@@ -51,9 +52,11 @@ pub struct Operator {
     shared: Arc<Shared>,
     stop: Stop,
     task: JoinHandle<()>,
+    follows: JoinHandle<()>,
 }
 
 pub(crate) struct Shared {
+    pub(crate) keeper: Option<Keeper>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) config: OperatorConfig,
     pub(crate) proof: Proof,
@@ -65,26 +68,43 @@ pub(crate) struct Shared {
 impl Operator {
     /// Stands for election, and works when it is elected.
     pub fn start(store: Arc<dyn Store>, config: OperatorConfig) -> Self {
+        Self::start_with(store, config, None)
+    }
+
+    /// As [`Operator::start`]; where it leads it keeps the cluster's external resources in order, too.
+    pub fn start_with(store: Arc<dyn Store>, config: OperatorConfig, keeper: Option<Keeper>) -> Self {
         let status = OperatorStatus {
             name: config.name.clone(),
             cluster: config.cluster.clone(),
             ..OperatorStatus::default()
         };
-        let shared = Arc::new(Shared { store, config, proof: Proof::new(), status: Mutex::new(status) });
+        let (proof, status) = (Proof::new(), Mutex::new(status));
+        let shared = Arc::new(Shared { keeper, store, config, proof, status });
         let stop = Stop::new();
         let task = tokio::spawn(run(Arc::clone(&shared), stop.clone()));
-        Self { shared, stop, task }
+        let followed = Arc::clone(&shared);
+        let follows = tokio::spawn(async move {
+            if let Some(keeper) = &followed.keeper {
+                keeper.follow().await;
+            }
+        });
+        Self { shared, stop, task, follows }
+    }
+
+    /// The external resources that it looks after.
+    pub(crate) fn externals(&self) -> Option<Externals> {
+        self.shared.keeper.as_ref().map(|keeper| keeper.externals().clone())
     }
 
     /// How it is. The store is not asked.
     pub fn status(&self) -> OperatorStatus {
-        self.shared.status().clone()
+        self.shared.report()
     }
 
     /// How it is, at any time.
     pub(crate) fn reader(&self) -> impl Fn() -> OperatorStatus + Clone + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
-        move || shared.status().clone()
+        move || shared.report()
     }
 
     /// Gives the office back, if it is held, and ends.
@@ -92,6 +112,9 @@ impl Operator {
         self.stop.stop();
         // A task that was aborted has ended as well.
         let _ = (&mut self.task).await;
+        if let Some(externals) = self.externals() {
+            externals.end().await;
+        }
     }
 }
 
@@ -99,6 +122,7 @@ impl Drop for Operator {
     /// Without [`Operator::end`] the office goes with its lease.
     fn drop(&mut self) {
         self.task.abort();
+        self.follows.abort();
     }
 }
 
@@ -138,6 +162,7 @@ async fn lead(shared: &Arc<Shared>, term: &Term) {
         heartbeat(shared),
         collect::run(Arc::clone(shared), term.held()),
         look(shared),
+        keep(shared, term.held()),
     );
 }
 
@@ -168,6 +193,12 @@ async fn heartbeat(shared: &Arc<Shared>) {
     }
 }
 
+async fn keep(shared: &Arc<Shared>, office: Compare) {
+    if let Some(keeper) = &shared.keeper {
+        keeper.lead(office).await;
+    }
+}
+
 /// What the store says of itself, for the status.
 async fn look(shared: &Arc<Shared>) {
     loop {
@@ -185,6 +216,25 @@ async fn look(shared: &Arc<Shared>) {
 impl Shared {
     fn status(&self) -> MutexGuard<'_, OperatorStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) -> OperatorStatus {
+        let mut status = self.status().clone();
+        if let Some(keeper) = &self.keeper {
+            let kept = keeper.kept();
+            status.external = OperatorExternal {
+                resources: kept.resources,
+                expired: kept.expired,
+                mended: kept.mended,
+                restored: kept.restored,
+                orphans: kept.orphans,
+                unused: kept.unused,
+                broken: kept.broken,
+                compared: kept.compared,
+                problem: kept.problem,
+            };
+        }
+        status
     }
 
     pub(crate) fn note_collection(&self, outcome: &Result<GcReport, StoreError>) {

@@ -11,6 +11,7 @@ use crate::{
     config::ConfigArgs,
     emergency::EmergencyCommand,
     endpoint::EndpointCommand,
+    external::ExternalCommand,
     gate::GateArgs,
     identity::IdentityCommand,
     ip::IpCommand,
@@ -69,6 +70,9 @@ pub enum Command {
     /// Import, show, check and verify policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Say which virtual machines, bare metal and foreign pods there are; needs no agent.
+    #[command(subcommand)]
+    External(ExternalCommand),
     /// Show and change what lies in the store that nodes share; needs no agent.
     #[command(subcommand)]
     Kvstore(KvstoreCommand),
@@ -127,7 +131,7 @@ pub struct AgentArgs {}
 /// Headings of the help and the commands below them.
 pub const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "operator", "kvstoremesh", "gate", "status", "config", "version"]),
-    ("Workloads and policies", &["endpoint", "identity", "ip", "policy"]),
+    ("Workloads and policies", &["endpoint", "external", "identity", "ip", "policy"]),
     ("See", &["monitor", "why", "troubleshoot", "bpf", "map"]),
     ("Many nodes", &["node", "certs", "plan", "bird-config", "bgp", "freeze", "thaw"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),

@@ -1,7 +1,7 @@
 //! `villus`: the agent of a node, and every command to look at it and to act on it.
 //!
 //! Each module is a command. Commands ask the agent over its socket; `bpf`, `map`, `emergency` and `cleanup`
-//! work on the kernel's pinned maps and need no agent; `kvstore` works on the store that nodes share. What a command finds is printed by `villus-print`; why
+//! work on the kernel's pinned maps and need no agent; `kvstore` and `external` work on the store that nodes share. What a command finds is printed by `villus-print`; why
 //! it failed is one line, what to do about it another ([`failure`]).
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod config;
 mod connect;
 mod emergency;
 mod endpoint;
+mod external;
 mod failure;
 mod gate;
 mod identity;
@@ -80,6 +81,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Node(command) => node::run(&host, command),
         Command::Freeze(args) => node::freeze(&host, args),
         Command::Thaw(args) => node::thaw(&host, args),
+        Command::External(command) => external::run(&host, &command),
         Command::Kvstore(command) => kvstore::run(&host, command),
         Command::Bpf(command) => bpf::run(&host, command),
         Command::Map(command) => map::run(&host, command),

@@ -1,6 +1,6 @@
 //! `villus operator`: what one process does for a whole cluster, and how it is.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use villus_api::{
@@ -8,12 +8,14 @@ use villus_api::{
     model::{OperatorStatus, ServiceState},
 };
 use villus_config::duration;
-use villus_operator::{HEARTBEAT, Operator, OperatorConfig};
+use villus_external::{Keeper, KeeperConfig};
+use villus_operator::{Door, HEARTBEAT, Operator, OperatorConfig, Served, TlsFiles};
 use villus_table::Backoff;
 
 use crate::{
     connect::Host,
-    failure::{FAILED, Failure},
+    external,
+    failure::{self, FAILED, Failure},
     kvstore::{Shared, StoreArgs},
     out::OutputArgs,
 };
@@ -22,6 +24,12 @@ const SOCKET: &str = "/var/run/villus/operator.sock";
 /// How long the office outlives a leader that is gone, as locks of the store do.
 const TTL: Duration = Duration::from_secs(25);
 const PROBE: Duration = Duration::from_secs(5);
+/// How long what it holds while it writes external resources outlives it.
+const LEASE: Duration = Duration::from_secs(300);
+/// How often external resources are compared with the store.
+const COMPARE: Duration = Duration::from_secs(300);
+/// How long deletions of external resources are gathered.
+const GATHER: Duration = Duration::from_secs(2);
 
 /// Run what one process does for a whole cluster, or show how it is.
 #[derive(Args, Debug)]
@@ -63,6 +71,27 @@ pub struct OperatorArgs {
     /// Address on which metrics are served for Prometheus; none if not given.
     #[arg(long, value_name = "ADDRESS:PORT")]
     operator_prometheus_serve_addr: Option<String>,
+    /// Rules of the label filter, as given to the agents: by them external resources get their identities.
+    #[arg(long, value_name = "RULES", help_heading = "External resources")]
+    labels: Option<String>,
+    /// Address on which other systems say external resources; none if not given.
+    #[arg(
+        long, value_name = "ADDRESS:PORT", help_heading = "External resources",
+        requires_all = ["external_cert_file", "external_key_file", "external_ca_file", "external_user"]
+    )]
+    external_serve_addr: Option<SocketAddr>,
+    /// Certificate with which they are answered, PEM.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath, help_heading = "External resources")]
+    external_cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath, help_heading = "External resources")]
+    external_key_file: Option<PathBuf>,
+    /// Authority that has signed their certificates, PEM.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath, help_heading = "External resources")]
+    external_ca_file: Option<PathBuf>,
+    /// Common name of a certificate that may say external resources.
+    #[arg(long, value_name = "NAME", help_heading = "External resources")]
+    external_user: Vec<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -96,12 +125,13 @@ pub fn run(host: &Host, args: OperatorArgs) -> Result<(), Failure> {
 fn operate(host: &Host, args: &OperatorArgs) -> Result<(), Failure> {
     let options = args.options(host)?;
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    let Options { shared, config, metrics } = options;
-    let path = args.socket.operator_socket.clone().into();
-    let socket = SocketOptions { path, ..SocketOptions::default() };
+    let Options { shared, config, served } = options;
     shared.run(async {
-        let operator = Operator::start(shared.store.clone(), config);
-        let ended = villus_operator::serve(operator, &socket, metrics, villus_agent::signals());
+        let externals = external::open(&shared, &format!("operator.{}", config.name), LEASE)?;
+        let pace = config.backoff.into();
+        let keeper = Keeper::new(externals, KeeperConfig { compare: COMPARE, gather: GATHER, pace });
+        let operator = Operator::start_with(shared.store.clone(), config, Some(keeper));
+        let ended = villus_operator::serve(operator, &served, villus_agent::signals());
         ended.await.map_err(Failure::new)
     })
 }
@@ -114,7 +144,7 @@ fn host_name() -> String {
 struct Options {
     shared: Shared,
     config: OperatorConfig,
-    metrics: Option<SocketAddr>,
+    served: Served,
 }
 
 impl OperatorArgs {
@@ -127,10 +157,11 @@ impl OperatorArgs {
             ("identity-gc-rate-interval", &self.identity_gc_rate_interval),
             ("identity-gc-rate-limit", &self.identity_gc_rate_limit),
             ("operator-prometheus-serve-addr", &self.operator_prometheus_serve_addr),
+            ("labels", &self.labels),
         ];
         let flags: Vec<(&str, &str)> =
             flags.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))).collect();
-        let shared = self.store.open_with(host, &flags)?;
+        let shared = self.store.open_busy(host, &flags, external::QPS)?;
         let metrics = match shared.setting("operator-prometheus-serve-addr").unwrap_or_default() {
             "" => None,
             text => Some(
@@ -139,7 +170,22 @@ impl OperatorArgs {
             ),
         };
         let config = config(&shared, self.name.clone())?;
-        Ok(Options { shared, config, metrics })
+        let path = self.socket.operator_socket.clone().into();
+        let socket = SocketOptions { path, ..SocketOptions::default() };
+        Ok(Options { shared, config, served: Served { socket, metrics, door: self.door()? } })
+    }
+
+    fn door(&self) -> Result<Option<Door>, Failure> {
+        let Some(address) = self.external_serve_addr else { return Ok(None) };
+        let file = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
+        let files = TlsFiles {
+            certificate: file(&self.external_cert_file),
+            key: file(&self.external_key_file),
+            authority: file(&self.external_ca_file),
+        };
+        // What can't be read is said before anything is done.
+        files.load().map_err(|error| failure::split(&error.to_string()))?;
+        Ok(Some(Door { address, files, users: self.external_user.iter().cloned().collect() }))
     }
 }
 
@@ -209,6 +255,17 @@ fn shown(status: &OperatorStatus) -> String {
             "Last pass:    {last}; {} ended, {} failed\n",
             collection.passes, collection.failures
         ));
+        let external = &status.external;
+        text.push_str(&format!(
+            "External:     {} resources; {} expired, {} mended, {} restored, {} orphans deleted\n",
+            external.resources, external.expired, external.mended, external.restored, external.orphans
+        ));
+        for (name, reason) in &external.broken {
+            text.push_str(&format!("Broken:       {name}: {reason}\n"));
+        }
+        if !external.problem.is_empty() {
+            text.push_str(&format!("Problem:      {}\n", external.problem));
+        }
         if !collection.problem.is_empty() {
             text.push_str(&format!("Problem:      {}\n", collection.problem));
         }

@@ -30,7 +30,7 @@ pub use identity::{Identity, IdentityEndpoints, IpListEntry, IpMetadata, IpQuery
 pub use mac::{Mac, MacError};
 pub use maps::{BpfMap, BpfMapEntry, BpfMapList, MetricValue};
 pub use monitor::MonitorQuery;
-pub use operator::{OperatorCollection, OperatorStatus};
+pub use operator::{OperatorCollection, OperatorExternal, OperatorStatus};
 pub use policy::{
     Impact, ObservedFlows, Part, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyOrigin,
     PolicyProblem, PolicyQuery, PolicySettings, PolicySummary, PolicyText, PolicyValidation, PolicyWait,

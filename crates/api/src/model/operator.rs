@@ -1,5 +1,7 @@
 //! How an operator is.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::State;
@@ -28,6 +30,35 @@ pub struct OperatorStatus {
     pub heartbeat: String,
     /// Garbage collection of identities.
     pub collection: OperatorCollection,
+    /// External resources.
+    pub external: OperatorExternal,
+}
+
+/// How the cluster's external resources are, all counts since the operator's start.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OperatorExternal {
+    /// Resources that there are.
+    pub resources: u64,
+    /// Resources that went because their time was over.
+    pub expired: u64,
+    /// Resources whose keys were written again.
+    pub mended: u64,
+    /// Resources that a store had lost and that were written again.
+    pub restored: u64,
+    /// Addresses without a resource that were deleted.
+    pub orphans: u64,
+    /// Identities that no resource uses any more and that were given up.
+    pub unused: u64,
+    /// Resources that can't be as they are recorded, with the reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub broken: BTreeMap<String, String>,
+    /// When all of them were last compared with the store; RFC 3339.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub compared: String,
+    /// Why they could not be kept in order last.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub problem: String,
 }
 
 /// What collecting identities came to, all counts since the operator's start.

@@ -17,7 +17,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
-use villus_kvstore::{Header, Locks, Pace, Session, Store, StoreError, Witness, keys};
+use villus_kvstore::{Compare, Header, Locks, Pace, Session, Store, StoreError, Witness, keys};
 use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Stop;
 
@@ -264,6 +264,14 @@ impl Allocator {
         self.shared.state().number_of(&labels.to_kvstore())
     }
 
+    /// Conditions of a transaction: the store says that `number` is the label set's, and that this process uses it. While
+    /// they hold nobody collects the number.
+    pub fn in_use(&self, labels: &Labels, number: NumericIdentity) -> [Compare; 2] {
+        let text = labels.to_kvstore();
+        let used = Compare::Value(self.shared.slave_key(&text), number.to_string().into());
+        [Compare::Value(master_key(number), text.into()), used]
+    }
+
     /// Changes whenever the store has confirmed or changed a number of this node.
     pub fn settled(&self) -> watch::Receiver<u64> {
         self.shared.settled.subscribe()
@@ -343,6 +351,16 @@ impl Allocator {
         protocol::reassert(&self.shared).await
     }
 
+    /// Gives back all that this process uses, whatever references there are: its keys go at once, not when their leases
+    /// end.
+    ///
+    /// # Errors
+    /// When the store is not there; the keys go with their leases.
+    pub async fn end(&self) -> Result<(), StoreError> {
+        self.stop.stop();
+        self.shared.session.end().await
+    }
+
     /// Keeps the leases alive at once. Runs by itself.
     ///
     /// # Errors
@@ -418,12 +436,19 @@ impl Shared {
     }
 
     fn slave_key(&self, labels: &str) -> String {
-        slave_prefix(labels) + &self.config.node
+        use_key(labels, &self.config.node)
     }
 }
 
-fn master_key(number: NumericIdentity) -> String {
+/// The key that says which labels a number has.
+pub fn master_key(number: NumericIdentity) -> String {
     format!("{}/{number}", keys::IDENTITY_IDS)
+}
+
+/// The key by which `user` says that it uses the number of a label string. A user is a node's address, or anything else
+/// without a `/`.
+pub fn use_key(labels: &str, user: &str) -> String {
+    slave_prefix(labels) + user
 }
 
 /// Not joined by [`keys::join_key`]: a label string is taken as it is, repeated slashes included.

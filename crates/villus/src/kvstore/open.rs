@@ -12,9 +12,12 @@ use villus_labels::MaxConnectedClusters;
 use crate::{connect::Host, failure::Failure};
 
 /// Options that count; all others of a directory or file are not looked at.
-const WANTED: [&str; 9] = [
+const WANTED: [&str; 12] = [
     "kvstore",
+    "kvstore-address-space",
     "kvstore-opt",
+    "labels",
+    "label-prefix-file",
     "cluster-id",
     "cluster-name",
     "max-connected-clusters",
@@ -69,12 +72,25 @@ impl StoreArgs {
 
     /// The store, with flags of the command's own.
     pub fn open_with(&self, host: &Host, flags: &[(&str, &str)]) -> Result<Shared, Failure> {
+        self.open_at(host, flags, None)
+    }
+
+    /// As [`Self::open_with`], for who writes much: so many requests a second, where nobody sets `etcd.qps`.
+    pub fn open_busy(&self, host: &Host, flags: &[(&str, &str)], qps: u32) -> Result<Shared, Failure> {
+        self.open_at(host, flags, Some(qps))
+    }
+
+    fn open_at(&self, host: &Host, flags: &[(&str, &str)], qps: Option<u32>) -> Result<Shared, Failure> {
         let Wanted { options, settings } = self.wanted(host, flags)?;
         let missing = "name it with --kvstore-opt etcd.address=URL or etcd.config=FILE, or give the agent's --config-dir";
         if options.is_empty() {
             return Err(Failure::new("no shared store is configured: this node keeps its own").fix(missing));
         }
-        let options = EtcdOptions::read(&options).map_err(|error| Failure::new(error).fix(missing))?;
+        let set = options.contains_key("etcd.qps");
+        let mut options = EtcdOptions::read(&options).map_err(|error| Failure::new(error).fix(missing))?;
+        if let Some(qps) = qps.filter(|_| !set) {
+            (options.qps, options.bootstrap_qps, options.max_inflight) = (qps, qps, qps);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

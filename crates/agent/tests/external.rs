@@ -1,0 +1,181 @@
+//! What no agent starts: an external resource, reached and reaching as policies over its labels say.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use common::{PATIENCE, SHORT, TestNode, Workload, allow, connect, echoes};
+use tokio::runtime::Runtime;
+use villus_external::{ExternalConfig, Externals, What, Writing, read_spec};
+use villus_kvstore::{Etcd, EtcdOptions};
+use villus_labels::MaxConnectedClusters;
+use villus_net::{Netns, NetnsRef};
+use villus_table::Backoff;
+use villus_testbed::{EtcdServer, alone, eventually, run};
+
+#[test]
+fn the_agent() {
+    common::be_the_agent();
+}
+
+/// Whoever says resources: an operator, or a command.
+struct Says {
+    runtime: Runtime,
+    externals: Externals,
+}
+
+impl Says {
+    fn new(etcd: &EtcdServer) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let mut options = EtcdOptions::new(vec![etcd.url()]);
+        options.qps = 1000;
+        let pace = Backoff::try_new(Duration::from_millis(20), Duration::from_secs(1), 0.5).unwrap();
+        let externals = {
+            let _inside = runtime.enter();
+            let config = ExternalConfig {
+                cluster: "cluster1".to_owned(),
+                cluster_id: 238,
+                clusters: MaxConnectedClusters::C255,
+                space_of_cluster: false,
+                label_rules: String::new(),
+                writer: "a-test".to_owned(),
+                lease_ttl: Duration::from_secs(60),
+                patience: PATIENCE,
+                pace: pace.into(),
+            };
+            Externals::open(Arc::new(Etcd::new(options).unwrap()), config).unwrap()
+        };
+        Self { runtime, externals }
+    }
+
+    fn says(&self, label: &str) -> What {
+        let spec =
+            format!(r#"{{"kind":"baremetal","addresses":["{MACHINE4}","{MACHINE6}"],"labels":["{label}"]}}"#);
+        let wanted = vec![read_spec("machine", spec.as_bytes()).unwrap()];
+        let outcomes = self.runtime.block_on(self.externals.put(wanted, &Writing::default())).unwrap();
+        outcomes[0].result.clone().unwrap()
+    }
+
+    fn deletes(&self) {
+        let names = ["machine".to_owned()].into();
+        let outcomes = self.runtime.block_on(self.externals.delete(names, &Writing::default())).unwrap();
+        assert_eq!(outcomes[0].result.clone().unwrap(), What::Deleted);
+    }
+}
+
+const MACHINE4: &str = "192.0.2.9";
+const MACHINE6: &str = "2001:db8::9";
+
+/// A machine on the node's network, without an agent.
+fn machine() -> Netns {
+    run("ip", &["netns", "add", "machine"]);
+    run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "far", "netns", "machine"]);
+    let there = |arguments: &[&str]| run("ip", &[&["-n", "machine"], arguments].concat());
+    for (node, other, length, nodad) in
+        [("192.0.2.1", MACHINE4, 24, &[][..]), ("2001:db8::1", MACHINE6, 64, &["nodad"][..])]
+    {
+        run("ip", &[&["addr", "add", &format!("{node}/{length}"), "dev", "up0"], nodad].concat());
+        there(&[&["addr", "add", &format!("{other}/{length}"), "dev", "far"], nodad].concat());
+    }
+    for device in ["up0", "lo"] {
+        run("ip", &["link", "set", device, "up"]);
+    }
+    there(&["link", "set", "far", "up"]);
+    for (family, node, other) in [("-4", "192.0.2.1", MACHINE4), ("-6", "2001:db8::1", MACHINE6)] {
+        there(&[family, "route", "add", "default", "via", node]);
+        run("ip", &[family, "route", "add", "default", "via", other, "dev", "up0"]);
+    }
+    NetnsRef::Name("machine".into()).open().unwrap()
+}
+
+/// The client may reach the database, and nobody else.
+const EGRESS: &str = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: client, namespace: default}\n\
+    spec:\n  endpointSelector: {matchLabels: {app: client}}\n  egress:\n  \
+    - toEndpoints: [{matchLabels: {app: db}}]\n    \
+    toPorts: [{ports: [{port: \"80\", protocol: TCP}]}]\n";
+
+fn node(etcd: &EtcdServer) -> TestNode {
+    let opt = format!(r#"{{"etcd.address": "{}"}}"#, etcd.url());
+    TestNode::new(&[
+        ("kvstore", "etcd"),
+        ("kvstore-opt", &opt),
+        ("cluster-id", "238"),
+        ("cluster-name", "cluster1"),
+        ("node-name", "node-a"),
+    ])
+}
+
+/// Who reaches whom, both ways, over both families: all of it, none of it, or something in between.
+struct Scene {
+    machine: Netns,
+    server: Workload,
+    client: Workload,
+}
+
+impl Scene {
+    fn all(&self, patience: Duration) -> Vec<bool> {
+        let from_machine = |to, port| {
+            connect(&self.machine, SocketAddr::new(to, port), patience).is_ok_and(|mut s| echoes(&mut s))
+        };
+        let from_client = |to: &str| {
+            let to = SocketAddr::new(to.parse().unwrap(), 80);
+            connect(&self.client.netns, to, patience).is_ok_and(|mut s| echoes(&mut s))
+        };
+        vec![
+            from_machine(self.server.v4(), 80),
+            from_machine(self.server.v6(), 80),
+            from_client(MACHINE4),
+            from_client(MACHINE6),
+        ]
+    }
+
+    fn open(&self) -> bool {
+        self.all(PATIENCE) == [true; 4]
+    }
+
+    fn shut(&self) -> bool {
+        self.all(SHORT) == [false; 4]
+    }
+}
+
+#[test]
+fn pods_and_a_resource_reach_each_other_as_policies_over_its_labels_say() {
+    alone!();
+    let machine = machine();
+    let etcd = EtcdServer::start();
+    let mut node = node(&etcd);
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    for port in [80, 81] {
+        server.serves(server.v4(), port);
+        server.serves(server.v6(), port);
+    }
+    let there = Workload { netns: machine, endpoint: client.endpoint.clone() };
+    there.serves(MACHINE4.parse().unwrap(), 80);
+    there.serves(MACHINE6.parse().unwrap(), 80);
+    node.import(&allow("server", "server", "db", 80));
+    node.import(EGRESS);
+    let scene = Scene { machine: there.netns, server, client };
+    assert!(scene.shut(), "nobody knows the machine");
+    let says = Says::new(&etcd);
+    assert_eq!(says.says("app=db"), What::Created);
+    eventually("it is known both ways", || scene.open());
+    let other = SocketAddr::new(scene.server.v4(), 81);
+    assert!(connect(&scene.machine, other, SHORT).is_err(), "the policy is for one port");
+
+    // Nobody has to stay for it to be so.
+    drop(says);
+    node.stop();
+    node.start();
+    eventually("an agent that starts anew knows it", || scene.open());
+
+    let says = Says::new(&etcd);
+    assert_eq!(says.says("app=other"), What::Updated);
+    eventually("other labels, other rights", || scene.shut());
+    assert_eq!(says.says("app=db"), What::Updated);
+    eventually("and back", || scene.open());
+    says.deletes();
+    eventually("its deletion takes effect", || scene.shut());
+}
