@@ -5,7 +5,9 @@ mod common;
 
 use common::{TestNode, Workload};
 use villus_api::EndpointRef;
-use villus_api::model::{EndpointChangeRequest, IpQuery, PolicyDelete, PolicyImport};
+use villus_api::model::{
+    EndpointChangeRequest, IpQuery, PolicyDelete, PolicyImport, PolicyText, PreviewRequest,
+};
 use villus_net::NetnsRef;
 use villus_testbed::{alone, eventually, run, try_run};
 
@@ -166,6 +168,48 @@ fn in_a_pod_of_kubernetes_the_node_reaches_its_endpoints_whatever_policy_says() 
     node.in_a_pod = false;
     node.start();
     assert!(!answers());
+}
+
+#[test]
+fn a_preview_knows_named_ports_and_the_prefixes_of_the_node() {
+    alone!();
+    let node = TestNode::started(&[("policy-cidr-match-mode", "nodes"), ("policy-change-limit", "1%")]);
+    let http = |peer: &str| {
+        let from = format!("fromEndpoints: [{{matchLabels: {{app: {peer}}}}}]");
+        policy(
+            "web",
+            &format!("ingress: [{{{from}, toPorts: [{{ports: [{{port: http, protocol: TCP}}]}}]}}]"),
+        )
+    };
+    with_ports(&node, "server", &["k8s:app=server"], &["http=8080/TCP"]);
+    let other = with_ports(&node, "other", &["k8s:app=server"], &["http=9090"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let preview = |name: &str, text: String| {
+        let files = vec![PolicyText { file: format!("{name}.yaml"), text }];
+        node.client().preview_policy(&PreviewRequest { files, ..PreviewRequest::default() }).unwrap()
+    };
+    let told = preview("web", http("client"));
+    let of = |id: u16| told.endpoints.iter().find(|endpoint| endpoint.id == id).unwrap();
+    let identity = client.endpoint.status.identity.as_ref().unwrap().id;
+    let added: Vec<_> = of(other.id()).added.iter().map(|entry| (entry.identity, entry.port)).collect();
+    assert_eq!(added, [(Some(identity), 9090)], "its own port: {told:#?}");
+    let import = PolicyImport { file: "web.yaml".into(), text: http("client"), ..PolicyImport::default() };
+    let waiting = node.client().import_policy(&import).unwrap().waiting;
+    if let Some(waiting) = waiting {
+        node.client().confirm_policy(waiting.id).unwrap();
+    }
+    // What is there already is no difference, nor is what the node's own addresses are selected by.
+    let told = preview("web", http("client"));
+    assert!(told.endpoints.is_empty(), "{told:#?}");
+    let import = PolicyImport {
+        text: policy("other", "ingress: [{fromCIDR: [10.0.0.0/8]}]").replace("app: server", "app: client"),
+        ..import
+    };
+    let waiting = node.client().import_policy(&import).unwrap().waiting.unwrap();
+    assert_eq!(waiting.impact.endpoints, [client.id()], "{waiting:#?}");
+    node.client().confirm_policy(waiting.id).unwrap();
+    let told = preview("other", import.text);
+    assert!(told.endpoints.is_empty(), "{told:#?}");
 }
 
 #[test]

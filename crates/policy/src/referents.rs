@@ -236,6 +236,12 @@ impl Referents {
         old != ports
     }
 
+    /// The named ports of the workloads of every identity that has some.
+    #[must_use]
+    pub const fn all_ports(&self) -> &BTreeMap<NumericIdentity, BTreeSet<NamedPort>> {
+        &self.by_identity
+    }
+
     /// The named ports of an identity's workloads, all together.
     pub fn ports_of_identity(&self, identity: NumericIdentity) -> impl Iterator<Item = &NamedPort> {
         self.by_identity.get(&identity).into_iter().flatten()

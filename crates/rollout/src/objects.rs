@@ -1,8 +1,9 @@
 //! Policies together with what they refer to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use villus_policy::{ObjectKey, ObjectText, ParsedFile, Policy, Referent, Repository};
+use villus_labels::{Labels, NumericIdentity};
+use villus_policy::{NamedPort, ObjectKey, ObjectText, ParsedFile, Policy, Referent, Repository};
 
 /// Every object that has a part in what policies say.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -11,6 +12,10 @@ pub struct Objects {
     pub policies: Vec<Policy>,
     /// Groups of prefixes, services and their backends.
     pub referents: Vec<Referent>,
+    /// Named ports of the workloads of identities.
+    pub ports: BTreeMap<NumericIdentity, BTreeSet<NamedPort>>,
+    /// The labels of the node itself, where they are more than that it is one.
+    pub host: Option<Labels>,
 }
 
 impl Objects {
@@ -20,6 +25,8 @@ impl Objects {
         Self {
             policies: repository.policies().cloned().collect(),
             referents: repository.referents().objects().cloned().collect(),
+            ports: repository.referents().all_ports().clone(),
+            host: repository.selectors().labels_of(NumericIdentity::HOST).cloned(),
         }
     }
 
@@ -50,6 +57,7 @@ impl Objects {
     pub(crate) fn into_repository(self, settings: villus_policy::Settings) -> Repository {
         let mut repository = Repository::new(settings);
         repository.upsert_referents(self.referents);
+        repository.set_named_ports(self.ports);
         for policy in self.policies {
             repository.upsert(policy);
         }

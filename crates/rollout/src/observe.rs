@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use villus_flows::hubble::{Flow, FlowEnd, Verdict};
 use villus_flows::{Direction, Reason};
-use villus_labels::{Labels, NumericIdentity, source};
+use villus_labels::{Label, Labels, NumericIdentity, source};
 
 /// Who takes part in a flow.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -50,7 +50,8 @@ impl Peer {
     /// Whether it is a workload: something that policies select.
     #[must_use]
     pub fn is_workload(&self) -> bool {
-        self.labels().is_some_and(|labels| labels.iter().any(|label| label.source() != source::RESERVED))
+        let of_nobody_else = |label: &Label| ![source::RESERVED, source::NODE].contains(&label.source());
+        self.labels().is_some_and(|labels| labels.iter().any(of_nobody_else))
     }
 }
 

@@ -1,12 +1,17 @@
 //! What a change of policies would do, said before it is made.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use villus_abi::PolicyKey;
 use villus_flows::Direction;
 use villus_labels::{Labels, NumericIdentity};
-use villus_policy::{Audit, EndpointPolicy, Explanation, Overflow, Settings, Verdict};
+use villus_policy::{
+    Audit, EndpointPolicy, Explanation, NamedPort, Overflow, Settings, Verdict, with_named_ports,
+};
 
 use crate::{Count, Numbers, Objects, Observation, Observations, Peer, Side};
 
@@ -17,6 +22,8 @@ pub struct Subject {
     pub id: u16,
     /// Labels of its identity.
     pub labels: Labels,
+    /// Its own named ports; where only its labels are known, those of all who have them count.
+    pub ports: BTreeSet<NamedPort>,
     /// Directions in which audit mode lets pass whatever its policy denies.
     pub audit: Audit,
 }
@@ -251,8 +258,12 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     fn endpoint(&mut self, subject: &Subject) -> Option<EndpointChange> {
-        let before = self.before.policy_of(&subject.labels);
-        let after = self.after.policy_of(&subject.labels);
+        let labels = match subject.id {
+            0 if subject.ports.is_empty() => self.before.with_ports(&subject.labels),
+            _ => with_named_ports(&subject.labels, &subject.ports),
+        };
+        let before = self.before.policy_of(&labels);
+        let after = self.after.policy_of(&labels);
         let problem = after.as_ref().err().map(ToString::to_string);
         let known = |policy: Result<Arc<EndpointPolicy>, Overflow>| policy.unwrap_or_default();
         let (before, after) = (known(before), known(after));

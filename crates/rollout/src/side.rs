@@ -9,7 +9,9 @@ use std::{
 use ipnet::IpNet;
 use villus_flows::Direction;
 use villus_labels::{Labels, NumericIdentity, cidr_labels};
-use villus_policy::{EndpointPolicy, Explanation, Overflow, Repository, Settings};
+use villus_policy::{
+    EndpointPolicy, Explanation, NamedPort, Overflow, Repository, Settings, with_named_ports,
+};
 
 use crate::{Objects, Peer};
 
@@ -86,6 +88,8 @@ impl Numbers {
 #[derive(Debug)]
 pub struct Side {
     repository: Repository,
+    /// Named ports of whoever has certain labels.
+    ports: HashMap<Labels, BTreeSet<NamedPort>>,
     /// Prefixes in use, by family and length.
     lengths: [BTreeSet<u8>; 2],
     in_use: BTreeMap<IpNet, NumericIdentity>,
@@ -97,6 +101,12 @@ impl Side {
     /// These policies over the identities that `numbers` knows. An endpoint's map holds at most `most` entries.
     #[must_use]
     pub fn new(settings: Settings, objects: Objects, numbers: &mut Numbers, most: usize) -> Self {
+        let host = objects.host.clone();
+        let ports = numbers
+            .by_labels
+            .iter()
+            .filter_map(|(labels, identity)| Some((labels.clone(), objects.ports.get(identity)?.clone())));
+        let ports: HashMap<Labels, BTreeSet<NamedPort>> = ports.collect();
         let mut repository = objects.into_repository(settings);
         let mut lengths = [BTreeSet::new(), BTreeSet::new()];
         let mut in_use = BTreeMap::new();
@@ -107,15 +117,18 @@ impl Side {
         for (labels, identity) in &numbers.by_labels {
             repository.upsert_identity(*identity, labels);
         }
+        if let Some(labels) = host {
+            repository.upsert_identity(NumericIdentity::HOST, &labels);
+        }
         for (prefix, identity) in &in_use {
             if prefix.prefix_len() > 0 {
                 repository.upsert_identity(*identity, &cidr_labels(*prefix));
             }
         }
-        Self { repository, lengths, in_use, compiled: HashMap::new(), most }
+        Self { repository, ports, lengths, in_use, compiled: HashMap::new(), most }
     }
 
-    /// What an endpoint with these labels holds.
+    /// What an endpoint with these labels holds, those for its named ports among them ([`with_named_ports`]).
     ///
     /// # Errors
     /// More entries than fit.
@@ -126,6 +139,11 @@ impl Side {
         let compiled = self.repository.endpoint_policy(subject, self.most).map(Arc::new);
         self.compiled.insert(subject.clone(), compiled.clone());
         compiled
+    }
+
+    /// Labels and those for the named ports of all who have them.
+    pub(crate) fn with_ports(&self, subject: &Labels) -> Labels {
+        with_named_ports(subject, self.ports.get(subject).into_iter().flatten())
     }
 
     /// The number under which a peer is looked up; `None` for labels that had none when the side was made.
@@ -149,7 +167,7 @@ impl Side {
         longest.unwrap_or(world)
     }
 
-    /// What becomes of a packet, and why.
+    /// What becomes of a packet, and why. The subject's named ports are those of all with its labels.
     ///
     /// # Errors
     /// The subject's policy does not fit.
@@ -161,6 +179,7 @@ impl Side {
         port: u16,
         protocol: u8,
     ) -> Result<Explanation, Overflow> {
-        Ok(self.policy_of(subject)?.explain(direction, peer.0, port, protocol))
+        let subject = self.with_ports(subject);
+        Ok(self.policy_of(&subject)?.explain(direction, peer.0, port, protocol))
     }
 }

@@ -41,6 +41,7 @@ impl Node {
         let subjects = self.endpoints.values().map(|endpoint| Subject {
             id: endpoint.id(),
             labels: endpoint.identity_labels.clone(),
+            ports: endpoint.file.named_ports.clone(),
             audit: if request.enforced { Audit::NONE } else { endpoint.audit() },
         });
         Ok(Plan {

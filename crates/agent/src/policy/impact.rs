@@ -42,7 +42,7 @@ impl Node {
         for endpoint in self.endpoints.values().filter(|endpoint| endpoint.is_live()) {
             let Some(old) = self.policy_of(endpoint.id()) else { continue };
             // What would not fit changes nothing.
-            let new = side.policy_of(&endpoint.identity_labels).unwrap_or_else(|_| old.clone());
+            let new = side.policy_of(&endpoint.subject_labels()).unwrap_or_else(|_| old.clone());
             let part = difference(old, &new);
             if part.touched > 0 {
                 impact.endpoints.push(endpoint.id());

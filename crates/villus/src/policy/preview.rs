@@ -1,12 +1,12 @@
 //! `villus policy preview`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use villus_api::model::{Identity, PolicyName, PolicyText, PreviewRequest};
 use villus_flows::protocol_name;
 use villus_labels::{Label, Labels, NumericIdentity};
-use villus_policy::{Audit, ObjectKey, ParsedFile, parse};
+use villus_policy::{Audit, NamedPort, ObjectKey, ParsedFile, parse};
 use villus_print::Table;
 use villus_rollout::{
     EndpointChange, Entry, FlowChange, Numbers, Objects, Outcome, Plan, Preview, Step, preview, subjects_of,
@@ -108,13 +108,13 @@ fn names(args: &PreviewArgs) -> Vec<PolicyName> {
 // === without an agent ===
 
 fn offline(args: &PreviewArgs, policies: &[String], files: Vec<files::File>) -> Result<Preview, Failure> {
-    let identities = match &args.identities {
+    let Known { identities, ports } = match &args.identities {
         Some(file) => read_identities(file)?,
-        None => BTreeMap::new(),
+        None => Known::default(),
     };
     let known = |identity: u32| identities.get(&NumericIdentity(identity)).cloned();
     let observations = args.flows.read(&known)?.unwrap_or_default();
-    let before = objects(files::read_any(policies)?)?;
+    let before = Objects { ports, ..objects(files::read_any(policies)?)? };
     let mut after = before.clone();
     for PolicyName { name, namespace } in names(args) {
         let gone = after.remove(|key| {
@@ -165,20 +165,30 @@ fn put(objects: &mut Objects, file: ParsedFile) {
     objects.put(file);
 }
 
-fn read_identities(file: &str) -> Result<BTreeMap<NumericIdentity, Labels>, Failure> {
+/// Who there is: labels and named ports.
+#[derive(Default)]
+struct Known {
+    identities: BTreeMap<NumericIdentity, Labels>,
+    ports: BTreeMap<NumericIdentity, BTreeSet<NamedPort>>,
+}
+
+fn read_identities(file: &str) -> Result<Known, Failure> {
     let failed = |problem: String| {
         Failure::new(format!("{file}: {problem}")).fix("write it with `villus identity list -o json`")
     };
     let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
     let list: Vec<Identity> = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
-    let mut identities = BTreeMap::new();
-    for Identity { id, labels, .. } in list {
+    let mut known = Known::default();
+    for Identity { id, labels, named_ports, .. } in list {
         let parsed: Result<Vec<Label>, _> = labels.iter().map(|text| text.parse::<Label>()).collect();
         let labels =
             parsed.and_then(Labels::new).map_err(|error| failed(format!("identity {id}: {error}")))?;
-        identities.insert(NumericIdentity(id), labels);
+        let ports: Result<BTreeSet<NamedPort>, _> = named_ports.iter().map(|text| text.parse()).collect();
+        let ports = ports.map_err(|error| failed(format!("identity {id}: {error}")))?;
+        known.identities.insert(NumericIdentity(id), labels);
+        known.ports.insert(NumericIdentity(id), ports);
     }
-    Ok(identities)
+    Ok(known)
 }
 
 // === for people ===
