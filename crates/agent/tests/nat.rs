@@ -114,8 +114,8 @@ fn endpoints_leave_with_the_nodes_address_but_for_the_list() {
     assert_eq!(seen(&outside, &client, OUTSIDE[1]), own(OUTSIDE[1]));
 
     // Somebody takes away what masquerading goes by.
-    let maps = Maps::existing(&Pins::existing("/tmp/node/bpf".as_ref()).unwrap()).unwrap();
-    let nat = maps.nat.as_ref().unwrap();
+    let maps = || Maps::existing(&Pins::existing("/tmp/node/bpf".as_ref()).unwrap()).unwrap();
+    let nat = maps().nat.unwrap();
     nat.prefixes.remove_if(|_, _| true).unwrap();
     nat.uplinks.remove_if(|_, _| true).unwrap();
     assert!(!verify().clean());
@@ -123,9 +123,23 @@ fn endpoints_leave_with_the_nodes_address_but_for_the_list() {
     assert!(repaired.differences.iter().all(|difference| difference.repaired), "{repaired:?}");
     assert!(verify().clean());
 
+    // An address of the node goes, and another comes.
+    ip("addr add 192.0.2.7/24 dev up0");
+    ip("addr del 192.0.2.2/24 dev up0");
+    ip("addr replace 192.0.2.7/24 dev up0");
+    ip("route replace default via 192.0.2.1");
+    std::fs::write(LIST, "masqLinkLocal: true\n").unwrap();
+    let other: IpAddr = "192.0.2.7".parse().unwrap();
+    eventually("masqueraded with the other address", || seen(&outside, &client, OUTSIDE[0]) == other);
+    let before: IpAddr = "192.0.2.2".parse().unwrap();
+    let all = || Mappings::new(maps().into()).list().unwrap();
+    eventually("what was lent of the old one is gone", || {
+        all().iter().all(|(key, _)| key.dst().ip() != before)
+    });
+
     // A mapping goes with its endpoint.
     let address = client.v6();
-    let mappings = Mappings::new(maps.into());
+    let mappings = Mappings::new(maps().into());
     let lives = || {
         let all = mappings.list().unwrap();
         all.iter().any(|(key, nat)| key.src().ip() == address || key.becomes(nat).ip() == address)

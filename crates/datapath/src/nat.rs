@@ -206,6 +206,21 @@ impl Mappings {
         Ok(removed)
     }
 
+    /// Removes the mappings that lend an address which the node has no more; says how many entries.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`].
+    pub fn end_lent(&self, has: impl Fn(IpAddr) -> bool) -> Result<usize> {
+        let mut removed = 0;
+        for (key, nat) in self.list()? {
+            let lent = if key.is_out() { key.becomes(&nat) } else { key.dst() };
+            if !has(lent.ip()) {
+                removed += usize::from(self.remove(&key)?);
+            }
+        }
+        Ok(removed)
+    }
+
     /// Removes what has expired, whole mappings at a time, and halves that have lost the other one for a while.
     ///
     /// # Errors

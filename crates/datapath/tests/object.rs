@@ -32,15 +32,19 @@ fn the_object_is_taken_by_the_verifier_and_answers() {
         eprintln!("skipped: built without a kernel object");
         return;
     }
-    let pins = Pins::detached().unwrap();
-    let maps = Maps::open(&pins, &Sizes::default()).unwrap();
-    let object = Object::load(&pins, &maps, &Hook::ALL).unwrap();
-    for program in object.programs() {
-        assert!(program.info.instructions > 0 && program.info.btf != 0, "{program:?}");
-        // An agent that has configured nothing: nothing may crash, whatever comes.
-        for length in 14..200 {
-            program.test_run(&vec![0xff; length], &SkbContext::default()).unwrap();
+    for nat in [0, 1024] {
+        let pins = Pins::detached().unwrap();
+        let maps = Maps::open(&pins, &Sizes { nat, ..Sizes::default() }).unwrap();
+        let object = Object::load(&pins, &maps, &Hook::ALL).unwrap();
+        for program in object.programs() {
+            assert!(program.info.instructions > 0 && program.info.btf != 0, "{program:?}");
+            // An agent that has configured nothing: nothing may crash, whatever comes.
+            for length in 14..200 {
+                program.test_run(&vec![0xff; length], &SkbContext::default()).unwrap();
+            }
         }
+        // The maps of masquerading are there where it is wanted only.
+        assert_eq!(pins.list().unwrap().len(), if nat == 0 { 16 } else { 20 });
     }
 }
 

@@ -6,7 +6,8 @@
 //! It refuses to know where it runs.
 //!
 //! Six hooks enter it: [`from_endpoint`] and [`to_endpoint`], [`from_network`] and [`to_network`], [`from_overlay`] and
-//! [`to_overlay`]. Each returns an [`Outcome`]: what to do with the packet, which by then carries its new headers.
+//! [`to_overlay`]. Each returns an [`Outcome`]: what to do with the packet, which by then carries its new headers. Where endpoints
+//! are masqueraded here, [`unmasquerade`] comes before from-network and [`masquerade`] after to-network.
 #![no_std]
 #![forbid(unsafe_code)]
 

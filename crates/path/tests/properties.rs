@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod lab;
+#[path = "properties/masquerade.rs"]
+mod masquerade;
 #[path = "properties/reference.rs"]
 mod reference;
 #[path = "properties/topology.rs"]
@@ -42,7 +44,7 @@ proptest! {
     /// Arbitrary bytes, at every hook.
     #[test]
     fn arbitrary_bytes_do_no_harm(seed in any::<u64>(), kind in 0..4_usize, bytes in prop::collection::vec(any::<u8>(), 0..160)) {
-        let world = Random::new(seed).world();
+        let (world, masquerading) = (Random::new(seed).world(), Random::new(seed).masquerading_world());
         let mut bytes = bytes;
         let kinds: [&[u8]; 4] = [&[], &[0x08, 0x00, 0x45], &[0x86, 0xdd, 0x60], &[0x08, 0x06]];
         if let Some(to) = bytes.get_mut(12..12 + kinds[kind].len()) {
@@ -58,6 +60,9 @@ proptest! {
             villus_path::from_network(&world, &mut frame.clone(), &mut work);
             villus_path::to_network(&world, &mut frame.clone(), &mut work);
             villus_path::to_network(&world, &mut frame.clone().via(0), &mut work);
+            villus_path::masquerade(&masquerading, &mut frame.clone(), &mut work);
+            villus_path::masquerade(&masquerading, &mut frame.clone().via(0), &mut work);
+            villus_path::unmasquerade(&masquerading, &mut frame.clone(), &mut work);
         }
     }
 }

@@ -14,7 +14,7 @@ use villus_abi::{Direction::Egress, Reason, nat::NAT_LEAST};
 use villus_datapath::{AttachMode, Hook, Object, Sizes};
 use villus_testbed::{
     Addresses, Blocked, EchoServer, Host, Kind, Node, NodeSpec, Ping, SctpEcho, TcpEcho, UdpEcho, UplinkKind,
-    Version, Workload, eventually, kernel_has_link_kind, try_run,
+    Version, Workload, eventually, try_run,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -47,15 +47,8 @@ fn tcp(node: &Node, from: &Host, v: Version, port: u16) -> TcpEcho {
 
 #[test]
 fn tcp_udp_and_echoes_leave_with_the_nodes_address_and_answers_find_back() {
-    for (attach, uplink) in [
-        (AttachMode::Tcx, UplinkKind::Device),
-        (AttachMode::Tc, UplinkKind::Device),
-        (AttachMode::Tcx, UplinkKind::Bond),
-    ] {
-        if uplink == UplinkKind::Bond && !kernel_has_link_kind("bond") {
-            continue;
-        }
-        let (node, one, two) = pair(NodeSpec { attach, uplink, ..NodeSpec::default() });
+    for attach in [AttachMode::Tcx, AttachMode::Tc] {
+        let (node, one, two) = pair(NodeSpec { attach, ..NodeSpec::default() });
         let before = node.tally();
         for v in Version::ALL {
             let own = Addresses::NODE.of(v);

@@ -88,6 +88,11 @@ impl Node {
     pub fn write_masquerade(&self) -> villus_datapath::Result<usize> {
         let Some(maps) = &self.kernel.maps.nat else { return Ok(0) };
         let uplinks = make_equal(&maps.uplinks, &self.wanted_uplinks())?.total();
+        if uplinks != 0 {
+            // What the node had lent of an address that is gone would come back to nobody.
+            let own: Vec<IpAddr> = self.network.host_ips().collect();
+            self.kernel.mappings.end_lent(|ip| own.contains(&ip))?;
+        }
         let mut prefixes = self.wanted_prefixes();
         crate::between::keep(self.knows_all_nodes(), &mut prefixes, || maps.prefixes.entries())?;
         Ok(uplinks + make_equal(&maps.prefixes, &prefixes)?.total())

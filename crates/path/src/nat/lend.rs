@@ -93,7 +93,12 @@ pub fn lend<F: Pick, W: World + Net<F>, P: Packet>(
         }
         let out = F::nat_key((&owner, owner_port), (&facts.dst, facts.dport), facts.proto, NAT_OUT);
         let lives = match <W as Net<F>>::nat(w, &out) {
-            Some(of) => !expired(of.expires.get(), now),
+            // What its owner has been lent since may be another port.
+            Some(of) => {
+                of.port.get() == port
+                    && F::of_words(&of.addr.get()) == mapping.addr
+                    && !expired(of.expires.get(), now)
+            }
             None => now.wrapping_sub(there.created.get()) < YOUNG,
         };
         if lives {

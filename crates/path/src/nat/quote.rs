@@ -53,7 +53,11 @@ pub(super) fn inward<F: Pick, W: World + Net<F>, P: Packet>(w: &W, p: &mut P, ro
     mapping.addr = F::of_words(&there.addr.get());
     mapping.port = there.port.get();
     mapping.out = F::nat_key((&mapping.addr, mapping.port), from, quoted.proto, NAT_OUT);
-    if matches!(<W as Net<F>>::nat(w, &mapping.out), Some(of) if !expired(of.expires.get(), now)) {
+    if let Some(of) = <W as Net<F>>::nat(w, &mapping.out)
+        && of.port.get() == quoted.sport
+        && F::of_words(&of.addr.get()) == quoted.src
+        && !expired(of.expires.get(), now)
+    {
         turn(p, room, false);
     }
 }
