@@ -28,8 +28,9 @@ const CHANGES_A_SECOND: usize = 5000;
 const SECONDS: usize = 10;
 const WAIT: Duration = Duration::from_secs(240);
 
-/// Runs the benchmark.
-pub fn run() -> Result<Vec<Row>> {
+/// Starts the program again with temporary files on tmpfs, where they are not yet: what an etcd writes is not to wait for a
+/// disk.
+pub(crate) fn on_tmpfs() -> Result<()> {
     if std::env::var_os("TMPDIR").is_none_or(|dir| dir != TMPFS) {
         let error = Command::new(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))
@@ -37,6 +38,12 @@ pub fn run() -> Result<Vec<Row>> {
             .exec();
         return Err(error).context("starting again with TMPDIR on tmpfs");
     }
+    Ok(())
+}
+
+/// Runs the benchmark.
+pub fn run() -> Result<Vec<Row>> {
+    on_tmpfs()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut rows = Vec::new();
     for addresses in [100_000, 300_000] {
@@ -102,11 +109,13 @@ impl Drop for Mesh {
     }
 }
 
-fn name(n: usize) -> String {
+/// Name of a cluster; its id is the number.
+pub(crate) fn name(n: usize) -> String {
     format!("c{}", n + 2)
 }
 
-fn store(server: &EtcdServer) -> Result<Arc<dyn Store>> {
+/// A client that is not held back.
+pub(crate) fn store(server: &EtcdServer) -> Result<Arc<dyn Store>> {
     let mut options = EtcdOptions::new(vec![server.url()]);
     (options.qps, options.max_inflight) = (100_000, 64);
     options.bootstrap_qps = options.qps;
@@ -127,7 +136,11 @@ fn address(cluster: usize, n: usize) -> (String, String) {
 }
 
 /// Keys and values of a cluster.
-fn entries(cluster: usize, addresses: usize, identities: usize) -> impl Iterator<Item = (String, String)> {
+pub(crate) fn entries(
+    cluster: usize,
+    addresses: usize,
+    identities: usize,
+) -> impl Iterator<Item = (String, String)> {
     let own = name(cluster);
     let config = (format!("cilium/cluster-config/{own}"), format!(r#"{{"id":{}}}"#, cluster + 2));
     let ids = (0..identities).map(move |n| {
@@ -145,7 +158,10 @@ fn entries(cluster: usize, addresses: usize, identities: usize) -> impl Iterator
 }
 
 /// One client, one transaction after the other.
-async fn write(store: &Arc<dyn Store>, entries: impl Iterator<Item = (String, String)>) -> Result<usize> {
+pub(crate) async fn write(
+    store: &Arc<dyn Store>,
+    entries: impl Iterator<Item = (String, String)>,
+) -> Result<usize> {
     let (mut txn, mut count, mut all) = (Txn::new(), 0, 0);
     for (key, value) in entries {
         txn = txn.then(Op::put(key, value, None));
