@@ -13,8 +13,8 @@ use socket2::{Domain, Socket, Type};
 use villus_abi::{Direction::Egress, Reason, nat::NAT_LEAST};
 use villus_datapath::{AttachMode, Hook, Object, Sizes};
 use villus_testbed::{
-    Addresses, Blocked, EchoServer, Host, Kind, Node, NodeSpec, Ping, SctpEcho, TcpEcho, UdpEcho, UplinkKind,
-    Version, Workload, eventually, try_run,
+    Addresses, Blocked, EchoServer, Host, Kind, Node, NodeSpec, Ping, SctpEcho, TcpEcho, UdpEcho, Version,
+    Workload, eventually, try_run,
 };
 
 const SOON: Duration = Duration::from_secs(30);
