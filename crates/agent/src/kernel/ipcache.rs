@@ -45,6 +45,13 @@ impl Target<IpNet, Winner> for IpcacheMap {
     }
 
     fn apply(&mut self, ops: &[Op<IpNet, Winner>]) -> Vec<Result<(), Self::Error>> {
+        // Many at once, where the kernel takes them all.
+        let puts = ops.iter().map(|op| Some(to_kernel(op.key, &op.value.as_ref()?.mapping)));
+        if let Some(puts) = puts.collect::<Option<Vec<_>>>()
+            && self.0.ipcache.insert_all(&puts).is_ok()
+        {
+            return ops.iter().map(|_| Ok(())).collect();
+        }
         ops.iter()
             .map(|op| match &op.value {
                 Some(winner) => self.update(&op.key, winner),
