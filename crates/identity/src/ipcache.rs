@@ -223,6 +223,8 @@ impl Edit<'_> {
             }
             *old = claim;
         } else {
+            // Nearly all have one.
+            claims.reserve_exact(1);
             claims.push(claim);
         }
         sort(claims);

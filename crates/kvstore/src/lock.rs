@@ -206,6 +206,17 @@ impl Lock {
         Compare::CreateRevision(self.key.clone(), self.created)
     }
 
+    /// The operation that gives the lock back, for the last transaction made under it; then say so with
+    /// [`Lock::was_given_back`].
+    pub fn end(&self) -> Op {
+        Op::Delete(self.key.clone())
+    }
+
+    /// A transaction with [`Lock::end`] was carried out.
+    pub fn was_given_back(mut self) {
+        self.local = None;
+    }
+
     /// Whether the store says that this lock is held.
     ///
     /// # Errors

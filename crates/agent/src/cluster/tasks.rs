@@ -17,6 +17,8 @@ const ILL: Duration = Duration::from_secs(5);
 /// Between two snapshots at least, and for how many entries a second more.
 const SNAPSHOT: Duration = Duration::from_secs(5);
 const ENTRIES_A_SECOND: usize = 2000;
+/// So many entries at once leave much memory behind.
+const LARGE: usize = 10_000;
 
 /// Follows all feeds of a layer in its store; `seen` is what was known of that before the start.
 pub(crate) async fn follow_layer(
@@ -63,8 +65,13 @@ async fn follow(
         if is_shared {
             shared.note_witness(follow.witness(), lost);
         }
+        let is_large = batch.items.len() >= LARGE;
         let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
         let Ok((altered, next)) = done else { return };
+        if is_large {
+            // Of what was read little is kept. An error means that the runtime ends.
+            let _ = tokio::task::spawn_blocking(villus_datapath::sys::return_memory).await;
+        }
         due = next;
         if lost {
             tracing::warn!(
@@ -192,7 +199,12 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
         let save = move || {
             snapshot.save(&state)?;
             // The start gate goes by it.
-            nodes.map_or(Ok(()), |nodes| state.remember_size(nodes))
+            nodes.map_or(Ok(()), |nodes| state.remember_size(nodes))?;
+            drop(snapshot);
+            if entries >= LARGE {
+                villus_datapath::sys::return_memory();
+            }
+            Ok::<(), std::io::Error>(())
         };
         let result = tokio::task::spawn_blocking(save).await;
         let problem = match result {

@@ -14,7 +14,7 @@ pub use link::{
     tcx_update,
 };
 pub use map::{Kind, MapInfo, MapSpec, NO_PREALLOC, RawMap, Update, map_by_id, next_map_id};
-pub use memory::spare_memory;
+pub use memory::{return_memory, spare_memory};
 pub use prog::{
     ProgInfo, SkbContext, TestRun, next_prog_id, prog_fd_by_id, prog_info, prog_load_tc, test_run,
 };

@@ -35,6 +35,8 @@ struct Allocation<'a> {
     taken: BTreeSet<NumericIdentity>,
     /// The label set is in use already, by a number that nobody has confirmed.
     confirm: bool,
+    /// The lock was given back with the last transaction.
+    ended: bool,
 }
 
 pub(super) async fn allocate(
@@ -77,7 +79,8 @@ async fn run(
     // What is listed is not known yet: a label set could get a second number.
     shared.synced().await;
     let wanted = wanted.filter(|number| shared.range.contains(&number.0));
-    let mut allocation = Allocation { shared, labels, text, wanted, taken: BTreeSet::new(), confirm };
+    let mut allocation =
+        Allocation { shared, labels, text, wanted, taken: BTreeSet::new(), confirm, ended: false };
     let began = Instant::now();
     let mut chance = fastrand::Rng::new();
     let mut attempts = 0;
@@ -109,7 +112,10 @@ impl Allocation<'_> {
     async fn attempt(&mut self) -> Result<NumericIdentity, Failed> {
         let lock = self.shared.locks.acquire(&lock_name(self.text), self.shared.config.lock_patience).await?;
         let outcome = self.under(&lock).await;
-        lock.release().await;
+        match self.ended {
+            true => lock.was_given_back(),
+            false => lock.release().await,
+        }
         outcome
     }
 
@@ -171,7 +177,7 @@ impl Allocation<'_> {
     }
 
     /// Uses a number that some node uses; its master key is created again if it is missing.
-    async fn take_used(&self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
+    async fn take_used(&mut self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
         if self.take_known(lock, number).await? || self.create(lock, number).await? {
             return Ok(true);
         }
@@ -180,14 +186,14 @@ impl Allocation<'_> {
     }
 
     /// Uses a number whose master key has our labels.
-    async fn take_known(&self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
+    async fn take_known(&mut self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
         let key = master_key(number);
         let same = Compare::Value(key.clone(), self.text.to_owned().into());
         self.write(lock, number, Txn::new().when(same).otherwise(Op::Get(key))).await
     }
 
     /// Creates the master key of a number that nobody has.
-    async fn create(&self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
+    async fn create(&mut self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
         let key = master_key(number);
         let free = Compare::Absent(key.clone());
         let master = Op::put(key.as_str(), self.text.to_owned(), None);
@@ -196,12 +202,14 @@ impl Allocation<'_> {
 
     /// Adds our slave key to a transaction and carries it out while the lock is held. Returns whether its
     /// condition held.
-    async fn write(&self, lock: &Lock, number: NumericIdentity, txn: Txn) -> Result<bool, Failed> {
+    async fn write(&mut self, lock: &Lock, number: NumericIdentity, txn: Txn) -> Result<bool, Failed> {
         let lease = self.shared.session.lease().await?;
         let (key, value) = (self.shared.slave_key(self.text), bytes::Bytes::from(number.to_string()));
-        let txn = txn.when(lock.held()).then(Op::put(key.as_str(), value.clone(), Some(lease)));
+        let txn =
+            txn.when(lock.held()).then(Op::put(key.as_str(), value.clone(), Some(lease))).then(lock.end());
         let outcome = self.shared.store.txn(txn).await?;
         if outcome.held {
+            self.ended = true;
             self.shared.session.own(&key, value, lease);
             self.done(number);
             return Ok(true);

@@ -227,6 +227,7 @@ impl Remote {
     /// Forgets an entry; that there is none is fine.
     pub(super) fn drop_address(&mut self, edit: &mut Edit<'_>, key: &str) -> Option<AddressRecord> {
         let address = self.addresses.remove(key)?;
+        self.stale.remove(key);
         self.count_ports(&address, false);
         if let Some(waiting) = self.unresolved.get_mut(&address.identity) {
             waiting.remove(key);

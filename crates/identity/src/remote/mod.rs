@@ -121,6 +121,8 @@ pub struct Remote {
     /// Whose the prefixes of endpoints are; they do not overlap.
     ranges: BTreeMap<IpNet, Arc<str>>,
     unresolved: BTreeMap<NumericIdentity, BTreeSet<Arc<str>>>,
+    /// Addresses that nobody stands behind.
+    stale: BTreeSet<Arc<str>>,
     /// Deletions that wait for word of their owners, in the order of their times.
     held: VecDeque<(Instant, Arc<str>)>,
     /// What was deleted a moment ago while its owner was there.
@@ -154,6 +156,7 @@ impl Remote {
             hosts: HashMap::new(),
             ranges: BTreeMap::new(),
             unresolved: BTreeMap::new(),
+            stale: BTreeSet::new(),
             held: VecDeque::new(),
             buried: VecDeque::new(),
             ports: BTreeMap::new(),
@@ -176,7 +179,7 @@ impl Remote {
         RemoteCounts {
             addresses: self.addresses.len(),
             unresolved: self.unresolved.values().map(BTreeSet::len).sum(),
-            stale_addresses: self.addresses.values().filter(|address| address.stale.is_some()).count(),
+            stale_addresses: self.stale.len(),
             nodes: others().count(),
             stale_nodes: others().filter(|member| member.stale.is_some()).count(),
         }

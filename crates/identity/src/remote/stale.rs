@@ -53,6 +53,7 @@ impl Remote {
     pub(super) fn lose_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, now: Instant) {
         let Some(address) = self.addresses.get_mut(key) else { return };
         address.stale.get_or_insert(now);
+        self.stale.insert(Arc::clone(key));
         // Whoever claims it now has said so later.
         address.revision = 0;
         let address = address.clone();
@@ -136,8 +137,9 @@ impl Remote {
             })
         };
         let gone: Vec<Arc<str>> = self
-            .addresses
+            .stale
             .iter()
+            .filter_map(|key| self.addresses.get(key).map(|address| (key, address)))
             .filter_map(|(key, address)| Some((key, address, address.stale?)))
             .filter(|(_, address, since)| is_over(*since) || finished(address, *since))
             .map(|(key, _, _)| Arc::clone(key))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use etcd_client::{
     self as etcd,
     proto::{PbKeyValue, PbTxnOpResponse},
@@ -111,7 +111,15 @@ pub(super) fn outcome(response: etcd::TxnResponse) -> Result<(Header, TxnOutcome
 pub(super) fn page(response: etcd::GetResponse) -> Result<Page, StoreError> {
     let header = header(response.header())?;
     let more = response.more();
-    let entries = response.0.kvs.into_iter().map(entry_of).collect::<Result<_, _>>()?;
+    // One block of memory for the values of a page: whoever reads a list keeps keys and lets the values go.
+    let mut values = BytesMut::with_capacity(response.0.kvs.iter().map(|kv| kv.value.len()).sum());
+    let entry = |mut kv: PbKeyValue| {
+        values.extend_from_slice(&std::mem::take(&mut kv.value));
+        let mut entry = entry_of(kv)?;
+        entry.value = values.split().freeze();
+        Ok(entry)
+    };
+    let entries = response.0.kvs.into_iter().map(entry).collect::<Result<_, StoreError>>()?;
     Ok(Page { entries, more, header })
 }
 
