@@ -341,7 +341,7 @@ async fn copies_that_another_store_lacks_stay_and_outlive_a_restart() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases) })]
 
     /// Whatever comes and goes in which order, a node is known exactly while some layer tells of it, and counts by the first.
     #[test]
