@@ -264,17 +264,19 @@ async fn a_wiped_store_takes_nothing_away_and_who_writes_again_is_believed() {
     }
     let (outside, value) = pair("10.3.192.65", "10.3.9.10", 301);
     scene.put(&outside, &value, None).await;
-    scene.until("all is known", |s| s.remote.counts().addresses == 3 && s.nodes.len() == 1).await;
+    let (behind, value) = pair("10.3.192.66", "10.0.0.1", 301);
+    scene.put(&behind, &value, None).await;
+    scene.until("all is known", |s| s.remote.counts().addresses == 4 && s.nodes.len() == 1).await;
 
     scene.memory.restore(&backup).await.unwrap();
     scene.memory.interrupt();
     scene
         .until("it was noticed", |s| {
             let counts = s.remote.counts();
-            (counts.stale_addresses, counts.stale_nodes) == (3, 1)
+            (counts.stale_addresses, counts.stale_nodes) == (4, 1)
         })
         .await;
-    for prefix in ["10.1.0.5/32", "10.1.0.6/32", "10.3.192.65/32", "10.1.0.0/24"] {
+    for prefix in ["10.1.0.5/32", "10.1.0.6/32", "10.3.192.65/32", "10.3.192.66/32", "10.1.0.0/24"] {
         assert!(scene.who(prefix).is_some(), "{prefix}");
     }
     // An address is another's now, at a revision that is lower than the old one.
@@ -287,9 +289,13 @@ async fn a_wiped_store_takes_nothing_away_and_who_writes_again_is_believed() {
     scene.until("the node is back", |s| s.remote.counts().stale_nodes == 0).await;
     scene.pass(SETTLE);
     assert_eq!(scene.who("10.1.0.6/32"), None, "its owner is done without it");
-    assert!(scene.who("10.3.192.65/32").is_some(), "nobody answers for this one");
+    for prefix in ["10.3.192.65/32", "10.3.192.66/32"] {
+        assert!(scene.who(prefix).is_some(), "no node answers for {prefix}");
+    }
     scene.pass(GRACE);
-    assert_eq!(scene.who("10.3.192.65/32"), None);
+    for prefix in ["10.3.192.65/32", "10.3.192.66/32"] {
+        assert_eq!(scene.who(prefix), None);
+    }
 }
 
 #[tokio::test]

@@ -103,6 +103,9 @@ impl Remote {
                 continue;
             }
             if let Owner::Silent = self.owner_of(&key) {
+                if let Some(address) = self.addresses.get_mut(&key) {
+                    address.leased = true;
+                }
                 self.lose_address(&mut edit, &key, now);
             } else if let Some(mut address) = self.drop_address(&mut edit, &key) {
                 address.leased = true;
@@ -129,9 +132,11 @@ impl Remote {
         }
         let finished = |address: &AddressRecord, since: Instant| {
             let owner = address.host.and_then(|host| self.hosts.get(&host)).and_then(|n| self.members.get(n));
-            // Who copies another cluster's entries writes its nodes before it has copied what they have.
+            // Who copies another cluster's entries writes its nodes before it has copied what they have; and what has no
+            // lease is not said by the node behind which it lives.
             owner.is_some_and(|owner| {
-                *owner.name.cluster == *self.config.cluster
+                address.leased
+                    && *owner.name.cluster == *self.config.cluster
                     && owner.stale.is_none()
                     && owner.told.is_some_and(|told| told > since && now.duration_since(told) >= settle)
             })
