@@ -314,7 +314,9 @@ macro_rules! net {
             #[inline(always)]
             fn masquerades(&self, $a: &$addr) -> u32 {
                 // SAFETY: key layout of the map, whose values are words.
-                unsafe { lookup::<_, u32>(map(&maps::MASQUERADE), &$ipcache_key) }.copied().unwrap_or_default()
+                unsafe { lookup::<_, u32>(map(&maps::MASQUERADE), &$ipcache_key) }
+                    .copied()
+                    .unwrap_or_default()
             }
 
             #[inline(always)]
@@ -344,7 +346,6 @@ net!(V4, u32, FlowKey4, FragKey4, NatKey4, ADDRS4, CT4_TCP, CT4_ANY, FRAGS4, NAT
     addr.to_ne_bytes(),
     32
 ));
-net!(V6, [u32; 4], FlowKey6, FragKey6, NatKey6, ADDRS6, CT6_TCP, CT6_ANY, FRAGS6, NAT6, |addr| IpcacheKey::v6(
-    bytes(addr),
-    128
-));
+net!(V6, [u32; 4], FlowKey6, FragKey6, NatKey6, ADDRS6, CT6_TCP, CT6_ANY, FRAGS6, NAT6, |addr| {
+    IpcacheKey::v6(bytes(addr), 128)
+});

@@ -74,7 +74,8 @@ pub fn run(command: NatCommand) -> Result<(), Failure> {
 }
 
 fn row(key: &NatKey, nat: &Nat, numeric: bool, now: u32) -> Row {
-    let secs = |ticks: u32| to_ns(ticks) / 1_000_000_000;
+    // A tick is no whole part of a second.
+    let secs = |ticks: u32| (to_ns(ticks) + 500_000_000) / 1_000_000_000;
     let left = nat.expires.wrapping_sub(now).cast_signed();
     let remaining =
         || i64::try_from(secs(left.unsigned_abs())).unwrap_or(i64::MAX) * i64::from(left.signum());
