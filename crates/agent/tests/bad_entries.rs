@@ -75,7 +75,6 @@ fn bad_entries_are_said_once_by_their_keys_counted_and_change_nothing_else() {
         (format!("{ids}/15614300"), "k8s:a=b".into(), "`;`"),
         (format!("{ids}/15614301"), "k8s:b=1;k8s:a=1;".into(), "not sorted"),
         (format!("{ids}/15614302"), large.clone(), "2000000 bytes"),
-        (format!("{ids}/458852"), "k8s:app=app1;".into(), "those of cluster-id 238 are"),
         (format!("{nodes}/corrupt"), "[".into(), "can't be read"),
         (format!("{nodes}/large"), large, "2000000 bytes"),
         (

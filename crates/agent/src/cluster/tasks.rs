@@ -15,7 +15,7 @@ use crate::agent::Agent;
 const WELL: Duration = Duration::from_secs(30);
 const ILL: Duration = Duration::from_secs(5);
 /// Between two snapshots at least, and for how many entries a second more.
-const SNAPSHOT: Duration = Duration::from_secs(5);
+const SNAPSHOT: Duration = Duration::from_secs(1);
 const ENTRIES_A_SECOND: usize = 2000;
 /// So many entries at once leave much memory behind.
 const LARGE: usize = 10_000;

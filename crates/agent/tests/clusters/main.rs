@@ -90,14 +90,19 @@ fn rates(clusters: &Clusters, time: Duration) -> [f64; 2] {
     [0, 1].map(|n| (after[n] - before[n]) as f64 / seconds)
 }
 
+/// Waits until a killed agent of each cluster would know an address when it starts again.
+fn each_has_written_down(clusters: &Clusters, addresses: [&str; 3]) {
+    for (cluster, address) in clusters.0.iter().zip(addresses) {
+        let path = cluster.node.root.join("lib/cluster.json");
+        eventually("each has written down what it knows", || scene::says(&path, address));
+    }
+}
+
 fn one_cluster_fails_alone(how: How) {
     let mut scene = Scene::start(how);
     let away = &scene.client.v4().to_string();
     let there = scene.server.v4().to_string();
-    for (cluster, address) in scene.clusters.0.iter().zip([away, &there, away]) {
-        let path = cluster.node.root.join("lib/cluster.json");
-        eventually("each has written down what it knows", || scene::says(&path, address));
-    }
+    each_has_written_down(&scene.clusters, [away, &there, away]);
     let calm = rates(&scene.clusters, AWAY);
     let dead = &mut scene.clusters.0[1];
     dead.end_mesh();
@@ -187,6 +192,8 @@ fn a_live_mesh_moves_from_clustermesh_to_the_state_to_the_cache_and_back() {
             });
         }
         scene.traffic.goes_on();
+        let there = scene.server.v4().to_string();
+        each_has_written_down(&scene.clusters, [&client, &there, &client]);
         for cluster in &mut scene.clusters.0 {
             if cluster.remotes().is_empty() {
                 continue;
@@ -207,6 +214,8 @@ fn a_live_mesh_moves_from_clustermesh_to_the_state_to_the_cache_and_back() {
         eventually("what agents copied themselves is gone", || !file.exists());
     }
     // And back: agents read themselves, then the copies go.
+    let (client, there) = (scene.client.v4().to_string(), scene.server.v4().to_string());
+    each_has_written_down(&scene.clusters, [&client, &there, &client]);
     for cluster in &mut scene.clusters.0 {
         cluster.node.kill();
         cluster.read_itself(true);
