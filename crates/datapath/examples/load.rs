@@ -17,8 +17,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
+    // Without masquerading, and with the uplink programs that masquerade.
+    for sizes in [Sizes::default(), Sizes { nat: 1 << 14, ..Sizes::default() }] {
+        load(&sizes)?;
+    }
+    Ok(())
+}
+
+fn load(sizes: &Sizes) -> Result<(), Box<dyn Error>> {
     let pins = Pins::detached()?;
-    let maps = Maps::open(&pins, &Sizes::default())?;
+    let maps = Maps::open(&pins, sizes)?;
     let object = match std::env::args_os().nth(1) {
         Some(path) => Object::load_from(&std::fs::read(path)?, &pins, &maps, &Hook::ALL)?,
         None => Object::load(&pins, &maps, &Hook::ALL)?,
