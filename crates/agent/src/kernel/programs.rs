@@ -45,6 +45,8 @@ impl Programs {
                 if !at_once {
                     let _ = loading.later.set(Object::load(&pins, &maps, &LATER));
                 }
+                // The loader has read all types of the kernel, ten megabytes, and forgotten them.
+                villus_datapath::sys::return_memory();
             })
             .map_err(AgentError::Runtime)?;
         Ok(programs)
