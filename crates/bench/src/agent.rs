@@ -1,7 +1,6 @@
 //! The agent's own figures: how long an endpoint takes, how soon a killed agent serves again, what it holds.
 
 use std::{
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -14,9 +13,8 @@ use villus_api::{
 };
 use villus_datapath::Pins;
 
-use crate::{report::Row, wire::Workload};
+use crate::{apart::apart, report::Row, wire::Workload};
 
-const INSIDE: &str = "BENCH_AGENT_INSIDE";
 const MANY: usize = 100;
 const ALL: usize = 250;
 const IDENTITIES: usize = 1000;
@@ -27,15 +25,7 @@ const WAIT: Duration = Duration::from_secs(30);
 
 /// Runs the benchmark in namespaces of its own.
 pub fn run() -> Result<Vec<Row>> {
-    if std::env::var_os(INSIDE).is_none() {
-        let error = Command::new("unshare")
-            .args(["--net", "--mount", "--"])
-            .arg(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env(INSIDE, "1")
-            .exec();
-        return Err(error).context("unshare (package util-linux)");
-    }
+    apart()?;
     let dir = std::env::temp_dir().join(format!("villus-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let rows = measure(&dir);

@@ -5,7 +5,7 @@
 use std::{
     fmt::Write as _,
     io::{Read, Write},
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -13,13 +13,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use villus_kvstore::{Etcd, EtcdOptions, Op, Store, Txn};
+use villus_kvstore::{Op, Store, Txn};
 use villus_testbed::EtcdServer;
 
-use crate::report::Row;
+use crate::{
+    mesh::{on_tmpfs, store},
+    report::{Row, row},
+};
 
-/// Where etcd's data lies.
-const TMPFS: &str = "/dev/shm";
 const RESOURCES: usize = 40_000;
 /// Label sets that they have.
 const LABEL_SETS: usize = 2000;
@@ -29,13 +30,7 @@ const WAIT: Duration = Duration::from_secs(30);
 
 /// Runs the benchmark.
 pub fn run() -> Result<Vec<Row>> {
-    if std::env::var_os("TMPDIR").is_none_or(|dir| dir != TMPFS) {
-        let error = Command::new(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env("TMPDIR", TMPFS)
-            .exec();
-        return Err(error).context("starting again with TMPDIR on tmpfs");
-    }
+    on_tmpfs()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut rows = import(&runtime)?;
     rows.extend(singles()?);
@@ -118,13 +113,6 @@ async fn again(from: &EtcdServer, to: &EtcdServer) -> Result<(f64, usize)> {
         to.txn(some.iter().fold(Txn::new(), put)).await?;
     }
     Ok((start.elapsed().as_secs_f64(), entries.len()))
-}
-
-fn store(server: &EtcdServer) -> Result<Arc<dyn Store>> {
-    let mut options = EtcdOptions::new(vec![server.url()]);
-    (options.qps, options.max_inflight) = (100_000, 64);
-    options.bootstrap_qps = options.qps;
-    Ok(Arc::new(Etcd::new(options)?))
 }
 
 /// An operator under way.
@@ -214,26 +202,4 @@ fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<u16> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     answer.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| answer)
-}
-
-fn row(
-    case: &str,
-    ours: f64,
-    unit: &str,
-    baseline: (f64, &str),
-    goal: &str,
-    holds: impl Fn(&Row) -> bool,
-) -> Row {
-    let mut row = Row {
-        case: case.to_owned(),
-        ours,
-        baseline: baseline.0,
-        baseline_name: baseline.1.to_owned(),
-        ratio: ours / baseline.0,
-        unit: unit.to_owned(),
-        goal: goal.to_owned(),
-        holds: true,
-    };
-    row.holds = holds(&row);
-    row
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod apart;
 mod cascade;
 mod cost;
 mod external;

@@ -18,7 +18,7 @@ use villus_kvstore::{Etcd, EtcdOptions, Event, Op, Store, Txn};
 use villus_mesh::MeshStatus;
 use villus_testbed::EtcdServer;
 
-use crate::report::Row;
+use crate::report::{Row, row};
 
 /// Where etcd's data and the mesh's files lie.
 const TMPFS: &str = "/dev/shm";
@@ -341,26 +341,4 @@ fn three(runtime: &Runtime) -> Result<Row> {
     let one = sync(&[3 * EACH])?;
     let all = sync(&[EACH, EACH, EACH])?;
     Ok(row("three remotes of 40K at once", all, "s", (one, "one of 120K"), "≤ 1.1×", |r| r.ratio <= 1.1))
-}
-
-fn row(
-    case: &str,
-    ours: f64,
-    unit: &str,
-    baseline: (f64, &str),
-    goal: &str,
-    holds: impl Fn(&Row) -> bool,
-) -> Row {
-    let mut row = Row {
-        case: case.to_owned(),
-        ours,
-        baseline: baseline.0,
-        baseline_name: baseline.1.to_owned(),
-        ratio: ours / baseline.0,
-        unit: unit.to_owned(),
-        goal: goal.to_owned(),
-        holds: true,
-    };
-    row.holds = holds(&row);
-    row
 }

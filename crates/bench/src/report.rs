@@ -26,6 +26,29 @@ pub struct Row {
     pub holds: bool,
 }
 
+/// A case whose ratio is our figure divided by the baseline.
+pub(crate) fn row(
+    case: &str,
+    ours: f64,
+    unit: &str,
+    baseline: (f64, &str),
+    goal: &str,
+    holds: impl Fn(&Row) -> bool,
+) -> Row {
+    let mut row = Row {
+        case: case.to_owned(),
+        ours,
+        baseline: baseline.0,
+        baseline_name: baseline.1.to_owned(),
+        ratio: ours / baseline.0,
+        unit: unit.to_owned(),
+        goal: goal.to_owned(),
+        holds: true,
+    };
+    row.holds = holds(&row);
+    row
+}
+
 /// Prints a table.
 pub fn print(rows: &[Row]) {
     let width = rows.iter().map(|r| r.case.len()).max().unwrap_or(4).max(4);

@@ -5,7 +5,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -20,6 +19,7 @@ use villus_datapath::{AttachMode, Entries, Hook, Links, Maps, Object, Pins, Poli
 use villus_net::{EndpointLink, EndpointLinkSpec, Mac, Netns, NetnsRef, create_endpoint_link};
 
 use crate::{
+    apart::apart,
     cost,
     load::{self, Place, Servers},
     report::Row,
@@ -29,7 +29,6 @@ const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 200, 0, 0, 0, 0, 0, 1);
 const ROUNDS: usize = 9;
 const SECOND: Duration = Duration::from_secs(1);
-const INSIDE: &str = "VILLUS_BENCH_INSIDE";
 
 /// A namespace that lives as long as this does.
 pub(crate) struct Workload {
@@ -176,15 +175,7 @@ impl Node {
 
 /// Runs the benchmark in a network and mount namespace of its own: this program again, under `unshare`.
 pub fn run(only: &str) -> Result<Vec<Row>> {
-    if std::env::var_os(INSIDE).is_none() {
-        let error = Command::new("unshare")
-            .args(["--net", "--mount", "--"])
-            .arg(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env(INSIDE, "1")
-            .exec();
-        return Err(error).context("unshare (package util-linux)");
-    }
+    apart()?;
     for (program, args) in [
         ("ip", "link set lo up"),
         ("ip", "addr add 10.200.0.1/32 dev lo"),

@@ -6,7 +6,6 @@ mod agents;
 
 use std::{
     net::Ipv4Addr,
-    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -20,10 +19,9 @@ use villus_labels::{Labels, MaxConnectedClusters};
 use villus_table::Backoff;
 use villus_testbed::EtcdServer;
 
-use crate::report::Row;
+use crate::{apart::apart, report::Row};
 use agents::Agent;
 
-const INSIDE: &str = "BENCH_STORE_INSIDE";
 const ADDRESSES: u32 = 300_000;
 const IDENTITIES: u32 = 20_000;
 /// Writes in one transaction while the store is filled, and transactions under way at once.
@@ -39,15 +37,7 @@ const IN_FLIGHT: usize = 64;
 
 /// Runs the benchmark in namespaces of its own.
 pub fn run() -> Result<Vec<Row>> {
-    if std::env::var_os(INSIDE).is_none() {
-        let error = Command::new("unshare")
-            .args(["--net", "--mount", "--"])
-            .arg(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env(INSIDE, "1")
-            .exec();
-        return Err(error).context("unshare (package util-linux)");
-    }
+    apart()?;
     let root = tempfile::tempdir()?;
     // Namespaces with names are this run's own.
     let run = root.path().join("netns");
