@@ -321,13 +321,14 @@ impl Reading<'_> {
         let passes = |rule: &Value| {
             let peers = list(&rule[side]);
             let ports = list(&rule["ports"]);
-            (peers.is_empty() || peers.iter().any(|p| self.object_means(p, namespace, peer)))
+            (peers.is_empty() || peers.iter().any(|p| self.object_means(p, namespace, peer, flow.direction)))
                 && (ports.is_empty() || ports.iter().any(|port| self.object_port(port, peer, flow)))
         };
         Said { enforced: listed || !rules.is_empty(), allow: rules.iter().any(passes), deny: false }
     }
 
-    fn object_means(&self, wanted: &Value, own: &str, peer: &Peer) -> bool {
+    /// Kubernetes' words, and then the requirements of other rules for the same subject, which it does not know of.
+    fn object_means(&self, wanted: &Value, own: &str, peer: &Peer, direction: Direction) -> bool {
         if let Some(block) = wanted.get("ipBlock") {
             let Peer::Outside(address) = peer else { return false };
             let contains = |cidr: &Value| cidr.as_str().unwrap().parse::<IpNet>().unwrap().contains(address);
@@ -344,7 +345,7 @@ impl Reading<'_> {
         };
         let pods =
             wanted.get("podSelector").is_none_or(|selector| object_selects(selector, labels, &pod_value));
-        in_cluster && there && pods
+        in_cluster && there && pods && self.meets_requirements(peer, (direction, false))
     }
 
     fn object_port(&self, port: &Value, peer: &Peer, flow: Flow) -> bool {
