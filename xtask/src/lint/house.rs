@@ -34,6 +34,7 @@ pub fn check(root: &Path) -> Result<()> {
             found.extend(bad_shell(root, file));
         }
         found.extend(machine_paths(file, &text, &names));
+        found.extend(unmerged(file, &text));
     }
     for dir in crate_dirs(&files) {
         found.extend(crate_rules(root, &dir)?);
@@ -47,6 +48,13 @@ pub fn check(root: &Path) -> Result<()> {
 fn too_long(file: &Path, text: &str) -> Option<String> {
     let lines = text.lines().count();
     (lines > MAX_LINES).then(|| format!("{}: {lines} lines, more than {MAX_LINES}: split it", file.display()))
+}
+
+/// What a merge has left undecided.
+fn unmerged(file: &Path, text: &str) -> Option<String> {
+    let marks = ["<", ">"].map(|side| format!("{} ", side.repeat(7)));
+    let at = text.lines().position(|line| marks.iter().any(|mark| line.starts_with(mark.as_str())))?;
+    Some(format!("{}:{}: a merge that was not finished", file.display(), at + 1))
 }
 
 /// A property test whose number of cases `./dev fuzz` could not raise.
@@ -208,6 +216,16 @@ mod tests {
     fn links_outside_and_code_are_left_alone() {
         let text = "[a](docs/a.md) and [b](https://x.invalid/)\n```\n[c](no.md)\n```\n[d](#here)\n";
         assert_eq!(links(text), ["docs/a.md", "#here"]);
+    }
+
+    #[test]
+    fn a_merge_that_was_not_finished_is_found() {
+        let left = format!("one\n{} ours\n", "<".repeat(7));
+        assert_eq!(
+            unmerged(Path::new("a.md"), &left),
+            Some("a.md:2: a merge that was not finished".to_owned())
+        );
+        assert_eq!(unmerged(Path::new("a.md"), "a heading\n=======\n"), None);
     }
 
     #[test]
