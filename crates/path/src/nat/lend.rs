@@ -1,16 +1,15 @@
 //! Which port a new mapping is lent.
 
 use villus_abi::{
-    Config, Nat,
+    Config,
     nat::{NAT_IN, NAT_LEAST, NAT_OUT, NAT_TRIES},
     time::Tick,
 };
 
 use crate::{
     family::Family,
-    flow,
-    nat::way_back,
-    parse::{Facts, Kind, SCTP, expired},
+    nat::{names, way_back, way_out},
+    parse::{Facts, SCTP, expired},
     work::{Pick, Room},
     world::{Net, Packet, World},
 };
@@ -53,19 +52,10 @@ pub(crate) fn open<F: Pick, W: World + Net<F>, P: Packet>(
         return false;
     }
     let (facts, mapping) = (&room.facts, &room.mapping);
-    let flags = flow::tcp_state(facts, 0, true);
-    let life = flow::lifetime(config, facts.kind as u8 == Kind::Tcp as u8, flags);
-    let nat = Nat {
-        addr: F::words(&mapping.addr),
-        port: mapping.port,
-        pad: 0,
-        flags,
-        expires: now.wrapping_add(life),
-        created: now,
-    };
+    let nat = way_out(facts, &mapping.addr, mapping.port, config, now, true);
     // Another CPU may have made the same mapping for another packet of the flow.
     let made = <W as Net<F>>::claim(w, &mapping.out, &nat)
-        || matches!(<W as Net<F>>::nat(w, &mapping.out), Some(of) if of.port.get() == mapping.port && F::of_words(&of.addr.get()) == mapping.addr);
+        || matches!(<W as Net<F>>::nat(w, &mapping.out), Some(of) if names::<F>(of, &mapping.addr, mapping.port));
     if !made {
         <W as Net<F>>::release(w, &mapping.back);
     }
@@ -87,18 +77,14 @@ pub fn lend<F: Pick, W: World + Net<F>, P: Packet>(
     mapping.port = port;
     mapping.back = F::nat_key((&facts.dst, facts.dport), (&mapping.addr, port), facts.proto, NAT_IN);
     if let Some(there) = <W as Net<F>>::nat(w, &mapping.back) {
-        let (owner, owner_port) = (F::of_words(&there.addr.get()), there.port.get());
-        if owner == facts.src && owner_port == facts.sport {
+        if names::<F>(there, &facts.src, facts.sport) {
             return true;
         }
-        let out = F::nat_key((&owner, owner_port), (&facts.dst, facts.dport), facts.proto, NAT_OUT);
+        let owner = (&F::of_words(&there.addr.get()), there.port.get());
+        let out = F::nat_key(owner, (&facts.dst, facts.dport), facts.proto, NAT_OUT);
         let lives = match <W as Net<F>>::nat(w, &out) {
             // What its owner has been lent since may be another port.
-            Some(of) => {
-                of.port.get() == port
-                    && F::of_words(&of.addr.get()) == mapping.addr
-                    && !expired(of.expires.get(), now)
-            }
+            Some(of) => names::<F>(of, &mapping.addr, port) && !expired(of.expires.get(), now),
             None => now.wrapping_sub(there.created.get()) < YOUNG,
         };
         if lives {

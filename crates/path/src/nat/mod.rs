@@ -197,9 +197,36 @@ fn is_mapped<F: Pick, W: World + Net<F>>(w: &W, room: &mut Room<F>, now: Tick) -
     mapping.port = of.port.get();
     mapping.back = F::nat_key((&facts.dst, facts.dport), (&mapping.addr, mapping.port), facts.proto, NAT_IN);
     match <W as Net<F>>::nat(w, &mapping.back) {
-        Some(there) => F::of_words(&there.addr.get()) == facts.src && there.port.get() == facts.sport,
+        Some(there) => names::<F>(there, &facts.src, facts.sport),
         None => <W as Net<F>>::claim(w, &mapping.back, &way_back(facts, now)),
     }
+}
+
+/// Whether an entry has an address and port.
+#[inline(always)]
+fn names<F: Family>(entry: &NatCell, addr: &F::Addr, port: u16) -> bool {
+    entry.port.get() == port && F::of_words(&entry.addr.get()) == *addr
+}
+
+/// The entry that lends an address and port to a flow, made for a packet that is `forward` or an answer.
+#[inline(always)]
+fn way_out<F: Family>(
+    facts: &Facts<F>,
+    addr: &F::Addr,
+    port: u16,
+    config: &Config,
+    now: Tick,
+    forward: bool,
+) -> Nat {
+    let flags = flow::tcp_state(facts, 0, forward);
+    let expires = now.wrapping_add(life(facts, config, flags));
+    Nat { addr: F::words(addr), port, pad: 0, flags, expires, created: now }
+}
+
+/// How long a packet keeps a mapping alive.
+#[inline(always)]
+fn life<F: Family>(facts: &Facts<F>, config: &Config, flags: u32) -> Tick {
+    flow::lifetime(config, facts.kind as u8 == Kind::Tcp as u8, flags)
 }
 
 /// The entry under which answers to a packet find back.
@@ -216,7 +243,7 @@ fn touch<F: Family>(of: &NatCell, facts: &Facts<F>, config: &Config, now: Tick, 
     if flags != old {
         of.flags.set(flags);
     }
-    let expires = now.wrapping_add(flow::lifetime(config, facts.kind as u8 == Kind::Tcp as u8, flags));
+    let expires = now.wrapping_add(life(facts, config, flags));
     if of.expires.get() != expires {
         of.expires.set(expires);
     }
@@ -285,25 +312,15 @@ fn inward<F: Pick, W: World + Net<F>, P: Packet>(w: &W, p: &mut P, room: &mut Ro
     mapping.out = F::nat_key(owner, (&facts.src, facts.sport), facts.proto, NAT_OUT);
     match <W as Net<F>>::nat(w, &mapping.out) {
         Some(of) => {
-            let same = F::of_words(&of.addr.get()) == facts.dst && of.port.get() == facts.dport;
-            if !same || expired(of.expires.get(), now) {
+            if !names::<F>(of, &facts.dst, facts.dport) || expired(of.expires.get(), now) {
                 return;
             }
             touch(of, facts, config, now, false);
         }
         None => {
             // The table was full and forgot one half.
-            let flags = flow::tcp_state(facts, 0, false);
-            let life = flow::lifetime(config, facts.kind as u8 == Kind::Tcp as u8, flags);
-            let nat = Nat {
-                addr: F::words(&facts.dst),
-                port: facts.dport,
-                pad: 0,
-                flags,
-                expires: now.wrapping_add(life),
-                created: now,
-            };
-            <W as Net<F>>::claim(w, &mapping.out, &nat);
+            let way_out = way_out(facts, &facts.dst, facts.dport, config, now, false);
+            <W as Net<F>>::claim(w, &mapping.out, &way_out);
         }
     }
     rewrite(p, facts, false, &mapping.addr, mapping.port);

@@ -6,7 +6,7 @@ use villus_abi::{
 };
 
 use crate::{
-    nat::{port_of, rewrite_addr, store_addr, sum, sum_of},
+    nat::{names, port_of, rewrite_addr, store_addr, sum, sum_of},
     parse::{ETH_HLEN, SCTP, UDP, expired},
     work::{Pick, Room},
     world::{Net, Packet, World},
@@ -54,8 +54,7 @@ pub(super) fn inward<F: Pick, W: World + Net<F>, P: Packet>(w: &W, p: &mut P, ro
     mapping.port = there.port.get();
     mapping.out = F::nat_key((&mapping.addr, mapping.port), from, quoted.proto, NAT_OUT);
     if let Some(of) = <W as Net<F>>::nat(w, &mapping.out)
-        && of.port.get() == quoted.sport
-        && F::of_words(&of.addr.get()) == quoted.src
+        && names::<F>(of, &quoted.src, quoted.sport)
         && !expired(of.expires.get(), now)
     {
         turn(p, room, false);
