@@ -202,7 +202,10 @@ impl Node {
             })
             .map(|e| e.id())
             .collect();
-        gone.into_iter().filter_map(|id| self.mark_gone(id, "its device is gone")).collect()
+        let (adopted, made): (Vec<u16>, Vec<u16>) = gone.into_iter().partition(|id| self.is_adopted(*id));
+        adopted.into_iter().for_each(|id| self.device_missing(id));
+        self.find_missing();
+        made.into_iter().filter_map(|id| self.mark_gone(id, "its device is gone")).collect()
     }
 
     fn restore_tunnel(&mut self) {

@@ -204,9 +204,9 @@ impl Node {
         tracing::debug!(took = ?self.started.elapsed(), "policy maps are right");
         self.sweep();
         self.claim_node();
-        for id in live.iter().filter(|id| **id != HOST_ID) {
-            self.claim_addresses(*id);
-        }
+        let missing = self.endpoints.values().filter(|e| e.missing).map(|e| e.id());
+        let claiming: Vec<u16> = live.iter().copied().filter(|id| *id != HOST_ID).chain(missing).collect();
+        claiming.into_iter().for_each(|id| self.claim_addresses(id));
         self.follow_nodes();
         let prefixes: Vec<_> = self.prefixes.keys().copied().collect();
         self.claim_prefixes(&prefixes);

@@ -212,7 +212,8 @@ fn adopted_devices_are_followed_by_index() {
     ip("link set tap0 name tap9");
     eventually("its new name", || shown(tap.id).networking.interface_name == "tap9");
     ip("link del tap9");
-    eventually("it is gone", || shown(tap.id).state == EndpointState::Disconnected);
+    eventually("it is waited for", || shown(tap.id).state == EndpointState::DeviceMissing);
+    node.client().delete_endpoint(&EndpointRef::Id(tap.id)).unwrap();
 
     // Both ends on the node, then one in a namespace.
     ip("link add near type veth peer name eth0 address 02:00:00:00:00:aa");

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::Delivery;
-use crate::error::{Errors, NetError};
+use crate::error::{Errors, NetError, missing_is_fine};
 use crate::host_side::HostSide;
 use crate::mac::Mac;
 use crate::rtnl::{Link, Rtnl};
@@ -20,7 +20,8 @@ pub struct AdoptSpec<'a> {
     pub owner: &'a str,
     /// The workload's addresses.
     pub addresses: &'a [IpAddr],
-    /// The workload's Ethernet address. May be left out for a veth whose other end can be asked.
+    /// The workload's Ethernet address. Without it the other end of a veth is asked, and what is behind a tap says it when
+    /// the node first sends to it: [`learn_workload_mac`].
     pub workload_mac: Option<Mac>,
     /// Source addresses of the node's own connections to the workload. They must exist.
     pub host_sources: &'a [IpAddr],
@@ -37,8 +38,11 @@ pub struct AdoptedLink {
     pub index: u32,
     /// Its own Ethernet address.
     pub host_mac: Mac,
-    /// The workload's.
-    pub workload_mac: Mac,
+    /// The workload's; none until it is learned.
+    pub workload_mac: Option<Mac>,
+    /// Nobody gave the workload's: the device or the workload itself said it.
+    #[serde(default)]
+    pub learned: bool,
     /// Index of the other end in its namespace, for a veth.
     pub peer_index: Option<u32>,
     /// Its MTU.
@@ -65,11 +69,9 @@ pub fn adopt_interface(spec: &AdoptSpec<'_>, taken: &BTreeMap<u32, String>) -> R
         return Err(refused(reason));
     }
     let host_mac = link.mac.ok_or_else(|| refused("it has no Ethernet address".into()))?;
-    let workload_mac = workload_mac(&link, spec, &mut host)?.ok_or_else(|| {
-        refused("the workload's Ethernet address is not known; give it with the request".into())
-    })?;
-    if !workload_mac.is_unicast() {
-        return Err(refused(format!("{workload_mac} is not the address of a single device")));
+    let workload_mac = workload_mac(&link, spec, &mut host)?;
+    if let Some(mac) = workload_mac.filter(|mac| !mac.is_unicast()) {
+        return Err(refused(format!("{mac} is not the address of a single device")));
     }
     let side = HostSide::of_endpoint(&link, spec.addresses, workload_mac, spec.host_sources);
     if let Err(cause) = side.install(&mut host) {
@@ -83,6 +85,7 @@ pub fn adopt_interface(spec: &AdoptSpec<'_>, taken: &BTreeMap<u32, String>) -> R
         index: link.index,
         host_mac,
         workload_mac,
+        learned: spec.workload_mac.is_none(),
         peer_index: link.lower.filter(|_| link.kind.as_deref() == Some("veth")),
         mtu: link.mtu,
         addresses: spec.addresses.to_vec(),
@@ -109,6 +112,29 @@ pub fn release_interface(adopted: &AdoptedLink) -> Result<(), Errors> {
     }
 }
 
+/// What the workload has said of its Ethernet address when the node's stack asked for it: the stack asks when it first
+/// sends to one of the workload's addresses. `None` until then.
+///
+/// # Errors
+/// When the kernel refuses the listing.
+pub fn learn_workload_mac(adopted: &AdoptedLink) -> Result<Option<Mac>, NetError> {
+    let neighbours = Rtnl::open()?.neighbours(adopted.index)?;
+    let said = neighbours.iter().filter(|n| !n.ours && adopted.addresses.contains(&n.ip));
+    Ok(said.filter_map(|neighbour| neighbour.mac).find(|mac| mac.is_unicast()))
+}
+
+/// Forgets the workload's Ethernet address on the node, so that its stack asks again.
+///
+/// # Errors
+/// The step that failed; what is not there is no error.
+pub fn forget_workload_mac(adopted: &AdoptedLink) -> Result<(), NetError> {
+    let mut host = Rtnl::open()?;
+    for address in &adopted.addresses {
+        missing_is_fine(host.delete_neighbour(adopted.index, *address))?;
+    }
+    Ok(())
+}
+
 /// Why a device cannot be an endpoint's, if so.
 fn why_unfit(
     link: &Link,
@@ -117,7 +143,9 @@ fn why_unfit(
     host: &mut Rtnl,
 ) -> Result<Option<String>, NetError> {
     if let Some(owner) = taken.get(&link.index).filter(|owner| *owner != spec.owner) {
-        return Ok(Some(format!("it belongs to endpoint {owner}; delete that first")));
+        return Ok(Some(format!(
+            "it belongs to endpoint {owner}; `villus endpoint delete {owner}` sets it free"
+        )));
     }
     if link.loopback || !link.ethernet {
         return Ok(Some("it does not speak Ethernet; a tap or veth is needed".into()));

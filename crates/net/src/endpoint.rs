@@ -137,7 +137,7 @@ pub fn remove_endpoint_link(link: &EndpointLink) -> Result<(), Errors> {
         Ok(None) => {}
         Ok(Some(found)) if !is_of_owner(&found, &link.owner) => errors.note(Err(taken(&found, "the node"))),
         Ok(Some(found)) => {
-            let side = HostSide::of_endpoint(&found, &link.addresses, link.container_mac, &[]);
+            let side = HostSide::of_endpoint(&found, &link.addresses, Some(link.container_mac), &[]);
             errors.0.extend(side.remove(&mut host).0);
             errors.note(missing_is_fine(host.delete_link(found.index)));
         }
@@ -262,7 +262,7 @@ fn finish<E: std::fmt::Display>(
     if let Some(gateway) = spec.gateway_v6.filter(Ipv6Addr::is_unicast_link_local) {
         host.add_address(found.index, link_local_net(gateway)?)?;
     }
-    let side = HostSide::of_endpoint(&found, spec.addresses, spec.container_mac, spec.host_sources);
+    let side = HostSide::of_endpoint(&found, spec.addresses, Some(spec.container_mac), spec.host_sources);
     if !*created {
         side.prune(host)?;
     }

@@ -12,22 +12,29 @@ use crate::sysctl::{Family, Sysctl};
 pub(crate) struct HostSide<'a> {
     device: u32,
     addresses: &'a [IpAddr],
-    mac: Mac,
+    mac: Option<Mac>,
     sources: &'a [IpAddr],
 }
 
 // === impl HostSide ===
 
 impl<'a> HostSide<'a> {
-    /// `mac` is the workload's; `sources` may hold one address of each family for the node's own connections.
-    pub fn of_endpoint(device: &Link, addresses: &'a [IpAddr], mac: Mac, sources: &'a [IpAddr]) -> Self {
+    /// `mac` is the workload's, for which the stack asks if it is not known; `sources` may hold one address of each family for the node's own connections.
+    pub fn of_endpoint(
+        device: &Link,
+        addresses: &'a [IpAddr],
+        mac: Option<Mac>,
+        sources: &'a [IpAddr],
+    ) -> Self {
         HostSide { device: device.index, addresses, mac, sources }
     }
 
     /// Installs all of it. The device must be up.
     pub fn install(&self, host: &mut Rtnl) -> Result<(), NetError> {
         for address in self.addresses {
-            host.set_neighbour(self.device, *address, self.mac)?;
+            if let Some(mac) = self.mac {
+                host.set_neighbour(self.device, *address, mac)?;
+            }
             host.set_route(&self.route(*address))?;
         }
         Ok(())
@@ -73,7 +80,7 @@ impl<'a> HostSide<'a> {
 pub fn restore_host_side(
     device: &Link,
     addresses: &[IpAddr],
-    workload_mac: Mac,
+    workload_mac: Option<Mac>,
     sources: &[IpAddr],
 ) -> Result<(), NetError> {
     if device.up {

@@ -27,7 +27,9 @@ mod sysctl;
 mod tunnel;
 mod uplink;
 
-pub use adopt::{AdoptSpec, AdoptedLink, adopt_interface, release_interface};
+pub use adopt::{
+    AdoptSpec, AdoptedLink, adopt_interface, forget_workload_mac, learn_workload_mac, release_interface,
+};
 pub use delivery::{Delivery, delivery_of};
 pub use endpoint::{
     CONTAINER_DEVICE, EndpointLink, EndpointLinkSpec, HOST_PREFIX, create_endpoint_link, endpoint_devices,

@@ -48,7 +48,7 @@ fn a_foreign_veth_is_adopted_and_let_go() {
     let none = BTreeMap::new();
     let adopted = s.inside(|| adopt_interface(&adopt("veth7", &addresses), &none)).unwrap();
     assert_eq!(adopted.delivery, Delivery::Peer);
-    assert_eq!(ip_json(&w, "link show eth0")[0]["address"], adopted.workload_mac.to_string());
+    assert_eq!(ip_json(&w, "link show eth0")[0]["address"], adopted.workload_mac.unwrap().to_string());
     assert_eq!(
         adopted.peer_index,
         Some(ip_json(&w, "link show eth0")[0]["ifindex"].as_u64().unwrap() as u32)
@@ -68,17 +68,20 @@ fn a_foreign_veth_is_adopted_and_let_go() {
 }
 
 #[test]
-fn a_tap_needs_the_workloads_address_and_is_delivered_to_directly() {
+fn what_is_behind_a_tap_is_named_or_learned_and_delivered_to_directly() {
     let s = Sandbox::new();
     s.ip("tuntap add dev tap0 mode tap");
     s.ip("link set tap0 up");
     let addresses = addresses();
     let none = BTreeMap::new();
-    let error = s.inside(|| adopt_interface(&adopt("tap0", &addresses), &none)).unwrap_err().to_string();
-    assert!(
-        error.contains("device tap0 cannot be used: the workload's Ethernet address is not known"),
-        "{error}"
-    );
+    let unknown = s.inside(|| adopt_interface(&adopt("tap0", &addresses), &none)).unwrap();
+    assert_eq!((unknown.workload_mac, unknown.learned), (None, true));
+    let learned = || s.inside(|| learn_workload_mac(&unknown)).unwrap();
+    assert_eq!(learned(), None);
+    s.ip("neigh add 10.9.0.10 lladdr 52:54:00:00:00:08 dev tap0 nud reachable");
+    assert_eq!(learned(), Some("52:54:00:00:00:08".parse().unwrap()));
+    s.inside(|| forget_workload_mac(&unknown)).unwrap();
+    assert_eq!(learned(), None);
     let mac = Some("52:54:00:00:00:07".parse().unwrap());
     let spec = AdoptSpec { workload_mac: mac, ..adopt("tap0", &addresses) };
     let adopted = s.inside(|| adopt_interface(&spec, &none)).unwrap();
@@ -97,7 +100,7 @@ fn a_veth_with_both_ends_on_the_node_is_delivered_to_directly() {
     let addresses = addresses();
     let adopted = s.inside(|| adopt_interface(&adopt("left", &addresses), &BTreeMap::new())).unwrap();
     assert_eq!(adopted.delivery, Delivery::Device);
-    assert_eq!(s.ip_json("link show right")[0]["address"], adopted.workload_mac.to_string());
+    assert_eq!(s.ip_json("link show right")[0]["address"], adopted.workload_mac.unwrap().to_string());
 }
 
 #[test]

@@ -302,6 +302,7 @@ fn special<F: Family>(facts: &Facts<F>, endpoint: &Endpoint, own: bool) -> Reaso
     if local_source {
         if F::V6 && facts.proto == F::ICMP {
             match facts.icmp_type {
+                133 if dhcp => return Reason::FORWARDED,
                 133 => return Reason::ROUTER_SOLICITATION,
                 130..=132 | 143 => return Reason::MLD,
                 134 | 137..=142 => return Reason::FORBIDDEN_ICMP6,

@@ -40,6 +40,13 @@ impl Host {
         Self { netns: NetnsRef::Name(name.clone()).open().unwrap(), name }.prepared()
     }
 
+    /// The namespace of the calling thread, as it is.
+    #[must_use]
+    pub fn here(name: &str) -> Self {
+        let netns = NetnsRef::Path("/proc/thread-self/ns/net".into()).open().unwrap();
+        Self { name: name.to_owned(), netns }
+    }
+
     fn prepared(self) -> Self {
         let host = self;
         host.ip("link set lo up");

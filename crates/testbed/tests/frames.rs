@@ -267,6 +267,12 @@ fn multicast_of_a_workload_ends_by_name_or_quietly() {
             Delta::same("drops", delta.drops().len(), 0)?;
             Delta::same("forwarded", delta.forwarded(Egress), 1)
         });
+        let before = s.node.tally();
+        wire.send(&icmp(&routers, 133, 0, &[0; 4]));
+        s.node.expect("routers may be asked for", &before, |delta| {
+            Delta::same("drops", delta.drops().len(), 0)?;
+            Delta::same("forwarded", delta.forwarded(Egress), 1)
+        });
         s.node.edit_record(101, |record| record.flags &= !FLAG_DHCP);
     });
 }

@@ -1,11 +1,14 @@
 //! `villus endpoint`.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use clap::{Args, Subcommand};
 use villus_api::{
     EndpointRef,
-    model::{Endpoint, EndpointChangeRequest, EndpointConfigPatch, EndpointPatch},
+    model::{Endpoint, EndpointChangeRequest, EndpointConfigPatch, EndpointPatch, Mac},
 };
 use villus_policy::NamedPort;
 use villus_print::{EndpointRow, Table, endpoint_list};
@@ -93,11 +96,11 @@ pub enum EndpointCommand {
 #[command(
     after_help = "Examples:\n  villus endpoint add --netns web --labels k8s:app=web,k8s:tier=front --port http=8080/TCP\n  \
                   villus endpoint add --netns db --labels k8s:app=db --name db-0 --sticky --ip 10.15.0.9\n  \
-                  villus endpoint add --interface tap0 --labels k8s:app=vm --allow-dhcp"
+                  villus endpoint add --adopt tap0 --ipv4 10.15.0.20 --mac 52:54:00:00:00:07 --labels k8s:app=vm"
 )]
 pub struct AddArgs {
     /// Network namespace: a name of `ip netns`, or a path.
-    #[arg(long, value_name = "NAME", required_unless_present = "interface")]
+    #[arg(long, value_name = "NAME", required_unless_present = "adopt")]
     netns: Option<String>,
     /// Labels, separated by commas; source k8s where none is given.
     #[arg(short, long, value_delimiter = ',', value_name = "SOURCE:KEY=VALUE")]
@@ -111,16 +114,26 @@ pub struct AddArgs {
     /// A port by its name, for policies that name ports; may be given several times.
     #[arg(long, value_name = "NAME=NUMBER[/PROTOCOL]", value_delimiter = ',')]
     port: Vec<NamedPort>,
-    /// A fixed address; may be given several times.
+    /// A fixed address; may be given several times. A family without one gets an address of the node's pool.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     ip: Vec<IpAddr>,
-    /// Adopt this interface of the node (a tap, a veth) instead of making a pair.
-    #[arg(long, value_name = "IF")]
-    interface: Option<String>,
+    /// A fixed IPv4 address; may be given several times.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    ipv4: Vec<Ipv4Addr>,
+    /// A fixed IPv6 address; may be given several times.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    ipv6: Vec<Ipv6Addr>,
+    /// Adopt this interface of the node (a tap, the host's end of a veth) instead of making a pair. It is never deleted;
+    /// when it goes and comes back under its name, so does the endpoint.
+    #[arg(long, value_name = "IF", visible_alias = "interface", conflicts_with = "netns")]
+    adopt: Option<String>,
+    /// Ethernet address of the workload; what is behind an adopted interface says it by itself if it is not given.
+    #[arg(long, value_name = "MAC")]
+    mac: Option<Mac>,
     /// Name of the interface inside the namespace; eth0 if not given.
-    #[arg(long, value_name = "IF", conflicts_with = "interface")]
+    #[arg(long, value_name = "IF", conflicts_with = "adopt")]
     device: Option<String>,
-    /// Let DHCP and router advertisements pass; by default only for adopted interfaces.
+    /// Let DHCP, router solicitations and advertisements pass; if not given as the agent's allow-dhcp says: for taps.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     allow_dhcp: Option<bool>,
     /// Largest layer-3 packet, bytes; the node's if not given.
@@ -201,14 +214,18 @@ pub fn run(host: &Host, command: EndpointCommand) -> Result<(), Failure> {
 }
 
 fn add(host: &Host, args: &AddArgs) -> Result<(), Failure> {
+    let typed =
+        args.ipv4.iter().copied().map(IpAddr::from).chain(args.ipv6.iter().copied().map(IpAddr::from));
+    let addresses = args.ip.iter().copied().chain(typed).collect();
     let request = EndpointChangeRequest {
         netns: args.netns.clone(),
         labels: args.labels.clone(),
         named_ports: args.port.iter().map(ToString::to_string).collect(),
         owner: args.name.clone(),
         sticky: args.sticky,
-        addresses: args.ip.clone(),
-        adopt_interface: args.interface.clone(),
+        addresses,
+        adopt_interface: args.adopt.clone(),
+        mac: args.mac,
         container_interface_name: args.device.clone(),
         allow_dhcp: args.allow_dhcp,
         mtu: args.mtu,

@@ -139,6 +139,10 @@ impl Node {
                 "restored-pending: it waits to be created again since the node was started anew".into(),
             );
         }
+        if endpoint.missing {
+            let name = endpoint.file.device.as_ref().map(|device| device.name()).unwrap_or_default();
+            warnings.push(format!("device missing: it is at work again when {name} is there"));
+        }
         if endpoint.hand_made > 0 {
             warnings.push(format!("{} entries of its policy map were put in by hand", endpoint.hand_made));
         }
@@ -187,7 +191,9 @@ fn health(endpoint: &Endpoint) -> EndpointHealth {
     let (bpf, overall) = match endpoint.state {
         EndpointState::Ready if endpoint.problem.is_some() => ("OK", "Warning"),
         EndpointState::Ready => ("OK", "OK"),
-        EndpointState::Disconnected | EndpointState::Disconnecting => ("Disabled", "Disabled"),
+        EndpointState::Disconnected | EndpointState::Disconnecting | EndpointState::DeviceMissing => {
+            ("Disabled", "Disabled")
+        }
         EndpointState::Invalid => ("Failure", "Failure"),
         EndpointState::Restoring => ("Pending", "Pending"),
         _ => ("Bootstrap", "Bootstrap"),
@@ -213,6 +219,6 @@ fn networking(file: &EndpointFile) -> EndpointNetworking {
         interface_index: device.map_or(0, |device| device.index()),
         interface_name: device.map(|device| device.name().to_owned()).unwrap_or_default(),
         container_interface_name: device.and_then(|device| device.inner_name()).map(str::to_owned),
-        mac: device.map(|device| Mac(device.mac().0)),
+        mac: device.and_then(|device| device.mac()).map(|mac| Mac(mac.0)),
     }
 }

@@ -1,6 +1,5 @@
 //! An endpoint on a device that somebody else made.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use villus_api::{ApiError, ApiResult};
@@ -17,11 +16,7 @@ impl Node {
     pub(super) fn adopt(&mut self, id: u16, name: &str, request: &Request) -> ApiResult<Device> {
         let addresses = self.endpoints.get(&id).ok_or_else(|| gone(id))?.file.addresses.clone();
         let sources: Vec<IpAddr> = self.network.router_ips().collect();
-        let taken: BTreeMap<u32, String> = self
-            .endpoints
-            .values()
-            .filter_map(|e| Some((e.file.device.as_ref()?.index(), format!("endpoint {}", e.id()))))
-            .collect();
+        let taken = self.taken_devices();
         if let Some(uplink) = self.network.uplinks.used.iter().find(|uplink| uplink.name == name) {
             return Err(ApiError::conflict(format!("{} connects the node to the world", uplink.name))
                 .field("adopt-interface")

@@ -204,7 +204,7 @@ impl Node {
     }
 
     /// Writes a new endpoint's policy before anything can ask it.
-    fn fill_policy(&mut self, id: u16) -> ApiResult<()> {
+    pub(super) fn fill_policy(&mut self, id: u16) -> ApiResult<()> {
         let subject = self.endpoints.get(&id).and_then(|e| e.subject).ok_or_else(|| gone(id))?;
         if let Some(overflow) = self.repository.overflow(subject) {
             return Err(ApiError::conflict(format!("its policy does not fit: {overflow}"))

@@ -43,6 +43,8 @@ impl Node {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Vec::new() };
         let addresses = endpoint.file.addresses.clone();
         let device = endpoint.file.device.take();
+        // The number of a device that is gone may be another's by now.
+        let device = device.filter(|_| !endpoint.missing);
         let mut errors = self.uninstall(id, device.as_ref().map(Device::index), &addresses);
         if let Some(device) = &device {
             errors.extend(self.kernel.attacher().detach_endpoint(device.index()));
@@ -68,7 +70,7 @@ impl Node {
     }
 
     /// Nobody finds the endpoint any more: not by its device, nor by its addresses, nor by its number.
-    fn uninstall(&self, id: u16, index: Option<u32>, addresses: &[IpAddr]) -> Vec<String> {
+    pub(super) fn uninstall(&self, id: u16, index: Option<u32>, addresses: &[IpAddr]) -> Vec<String> {
         let maps = &self.kernel.maps;
         let slot = u32::from(id);
         let mut results = Vec::new();

@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod find;
 mod labels;
+mod missing;
 mod ports;
 mod record;
 mod relabel;
@@ -74,6 +75,8 @@ pub(crate) struct Endpoint {
     pub pending_until: Option<Instant>,
     /// Since when its device is gone.
     pub gone_since: Option<Instant>,
+    /// The device that it adopted is not there; it waits for it.
+    pub missing: bool,
     /// Its device was switched on when it was looked at last.
     pub device_up: bool,
     /// Of the node itself: a policy selects it.
@@ -104,6 +107,7 @@ impl Endpoint {
             retry: None,
             pending_until: None,
             gone_since: None,
+            missing: false,
             device_up: true,
             selected: false,
         };
@@ -134,7 +138,10 @@ impl Endpoint {
         if self.is_host() {
             return self.selected;
         }
-        self.file.device.is_some() && self.gone_since.is_none() && self.pending_until.is_none()
+        self.file.device.is_some()
+            && self.gone_since.is_none()
+            && self.pending_until.is_none()
+            && !self.missing
     }
 
     /// Enters a state and writes that into its log.

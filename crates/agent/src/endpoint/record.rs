@@ -17,9 +17,11 @@ impl Endpoint {
             return self.is_live().then(|| self.host_record());
         }
         let device = self.file.device.as_ref().filter(|_| self.is_live())?;
-        let delivery = match device.delivery() {
-            Delivery::Peer => FLAG_DELIVER_PEER,
-            Delivery::Device => FLAG_DELIVER_DEVICE,
+        // To whom it is to be sent is asked by the stack, until it is known.
+        let delivery = match (device.mac(), device.delivery()) {
+            (None, _) => 0,
+            (Some(_), Delivery::Peer) => FLAG_DELIVER_PEER,
+            (Some(_), Delivery::Device) => FLAG_DELIVER_DEVICE,
         };
         let flags = [(self.file.allow_dhcp, FLAG_DHCP), (!device.is_adopted(), FLAG_CHECK_MAC)];
         let mut record = villus_abi::Endpoint {
@@ -31,7 +33,7 @@ impl Endpoint {
             identity: self.file.identity,
             ifindex: device.index(),
             mtu: device.mtu(),
-            mac: device.mac().0,
+            mac: device.mac().unwrap_or_default().0,
             node_mac: device.host_mac().0,
             policy: u32::from(self.file.id),
             ..Default::default()

@@ -5,7 +5,8 @@ use std::time::Instant;
 use villus_api::model::EndpointState;
 use villus_net::{Link, NodeState};
 
-use super::{Endpoint, pool_owner};
+use super::missing::MISSING;
+use super::{Endpoint, Labelled, pool_owner};
 use crate::node::Node;
 use crate::state::{Damaged, Device, EndpointFile};
 
@@ -58,6 +59,10 @@ impl Node {
         }
         let same_boot = file.boot_id == self.boot;
         let link = device_of(&file, links).filter(|_| same_boot && self.config.endpoints.restore);
+        let waits = file.device.as_ref().is_some_and(Device::is_adopted) && self.config.endpoints.restore;
+        if waits && link.is_none() {
+            return self.put_missing(file, labelled, reset);
+        }
         if !same_boot && self.config.endpoints.restore {
             file.device = None;
             let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
@@ -77,6 +82,18 @@ impl Node {
         let mut endpoint = Endpoint::new(file, labelled, EndpointState::Restoring);
         // It may have been switched off and on while no agent was there.
         endpoint.device_up = false;
+        self.put_restored(endpoint, reset);
+    }
+
+    /// Takes over an endpoint whose adopted device is not there, or is another one of that name.
+    fn put_missing(&mut self, mut file: EndpointFile, labelled: Labelled, reset: bool) {
+        if let Some(device) = file.device.as_mut().and_then(Device::adopted_mut) {
+            device.index = 0;
+            device.workload_mac = device.workload_mac.filter(|_| !device.learned);
+        }
+        let mut endpoint = Endpoint::new(file, labelled, EndpointState::DeviceMissing);
+        endpoint.missing = true;
+        endpoint.note("OK", MISSING);
         self.put_restored(endpoint, reset);
     }
 

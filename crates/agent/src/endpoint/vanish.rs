@@ -13,7 +13,7 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Node {
     /// A device is gone: its endpoint is marked, out of the kernel, and its addresses rest. Returns the labels whose
-    /// identity it gives back.
+    /// identity it gives back. One that was adopted is waited for.
     pub fn device_gone(&mut self, link: &Link) -> Option<villus_labels::Labels> {
         let id = self.endpoints.values().find(|endpoint| {
             endpoint.is_live()
@@ -21,6 +21,10 @@ impl Node {
         })?;
         let id = id.id();
         tracing::warn!(endpoint = id, device = link.name, "the device of an endpoint is gone");
+        if self.is_adopted(id) {
+            self.device_missing(id);
+            return None;
+        }
         self.mark_gone(id, "its device is gone: the namespace died or somebody removed it")
     }
 
@@ -62,6 +66,9 @@ impl Node {
                 .note(&format!("routes to endpoint {id}"), result.err().map(|error| error.to_string()));
         }
         if !changed {
+            if !link.carrier {
+                self.unlearn_mac(id);
+            }
             return;
         }
         endpoint.note("OK", format!("delivered to by {:?} through {}", Delivery::of(&link), link.name));
@@ -69,6 +76,9 @@ impl Node {
         self.conditions
             .note(&format!("record of endpoint {id}"), result.err().map(|error| error.to_string()));
         self.save_endpoint(id);
+        if !link.carrier {
+            self.unlearn_mac(id);
+        }
     }
 
     /// Forgets endpoints that are gone for long, and gives up those that nobody created again after a boot. Returns the

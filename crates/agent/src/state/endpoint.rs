@@ -107,10 +107,10 @@ impl Device {
         }
     }
 
-    /// Ethernet address of the workload.
-    pub fn mac(&self) -> Mac {
+    /// Ethernet address of the workload; none until that of an adopted device is learned.
+    pub fn mac(&self) -> Option<Mac> {
         match self {
-            Self::Made(link) => link.container_mac,
+            Self::Made(link) => Some(link.container_mac),
             Self::Adopted(link) => link.workload_mac,
         }
     }
@@ -150,6 +150,14 @@ impl Device {
         (*mtu, *delivery) = (link.mtu, now);
         name.clone_from(&link.name);
         changed
+    }
+
+    /// The device as it was adopted, if it was.
+    pub fn adopted_mut(&mut self) -> Option<&mut AdoptedLink> {
+        match self {
+            Self::Made(_) => None,
+            Self::Adopted(link) => Some(link),
+        }
     }
 
     /// Whether somebody else made it.

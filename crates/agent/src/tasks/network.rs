@@ -129,10 +129,12 @@ async fn take(agent: &Agent, batch: Vec<NetEvent>) -> bool {
                 match event {
                     NetEvent::Link(link) => {
                         node.device_changed(&link);
+                        node.find_missing();
                         refresh |= !link.name.starts_with(villus_net::HOST_PREFIX);
                     }
                     NetEvent::LinkGone(link) => {
                         freed.extend(node.device_gone(&link));
+                        node.find_missing();
                         refresh |= !link.name.starts_with(villus_net::HOST_PREFIX);
                     }
                     NetEvent::Resync => {

@@ -38,6 +38,8 @@ pub(super) async fn maintain(agent: Agent) {
                     node.retry_policies(now);
                     node.step_ipcache();
                     node.reconcile_some();
+                    node.find_missing();
+                    node.learn_macs();
                 }
                 node.tick_cluster();
                 node.settle_identities();

@@ -90,6 +90,8 @@ pub enum EndpointState {
     NotReady,
     Disconnecting,
     Disconnected,
+    /// Beyond Cilium's states: an adopted device is gone, and the endpoint waits for it to come back.
+    DeviceMissing,
     Invalid,
 }
 
@@ -106,6 +108,7 @@ impl EndpointState {
             Self::NotReady => "not-ready",
             Self::Disconnecting => "disconnecting",
             Self::Disconnected => "disconnected",
+            Self::DeviceMissing => "device-missing",
             Self::Invalid => "invalid",
         }
     }

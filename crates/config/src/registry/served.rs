@@ -240,7 +240,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "allow-dhcp",
         Choice(&["auto", "true", "false"]),
         "auto",
-        "Let DHCP and router advertisements pass at adopted interfaces. auto: at tap devices only.",
+        "Let DHCP, router solicitations and advertisements pass at adopted interfaces. auto: at tap devices only.",
     ),
     // Conntrack
     opt(

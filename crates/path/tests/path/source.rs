@@ -131,6 +131,10 @@ fn dhcp_is_for_those_who_may() {
         assert_eq!(end(lab.from(CLIENT, &Build::udp(own, client, ip(dst), server))), Err(Reason::DHCP));
         assert_eq!(lab.flows(), 0);
     }
+    let solicitation = Build::icmp(ip("fe80::1"), ip("ff02::2"), 133, 0).ttl(255);
+    let lab = Lab::default();
+    assert_eq!(end(lab.from(TAP, &solicitation)), PASS, "who may hear routers may ask for them");
+    assert_eq!(end(lab.from(CLIENT, &solicitation)), Err(Reason::ROUTER_SOLICITATION));
     // To everybody only: otherwise policy could be walked round with two port numbers.
     let lab = Lab::default();
     for (src, dst, client, server) in [
