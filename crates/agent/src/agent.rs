@@ -50,6 +50,11 @@ impl Agent {
         done.await.map_err(|error| ApiError::internal(format!("the operation broke off: {error}")))
     }
 
+    /// Does something with the node on this thread, which may block.
+    pub fn locked<T>(&self, work: impl FnOnce(&mut Node) -> T) -> T {
+        work(&mut lock(&self.node))
+    }
+
     /// Names the policies behind verdicts and denials in events, as policies are now.
     pub async fn name_policies(&self, mut events: Vec<FlowEvent>) -> Vec<FlowEvent> {
         if !events.iter().any(is_of_policy) {

@@ -16,7 +16,7 @@ use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
-use crate::cluster::{ClusterMesh, Feed, Freeze};
+use crate::cluster::{ClusterMesh, Feed, Freeze, Learned};
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
@@ -68,6 +68,8 @@ pub(crate) struct Node {
     pub freeze: Freeze,
     /// When the state of the cluster was written down that this agent began with.
     pub snapshot_saved: Option<jiff::Timestamp>,
+    /// What was learned of the cluster since its state was written down, if there is a store that is shared.
+    pub learned: Option<Learned>,
     /// Identities that policy knows, and those of which addresses have not been told yet.
     pub known: HashSet<NumericIdentity>,
     pub arrived: Vec<(NumericIdentity, bool)>,

@@ -57,7 +57,9 @@ impl Node {
         conditions.note("ip-masq-agent", problem);
         let name = node_name(&config);
         let node_key = network.primary.map_or_else(|| name.clone(), |ip| ip.to_string());
-        let snapshot = config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).flatten();
+        let (snapshot, learned) =
+            config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).unzip();
+        let snapshot = snapshot.flatten();
         let (seen, witness) =
             (snapshot.as_ref().and_then(Snapshot::seen), snapshot.as_ref().and_then(Snapshot::witness));
         let shared = SharedStore::open(&config, &name, seen, witness)?;
@@ -116,6 +118,8 @@ impl Node {
             mesh_seen: snapshot.as_ref().and_then(Snapshot::mesh_seen),
             freeze: Default::default(),
             snapshot_saved: snapshot.as_ref().map(|snapshot| snapshot.saved),
+            // What was known before is not learned.
+            learned: None,
             known: Default::default(),
             arrived: Vec::new(),
             ipcache,
@@ -146,6 +150,7 @@ impl Node {
         if let Some(snapshot) = snapshot {
             node.restore_cluster(snapshot);
         }
+        node.learned = learned;
         node.load_waiting();
         node.load_audits().map_err(|source| AgentError::File {
             action: "read",

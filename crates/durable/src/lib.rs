@@ -40,17 +40,72 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// When the file system refuses; the old content is then still there.
 pub fn write_atomic_as(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
-    let failed = |what| move |source| FileError { path: path.to_owned(), what, source };
-    let temporary = sibling(path, &format!(".tmp-{}", std::process::id()));
-    let written = write_synced(&temporary, content, mode).map_err(failed("can't be written"));
-    let renamed = written
-        .and_then(|()| fs::rename(&temporary, path).map_err(failed("can't be replaced")))
-        .and_then(|()| sync_directory(path).map_err(failed("can't be made durable")));
-    if renamed.is_err() {
-        // What is left of the attempt is of no use; that it can't go either changes nothing.
-        let _ = fs::remove_file(&temporary);
+    let mut replacement = Replacement::begin(path, mode)?;
+    replacement.write_all(content).map_err(|source| FileError {
+        path: path.to_owned(),
+        what: "can't be written",
+        source,
+    })?;
+    replacement.finish()
+}
+
+/// The new content of a file, written part by part. Until [`Replacement::finish`] the old one is there; dropped before that
+/// it leaves nothing behind.
+#[derive(Debug)]
+pub struct Replacement {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Option<File>,
+}
+
+// === impl Replacement ===
+
+impl Replacement {
+    /// Begins; the file will have this mode.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn begin(path: &Path, mode: u32) -> Result<Self, FileError> {
+        let temporary = sibling(path, &format!(".tmp-{}", std::process::id()));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary);
+        let file =
+            file.map_err(|source| FileError { path: path.to_owned(), what: "can't be written", source })?;
+        Ok(Self { path: path.to_owned(), temporary, file: Some(file) })
     }
-    renamed
+
+    /// Puts what was written in the place of the file.
+    ///
+    /// # Errors
+    /// When the file system refuses; the old content is then still there.
+    pub fn finish(mut self) -> Result<(), FileError> {
+        let failed = |what, source| FileError { path: self.path.clone(), what, source };
+        if let Some(file) = &self.file {
+            file.sync_all().map_err(|source| failed("can't be written", source))?;
+        }
+        fs::rename(&self.temporary, &self.path).map_err(|source| failed("can't be replaced", source))?;
+        let synced = sync_directory(&self.path).map_err(|source| failed("can't be made durable", source));
+        self.file = None;
+        synced
+    }
+}
+
+impl Write for Replacement {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().map_or(Ok(0), |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), File::flush)
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // What is left of the attempt is of no use; that it can't go either changes nothing.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// Moves an unreadable file to `<file>.damaged-<unix seconds>` and says where it is.
@@ -66,12 +121,6 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
         source,
     })?;
     Ok(aside)
-}
-
-fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
@@ -99,6 +148,23 @@ mod tests {
         write_atomic(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_replacement_that_is_not_finished_leaves_the_old_content_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        write_atomic(&path, b"one").unwrap();
+        let mut replacement = Replacement::begin(&path, 0o600).unwrap();
+        replacement.write_all(b"tw").unwrap();
+        drop(replacement);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        let mut replacement = Replacement::begin(&path, 0o600).unwrap();
+        replacement.write_all(b"tw").unwrap();
+        replacement.write_all(b"o").unwrap();
+        replacement.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 

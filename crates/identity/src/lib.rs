@@ -33,6 +33,7 @@ pub use nodes::{Node, NodeName, Nodes, new_nodes};
 pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};
 pub use publish::{Published, Publisher, PublisherConfig};
 pub use remote::{
-    AddressRecord, Layer, Ownership, Refused, Remote, RemoteConfig, RemoteCounts, RemoteRecord, Surroundings,
+    AddressRecord, Layer, Ownership, RecordChange, Refused, Remote, RemoteConfig, RemoteCounts, RemoteRecord,
+    Surroundings,
 };
 pub use reserved::{Reserved, ReservedError};

@@ -193,6 +193,14 @@ impl Follow {
 // === impl Item ===
 
 impl Item {
+    /// The key that it is about.
+    pub fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
     fn entry(&self) -> Option<&Entry> {
         match self {
             Self::Put(entry) => Some(entry),

@@ -101,6 +101,7 @@ impl Node {
         let altered = match feed.kind {
             Kind::Identities => {
                 self.identities.allocator.apply_copies(batch);
+                self.learn_copies(batch);
                 None
             }
             Kind::Nodes => self.with_remote(|remote, around| remote.apply_nodes(batch, around, now)),
@@ -142,9 +143,12 @@ impl Node {
     /// Carries on what the store has said: policy knows named ports, and nodes that it tells apart, before the kernel's ipcache
     /// has their addresses; what no address has any more goes after.
     pub fn carry_remote(&mut self) {
+        self.learn_remote();
         let ports = self.remote.as_mut().map(Remote::take_new_ports).unwrap_or_default();
         self.announce_ports(ports);
         if self.remote.as_ref().is_some_and(Remote::has_new_identities) {
+            // Before the kernel knows them: an agent that is killed now gives the same numbers again.
+            self.identities.save(&self.state);
             self.follow_identities();
             self.step_ipcache_when_open();
             if self.open {

@@ -1,14 +1,17 @@
 //! The last known good state of the cluster, on disk for a start without the store.
 
+use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use villus_identity::{Allocator, KnownIdentities, RemoteRecord};
+use villus_durable::Replacement;
+use villus_identity::{AddressRecord, KnownIdentities, RemoteRecord};
 use villus_kvstore::{Header, Witness};
 use villus_labels::{Labels, NumericIdentity};
 
+use super::learned::{Changes, Learned};
 use crate::conditions::Conditions;
 use crate::state::StateDir;
 
@@ -16,10 +19,11 @@ const FILE: &str = "cluster.json";
 /// The one before, for when the other is spoiled.
 const BEFORE: &str = "cluster-before.json";
 const FORMAT: u32 = 1;
+const BUFFER: usize = 64 << 10;
 const CONDITION: &str = "state of the cluster on disk";
 
 /// What was known of the cluster when it was written.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Snapshot {
     format: u32,
     /// When it was written.
@@ -38,37 +42,51 @@ pub(crate) struct Snapshot {
     /// Which store holds this agent's own copies of other clusters' entries, and its revision.
     #[serde(default)]
     mesh: Option<(u64, u64)>,
+    /// What was learned since lies in the files of [`Learned`] from this number on.
+    #[serde(default)]
+    learned: Option<u64>,
     /// Addresses and nodes.
     pub remote: RemoteRecord,
 }
 
+/// What a snapshot begins with.
+#[derive(Debug, Serialize)]
+pub(crate) struct Head {
+    format: u32,
+    saved: Timestamp,
+    store: u64,
+    revision: u64,
+    witness: Option<Witness>,
+    mesh: Option<(u64, u64)>,
+    learned: u64,
+}
+
+/// A snapshot that is written part by part: the whole of it is never in memory.
+pub(crate) struct Writer {
+    state: StateDir,
+    out: BufWriter<Replacement>,
+    /// What comes before the next item.
+    separator: &'static str,
+}
+
 impl Snapshot {
-    /// What is known now.
-    pub fn new(
-        header: Option<Header>,
-        witness: Option<Witness>,
-        mesh: Option<Header>,
-        allocator: &Allocator,
-        remote: RemoteRecord,
-    ) -> Self {
-        let (store, revision) = header.map_or((0, 0), |header| (header.cluster, header.revision));
-        let rows = allocator.rows().into_iter();
-        let copies = allocator.copied_rows().into_iter();
-        Self {
-            format: FORMAT,
-            saved: Timestamp::now(),
-            store,
-            revision,
-            witness,
-            identities: rows.map(|(n, labels)| (n.0, labels.to_kvstore())).collect(),
-            copies: copies.map(|(key, n, labels)| (key.to_string(), n.0, labels.to_kvstore())).collect(),
-            mesh: mesh.map(|header| (header.cluster, header.revision)),
-            remote,
+    /// Reads the last one that can be read, and what was learned after it; what cannot be read is kept aside and said.
+    pub fn load(state: &StateDir, conditions: &mut Conditions) -> (Option<Self>, Learned) {
+        let whole = Self::load_whole(state, conditions);
+        // Without one, all that was learned comes after it; one of a version that knew no such files is newer than they.
+        let from = whole.as_ref().map_or(Some(0), |snapshot| snapshot.learned);
+        let (learned, changes, problems) = Learned::open(state, from);
+        if !problems.is_empty() {
+            conditions.note(CONDITION, Some(problems.join("; ")));
         }
+        let snapshot = match changes.is_empty() {
+            true => whole,
+            false => Some(whole.unwrap_or_default().with(changes)),
+        };
+        (snapshot, learned)
     }
 
-    /// Reads the last one that can be read; what cannot is kept aside and said.
-    pub fn load(state: &StateDir, conditions: &mut Conditions) -> Option<Self> {
+    fn load_whole(state: &StateDir, conditions: &mut Conditions) -> Option<Self> {
         for name in [FILE, BEFORE] {
             let problem = match state.load::<Self>(name) {
                 Ok(Ok(Some(snapshot))) if snapshot.format == FORMAT => return Some(snapshot),
@@ -86,17 +104,20 @@ impl Snapshot {
         None
     }
 
-    /// Writes it in the place of the one before.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn save(&self, state: &StateDir) -> std::io::Result<()> {
-        let (path, before) = (state.path(FILE), state.path(BEFORE));
-        let content = serde_json::to_vec(self).map_err(std::io::Error::other)?;
-        if path.exists() {
-            std::fs::rename(&path, before)?;
+    /// With what was learned since.
+    fn with(mut self, changes: Changes) -> Self {
+        self.saved = self.saved.max(changes.written.unwrap_or(self.saved));
+        if let Some((header, witness)) = changes.store {
+            (self.store, self.revision, self.witness) = (header.cluster, header.revision, witness);
         }
-        crate::state::write_atomic(&path, &content)
+        self.identities.retain(|(number, _)| !changes.identities.contains_key(number));
+        let new = changes.identities.into_iter();
+        self.identities.extend(new.filter_map(|(number, labels)| Some((number, labels?))));
+        self.copies.retain(|(key, ..)| !changes.copies.contains_key(key));
+        let new = changes.copies.into_iter();
+        self.copies.extend(new.filter_map(|(key, row)| row.map(|(number, labels)| (key, number, labels))));
+        self.remote = self.remote.with(changes.addresses, changes.nodes);
+        self
     }
 
     /// Which store it is of.
@@ -139,5 +160,90 @@ impl Snapshot {
     /// How long ago it was written; nothing if the clock went back meanwhile.
     pub fn age(saved: Timestamp) -> Duration {
         Duration::try_from(Timestamp::now().duration_since(saved)).unwrap_or_default()
+    }
+}
+
+// === impl Head ===
+
+impl Head {
+    /// Of now: which store says so, a write of it, which store holds this agent's own copies, and where lies what is learned
+    /// from now on.
+    pub fn new(header: Option<Header>, witness: Option<Witness>, mesh: Option<Header>, learned: u64) -> Self {
+        let (store, revision) = header.map_or((0, 0), |header| (header.cluster, header.revision));
+        let mesh = mesh.map(|header| (header.cluster, header.revision));
+        Self { format: FORMAT, saved: Timestamp::now(), store, revision, witness, mesh, learned }
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Begins one. The parts follow in the order of these methods.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn begin(state: &StateDir, head: &Head) -> io::Result<Self> {
+        let file = Replacement::begin(&state.path(FILE), 0o600).map_err(io::Error::other)?;
+        let mut out = BufWriter::with_capacity(BUFFER, file);
+        let head = serde_json::to_string(head)?;
+        out.write_all(head.trim_end_matches('}').as_bytes())?;
+        out.write_all(br#","identities":["#)?;
+        Ok(Self { state: state.clone(), out, separator: "" })
+    }
+
+    fn item(&mut self, item: &impl Serialize) -> io::Result<()> {
+        self.out.write_all(self.separator.as_bytes())?;
+        self.separator = ",";
+        Ok(serde_json::to_writer(&mut self.out, item)?)
+    }
+
+    fn part(&mut self, between: &str) -> io::Result<()> {
+        self.separator = "";
+        self.out.write_all(between.as_bytes())
+    }
+
+    /// # Errors
+    /// The file system refuses.
+    pub fn identities(&mut self, rows: &[(NumericIdentity, Labels)]) -> io::Result<()> {
+        rows.iter().try_for_each(|(number, labels)| self.item(&(number.0, labels.to_kvstore())))
+    }
+
+    /// # Errors
+    /// The file system refuses.
+    pub fn copies(&mut self, rows: &[(Arc<str>, NumericIdentity, Labels)]) -> io::Result<()> {
+        self.part(r#"],"copies":["#)?;
+        rows.iter().try_for_each(|(key, number, labels)| self.item(&(&**key, number.0, labels.to_kvstore())))
+    }
+
+    /// # Errors
+    /// The file system refuses.
+    pub fn nodes(&mut self, record: &RemoteRecord) -> io::Result<()> {
+        self.part(r#"],"remote":{"nodes":["#)?;
+        record.nodes.iter().try_for_each(|node| self.item(node))?;
+        self.part(r#"],"copied_nodes":["#)?;
+        record.copied_nodes.iter().try_for_each(|node| self.item(node))?;
+        self.part(r#"],"addresses":["#)
+    }
+
+    /// To be called as often as it takes.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn addresses(&mut self, rows: &[(Arc<str>, AddressRecord)]) -> io::Result<()> {
+        rows.iter().try_for_each(|(key, address)| self.item(&(&**key, address)))
+    }
+
+    /// Puts it in the place of the one before.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.part("]}}")?;
+        let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let (path, before) = (self.state.path(FILE), self.state.path(BEFORE));
+        if path.exists() {
+            std::fs::rename(&path, before)?;
+        }
+        file.finish().map_err(io::Error::other)
     }
 }

@@ -1,24 +1,20 @@
 //! What the agent does by itself with the shared store.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_identity::Layer;
 use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store};
 
+use super::SharedStore;
 use super::feed::Feed;
-use super::{SharedStore, Snapshot};
 use crate::agent::Agent;
 
 /// Between two looks at a store that is well, and at one that is not, in a cluster of one node.
 const WELL: Duration = Duration::from_secs(30);
 const ILL: Duration = Duration::from_secs(5);
-/// Between two snapshots at least, and for how many entries a second more.
-const SNAPSHOT: Duration = Duration::from_secs(1);
-const ENTRIES_A_SECOND: usize = 2000;
 /// So many entries at once leave much memory behind.
-const LARGE: usize = 10_000;
+pub(super) const LARGE: usize = 10_000;
 
 /// Follows all feeds of a layer in its store; `seen` is what was known of that before the start.
 pub(crate) async fn follow_layer(
@@ -161,63 +157,6 @@ pub(crate) async fn settle(agent: Agent) {
     let mut settled = agent.identities.allocator.settled();
     while settled.changed().await.is_ok() {
         if agent.with(|node| node.settle_identities()).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Writes down what is known of the cluster, when it has changed.
-pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
-    let mut saved = None;
-    loop {
-        let entries = agent.with(|node| node.ipcache.winners().len() + node.identities.table.len()).await;
-        let Ok(entries) = entries else { return };
-        let more = Duration::from_secs((entries / ENTRIES_A_SECOND) as u64);
-        tokio::time::sleep((SNAPSHOT + more).mul_f64(0.9 + 0.1 * fastrand::f64())).await;
-        let (header, witness) = (shared.header(), shared.witness());
-        let before = saved;
-        let taken = agent
-            .with(move |node| {
-                // What was read at the start is not older than what is known now.
-                let remote = node.remote.as_ref().filter(|_| node.awaited.is_empty())?;
-                let allocator = &node.identities.allocator;
-                let now = (
-                    node.identities.table.revision(),
-                    node.ipcache.winners().revision(),
-                    node.nodes.revision(),
-                );
-                let is_news = allocator.is_synced() && before != Some(now);
-                let state = node.state.clone();
-                let nodes = NonZeroU32::new(u32::try_from(node.nodes.len()).unwrap_or(u32::MAX));
-                let mesh = node.mesh.as_ref().map(|mesh| mesh.store.current());
-                let of = |remote| Snapshot::new(header, witness, mesh, allocator, remote);
-                is_news.then(|| (now, state, of(remote.record()), nodes))
-            })
-            .await;
-        let Ok(taken) = taken else { return };
-        let Some((now, state, snapshot, nodes)) = taken else { continue };
-        let save = move || {
-            snapshot.save(&state)?;
-            // The start gate goes by it.
-            nodes.map_or(Ok(()), |nodes| state.remember_size(nodes))?;
-            drop(snapshot);
-            if entries >= LARGE {
-                villus_datapath::sys::return_memory();
-            }
-            Ok::<(), std::io::Error>(())
-        };
-        let result = tokio::task::spawn_blocking(save).await;
-        let problem = match result {
-            Ok(Ok(())) => {
-                saved = Some(now);
-                None
-            }
-            Ok(Err(error)) => {
-                Some(format!("it cannot be written: {error}; free space on the file system of lib-dir"))
-            }
-            Err(_) => return,
-        };
-        if agent.with(move |node| node.conditions.note("snapshot of the cluster", problem)).await.is_err() {
             return;
         }
     }

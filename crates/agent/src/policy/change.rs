@@ -18,6 +18,10 @@ impl Node {
     /// have them; prefixes that nobody names go the other way round.
     pub fn realize(&mut self, change: &PolicyChange) {
         self.acquire_prefixes(&change.new_prefixes);
+        if !change.new_prefixes.is_empty() {
+            // Before the kernel knows them: an agent that is killed now gives the same numbers again.
+            self.identities.save(&self.state);
+        }
         self.absorb_identities();
         self.follow_policies();
         self.claim_prefixes(&change.new_prefixes);
@@ -25,12 +29,10 @@ impl Node {
             self.release_prefixes(&change.gone_prefixes);
             self.absorb_identities();
             self.follow_policies();
+            self.identities.save(&self.state);
         }
         self.follow_host();
         self.note_policies();
-        if !(change.new_prefixes.is_empty() && change.gone_prefixes.is_empty()) {
-            self.identities.save(&self.state);
-        }
     }
 
     /// Gives prefixes numbers. Those that get none stay part of the world, which is said in the status.
@@ -74,7 +76,9 @@ impl Node {
 
     /// Learns of identities that came or went; [`Self::follow_policies`] carries on what it means.
     pub fn absorb_identities(&mut self) {
-        for change in self.identity_feed.take() {
+        let changes = self.identity_feed.take();
+        self.learn_identities(&changes);
+        for change in changes {
             match change.kind {
                 Kind::Inserted | Kind::Updated => {
                     self.repository.upsert_identity(change.key, &change.value);

@@ -17,7 +17,7 @@ use villus_net::MonitorStop;
 
 use crate::AgentError;
 use crate::agent::Agent;
-use crate::cluster::{mesh, tasks as cluster};
+use crate::cluster::{keep, mesh, tasks as cluster};
 use crate::node::Node;
 
 pub(crate) use export::ExportCounts;
@@ -70,7 +70,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
         tasks.add(cluster::publish(agent.clone(), shared()));
         tasks.add(cluster::write(shared()));
         tasks.add(cluster::settle(agent.clone()));
-        tasks.add(cluster::keep_snapshot(agent.clone(), shared()));
+        tasks.add(keep::keep_snapshot(agent.clone(), shared()));
     }
     Ok(tasks)
 }

@@ -91,6 +91,13 @@ impl Allocator {
         state.copies.keys().map(|(key, number, labels)| (Arc::clone(key), number, labels.clone())).collect()
     }
 
+    /// What a copy tells, by its key.
+    pub fn copied(&self, key: &str) -> Option<(NumericIdentity, Labels)> {
+        let (number, _) = number_of(key)?;
+        let state = self.shared.state();
+        Some((number, state.copies.numbers.get(&number)?.get(key)?.clone()))
+    }
+
     /// The keys of copies in a layer; none of them is known to be under a lease.
     pub fn copied_keys(&self, layer: Layer) -> Vec<(Arc<str>, bool)> {
         let state = self.shared.state();

@@ -287,16 +287,20 @@ impl Allocator {
         }
     }
 
-    /// Writes down what should outlive the process: all identities that came from the store, but for
-    /// [`Self::copied_rows`].
+    /// What should outlive the process: all identities that came from the store, but for [`Self::copied_rows`].
     pub fn rows(&self) -> Vec<(NumericIdentity, Labels)> {
         let first = NumericIdentity::ALLOCATED_MIN;
         let last = NumericIdentity(NumericIdentity::SCOPE_LOCAL);
         let rows = self.shared.table.snapshot();
         let state = self.shared.state();
-        let is_copy = |number| !state.is_stated(number) && state.copies.labels(number).is_some();
-        let rows = rows.range(first..last).filter(|(number, _)| !is_copy(**number));
+        let rows = rows.range(first..last).filter(|(number, _)| !state.is_copy(**number));
         rows.map(|(number, labels)| (*number, labels.clone())).collect()
+    }
+
+    /// Whether a number that is in the table now is one of [`Self::rows`].
+    pub fn outlives(&self, number: NumericIdentity) -> bool {
+        let range = NumericIdentity::ALLOCATED_MIN.0..NumericIdentity::SCOPE_LOCAL;
+        range.contains(&number.0) && !self.shared.state().is_copy(number)
     }
 
     /// While it is held the table does not follow the store; what was missed is made up afterwards.

@@ -67,6 +67,11 @@ impl State {
         self.stated.contains(&number)
     }
 
+    /// Whether only copies of another cluster's master keys say what a number is.
+    pub(super) fn is_copy(&self, number: NumericIdentity) -> bool {
+        !self.is_stated(number) && self.copies.labels(number).is_some()
+    }
+
     /// Takes another reference to a label set that is in use.
     pub(super) fn reuse(&mut self, text: &str) -> Option<NumericIdentity> {
         let used = self.used.get_mut(text)?;

@@ -206,6 +206,7 @@ impl Remote {
             self.unresolved.entry(address.identity).or_default().insert(Arc::clone(&key));
         }
         self.count_ports(&address, true);
+        self.touched.address(&key);
         self.addresses.insert(key, address);
     }
 
@@ -226,7 +227,9 @@ impl Remote {
 
     /// Forgets an entry; that there is none is fine.
     pub(super) fn drop_address(&mut self, edit: &mut Edit<'_>, key: &str) -> Option<AddressRecord> {
-        let address = self.addresses.remove(key)?;
+        let (key, address) = self.addresses.remove_entry(key)?;
+        self.touched.address(&key);
+        let key = &*key;
         self.stale.remove(key);
         self.count_ports(&address, false);
         if let Some(waiting) = self.unresolved.get_mut(&address.identity) {

@@ -23,6 +23,11 @@ impl Echoes {
         self.0.iter().flat_map(|(key, layers)| layers.iter().map(move |(layer, echo)| (key, *layer, echo)))
     }
 
+    /// What layers say of a node that does not count.
+    pub(super) fn of(&self, key: &str) -> impl Iterator<Item = (Layer, &Echo)> {
+        self.0.get(key).into_iter().flatten().map(|(layer, echo)| (*layer, echo))
+    }
+
     fn put(&mut self, key: Arc<str>, layer: Layer, echo: Echo) {
         self.0.entry(key).or_default().insert(layer, echo);
     }
@@ -51,6 +56,7 @@ impl Echoes {
 impl Remote {
     /// A layer tells of a node.
     pub(super) fn tell_node(&mut self, key: Arc<str>, layer: Layer, entry: NodeEntry, leased: bool) {
+        self.touched.node(&key);
         if let Some(member) = self.members.get(&key).filter(|member| member.layer != layer) {
             if member.own || (member.layer < layer && member.stale.is_none()) {
                 self.echoes.put(key, layer, Echo { entry, leased });
@@ -67,6 +73,7 @@ impl Remote {
 
     /// A layer does not tell of a node any more. Says whether that changes nothing but where it counts from.
     pub(super) fn fall_back(&mut self, key: &Arc<str>, layer: Layer) -> bool {
+        self.touched.node(key);
         if self.members.get(key).is_none_or(|member| member.layer != layer || member.own) {
             self.echoes.take(key, layer);
             return true;

@@ -11,6 +11,7 @@ mod echoes;
 mod layer;
 mod nodes;
 mod ports;
+mod record;
 mod refused;
 mod stale;
 mod who;
@@ -24,17 +25,18 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
-use villus_kvstore::{Batch, NamedPort, NodeEntry, Relisted};
+use villus_kvstore::{Batch, NamedPort, Relisted};
 use villus_labels::{Labels, NumericIdentity};
 
 pub use addresses::AddressRecord;
 pub use layer::Layer;
+pub use record::{RecordChange, RemoteRecord};
 pub use refused::Refused;
 
 use crate::{ipcache::Ipcache, local::NodeIdentities, nodes::Nodes};
 use echoes::Echoes;
 use nodes::Member;
+use record::Touched;
 use who::Told;
 
 /// How a [`Remote`] goes about it.
@@ -77,18 +79,6 @@ pub trait Surroundings {
     fn is_known(&self, identity: NumericIdentity) -> bool;
     /// Whose the key is; without a value it was deleted.
     fn ownership(&self, key: &str, value: Option<&[u8]>) -> Ownership;
-}
-
-/// What is known of addresses and nodes at some time, to begin with after a restart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteRecord {
-    /// Addresses by their keys.
-    pub addresses: Vec<(String, AddressRecord)>,
-    /// Nodes: their values and whether their keys were under a lease.
-    pub nodes: Vec<(NodeEntry, bool)>,
-    /// Nodes as layers of copies tell of them.
-    #[serde(default)]
-    pub copied_nodes: Vec<(Layer, NodeEntry, bool)>,
 }
 
 /// How many entries there are, and of which kind.
@@ -138,6 +128,8 @@ pub struct Remote {
     /// An identity of a node is new.
     fresh: bool,
     refused: Refused,
+    /// What of its record is different since that was last told.
+    touched: Touched,
 }
 
 // === impl Remote ===
@@ -165,6 +157,7 @@ impl Remote {
             retired: Vec::new(),
             fresh: false,
             refused: Refused::default(),
+            touched: Touched::default(),
         }
     }
 
@@ -182,34 +175,6 @@ impl Remote {
             stale_addresses: self.stale.len(),
             nodes: others().count(),
             stale_nodes: others().filter(|member| member.stale.is_some()).count(),
-        }
-    }
-
-    /// What should outlive the process.
-    pub fn record(&self) -> RemoteRecord {
-        let others = self.members.values().filter(|member| !member.own);
-        let (state, copies): (Vec<_>, Vec<_>) = others
-            .map(|member| (member.layer, (*member.entry).clone(), member.leased))
-            .chain(self.echoes.iter().map(|(_, layer, echo)| (layer, echo.entry.clone(), echo.leased)))
-            .partition(|(layer, ..)| *layer == Layer::State);
-        RemoteRecord {
-            addresses: self.addresses.iter().map(|(key, a)| (key.to_string(), a.clone())).collect(),
-            nodes: state.into_iter().map(|(_, entry, leased)| (entry, leased)).collect(),
-            copied_nodes: copies,
-        }
-    }
-
-    /// Takes over what was known before a restart; the store's first lists say what of it is still so.
-    pub fn restore(&mut self, record: RemoteRecord, around: &dyn Surroundings) {
-        let state = record.nodes.into_iter().map(|(entry, leased)| (Layer::State, entry, leased));
-        for (layer, entry, leased) in state.chain(record.copied_nodes) {
-            self.tell_node(entry.key().into(), layer, entry, leased);
-        }
-        let ipcache = self.ipcache.clone();
-        let mut edit = ipcache.edit();
-        for (key, address) in record.addresses {
-            let address = AddressRecord { revision: 0, stale: None, ..address };
-            self.put_address(&mut edit, key.into(), address, around);
         }
     }
 

@@ -226,6 +226,7 @@ impl Remote {
     pub(super) fn drop_node(&mut self, key: &str) {
         self.unclaim(key);
         self.retire(key, |_| false);
+        self.touched.node(key);
         let Some(member) = self.members.remove(key) else { return };
         self.refused.accept(&member.layer.of_state(key));
         if !member.own {
