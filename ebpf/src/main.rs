@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use villus_path::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome};
+use villus_path::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, MARK_ROUTED, Outcome};
 
 use crate::{packet::Skb, world::Kernel};
 
@@ -133,8 +133,11 @@ fn act(skb: &mut Skb, outcome: Outcome, pass: i32) -> i32 {
             // SAFETY: as above.
             unsafe { bpf_redirect(outcome.ifindex(), 0) as i32 }
         }
-        // SAFETY: as above.
-        Action::Neighbour => unsafe { bpf_redirect(outcome.ifindex(), 0) as i32 },
+        Action::Neighbour => {
+            set_mark(skb.raw(), MARK_ROUTED);
+            // SAFETY: as above.
+            unsafe { bpf_redirect(outcome.ifindex(), 0) as i32 }
+        }
     }
 }
 

@@ -12,6 +12,9 @@ pub const STATIC_BITS: u32 = 32;
 /// [`IpcacheValue::flags`]: the prefix is a cluster's range whose addresses have identities of their own;
 /// an address that matches only this entry is pending, not world.
 pub const FLAG_PENDING: u8 = 1;
+/// [`IpcacheValue::flags`]: endpoints of other nodes have these addresses, the network takes packets to them as they are, and
+/// nothing of the host translates those: packets of new flows may go past its stack.
+pub const FLAG_ROUTED: u8 = 1 << 1;
 
 /// Key of the ipcache. 24 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -58,7 +61,7 @@ pub struct IpcacheValue {
     pub tunnel: u32,
     /// Encryption key index, 0 if none.
     pub key: u8,
-    /// [`FLAG_PENDING`] or 0.
+    /// [`FLAG_PENDING`], [`FLAG_ROUTED`].
     pub flags: u8,
     /// Padding, 0.
     pub pad: [u8; 2],

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
 use villus_identity::{AddressPool, Ipcache, Layer, Remote, RemoteConfig, new_nodes};
@@ -256,11 +257,23 @@ fn remote_config(config: &Config, name: &str, range: RangeInclusive<u32>) -> Rem
         range,
         node: name.to_owned(),
         tunnels: config.routing.tunnel,
+        routed: routed(config),
         settle: SETTLE,
         stale_grace: config.kvstore.stale_grace,
         node_labels: config.policy.node_selector_labels,
         node_prefixes: config.policy.cidr_matches_nodes,
     }
+}
+
+/// Within which prefixes no packet between endpoints of two nodes is masqueraded or in a tunnel.
+fn routed(config: &Config) -> Vec<IpNet> {
+    if config.routing.tunnel {
+        return Vec::new();
+    }
+    let (v4, v6) = (&config.ipv4, &config.ipv6);
+    let v4 = if v4.masquerade { v4.native_routing } else { Some(Ipv4Net::default()) };
+    let v6 = if v6.masquerade { v6.native_routing } else { Some(Ipv6Net::default()) };
+    v4.map(IpNet::from).into_iter().chain(v6.map(IpNet::from)).collect()
 }
 
 fn reconcile_config(config: &Config) -> Result<villus_table::Config, AgentError> {

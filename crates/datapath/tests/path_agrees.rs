@@ -26,7 +26,7 @@ use villus_datapath::{
     metrics, sys,
 };
 use villus_path::{
-    Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome,
+    Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, MARK_ROUTED, Outcome,
     memory::{FlowKey, FragKey, Memory, NatKey, word4},
 };
 use villus_testbed::{alone, run};
@@ -344,6 +344,7 @@ fn wanted(step: &Step, before: &Step, outcome: Outcome) -> Ran {
     let mark = match (outcome.action(), step.hook) {
         (Action::Device, _) => before.frame.mark & !MARK_MASK | MARK_JUDGED,
         (Action::Tunnel, _) => before.frame.mark & !MARK_MASK | MARK_OVERLAY,
+        (Action::Neighbour, _) => before.frame.mark & !MARK_MASK | MARK_ROUTED,
         (Action::Pass, Hook::Sent) => before.frame.mark & !MARK_MASK,
         (Action::Pass, _) if outcome.is_opened() => before.frame.mark & !MARK_MASK | MARK_OPENED,
         (Action::Pass, Hook::To) if [MARK_JUDGED, MARK_OPENED].contains(&(before.frame.mark & MARK_MASK)) => {

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use villus_abi::{
     IpcacheKey, IpcacheValue,
-    ipcache::{FAMILY_V4, FAMILY_V6, FLAG_PENDING, STATIC_BITS},
+    ipcache::{FAMILY_V4, FAMILY_V6, FLAG_PENDING, FLAG_ROUTED, STATIC_BITS},
 };
 use villus_labels::NumericIdentity;
 use villus_table::{Snapshot, Table};
@@ -52,6 +52,8 @@ pub struct Mapping {
     pub key: u8,
     /// A cluster's range whose addresses have identities of their own that may not have arrived yet.
     pub pending: bool,
+    /// Endpoints of other nodes have it, the network takes packets to them as they are, and no NAT of the host is meant for it.
+    pub routed: bool,
 }
 
 /// What one owner says about a prefix.
@@ -129,7 +131,7 @@ impl fmt::Display for Rank {
 impl Mapping {
     /// An identity on this node or without a tunnel.
     pub fn plain(identity: NumericIdentity) -> Self {
-        Self { identity, tunnel: None, key: 0, pending: false }
+        Self { identity, tunnel: None, key: 0, pending: false, routed: false }
     }
 
     /// A cluster's range: its addresses are not the world, but who they are has to arrive first.
@@ -328,11 +330,13 @@ pub fn to_kernel(prefix: IpNet, mapping: &Mapping) -> (IpcacheKey, IpcacheValue)
         IpNet::V4(net) => IpcacheKey::v4(net.network().octets(), net.prefix_len()),
         IpNet::V6(net) => IpcacheKey::v6(net.network().octets(), net.prefix_len()),
     };
+    let pending = if mapping.pending { FLAG_PENDING } else { 0 };
+    let routed = if mapping.routed { FLAG_ROUTED } else { 0 };
     let value = IpcacheValue {
         identity: mapping.identity.0,
         tunnel: mapping.tunnel.map_or(0, |address| u32::from_ne_bytes(address.octets())),
         key: mapping.key,
-        flags: if mapping.pending { FLAG_PENDING } else { 0 },
+        flags: pending | routed,
         pad: [0; 2],
     };
     (key, value)
@@ -350,6 +354,12 @@ pub fn from_kernel(key: &IpcacheKey, value: &IpcacheValue) -> Option<(IpNet, Map
         _ => return None,
     };
     let tunnel = (value.tunnel != 0).then(|| Ipv4Addr::from(value.tunnel.to_ne_bytes()));
-    let pending = value.flags & FLAG_PENDING != 0;
-    Some((prefix, Mapping { identity: NumericIdentity(value.identity), tunnel, key: value.key, pending }))
+    let mapping = Mapping {
+        identity: NumericIdentity(value.identity),
+        tunnel,
+        key: value.key,
+        pending: value.flags & FLAG_PENDING != 0,
+        routed: value.flags & FLAG_ROUTED != 0,
+    };
+    Some((prefix, mapping))
 }

@@ -85,6 +85,7 @@ impl Scene {
             range: OWN..=OWN + 65_535,
             node: "own".into(),
             tunnels: true,
+            routed: Vec::new(),
             settle: Duration::from_secs(30),
             stale_grace: Duration::from_secs(3600),
             node_labels: false,

@@ -163,6 +163,7 @@ fn kernel_bytes_are_those_of_the_layout() {
         tunnel: Some([10, 3, 9, 10].into()),
         key: 3,
         pending: true,
+        routed: false,
     };
     let (key, value) = to_kernel(net("10.2.6.113/32"), &mapping);
     assert_eq!(villus_abi::bytes_of(&key)[..12], [64, 0, 0, 0, 0, 0, 0, 1, 10, 2, 6, 113]);
@@ -170,6 +171,8 @@ fn kernel_bytes_are_those_of_the_layout() {
     let (key, _) = to_kernel(net("fd00::/64"), &mapping);
     assert_eq!((key.prefixlen, key.family, key.addr[0]), (96, 2, 0xfd));
     assert_eq!(from_kernel(&key, &value), Some((net("fd00::/64"), mapping)));
+    let (_, value) = to_kernel(net("10.2.6.113/32"), &Mapping { routed: true, ..mapping });
+    assert_eq!(villus_abi::bytes_of(&value)[8..], [3, 3, 0, 0]);
 }
 
 fn any_net() -> impl Strategy<Value = IpNet> {
@@ -186,9 +189,9 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(ProptestConfig::default().cases * 200 / 256) })]
 
     #[test]
-    fn kernel_rows_read_as_they_were_written(prefix in any_net(), id: u32, tunnel: u32, key: u8, pending: bool) {
+    fn kernel_rows_read_as_they_were_written(prefix in any_net(), id: u32, tunnel: u32, key: u8, pending: bool, routed: bool) {
         let tunnel = (tunnel != 0).then(|| tunnel.into());
-        let mapping = Mapping { identity: NumericIdentity(id), tunnel, key, pending };
+        let mapping = Mapping { identity: NumericIdentity(id), tunnel, key, pending, routed };
         let (key, value) = to_kernel(prefix, &mapping);
         prop_assert_eq!(from_kernel(&key, &value), Some((prefix, mapping)));
     }

@@ -63,6 +63,10 @@ impl Scene {
 
     /// One that tells nodes apart by labels, and by addresses.
     fn telling(node_labels: bool, node_prefixes: bool) -> Self {
+        Self::with(|config| RemoteConfig { node_labels, node_prefixes, ..config })
+    }
+
+    fn with(change: impl FnOnce(RemoteConfig) -> RemoteConfig) -> Self {
         let memory = Memory::new().unwrap();
         let store: Arc<dyn Store> = Arc::new(memory.clone());
         let (ipcache, nodes) = (Ipcache::new(), new_nodes());
@@ -72,11 +76,13 @@ impl Scene {
             range: 65_536..=131_071,
             node: "own".into(),
             tunnels: true,
+            routed: Vec::new(),
             settle: SETTLE,
             stale_grace: GRACE,
-            node_labels,
-            node_prefixes,
+            node_labels: false,
+            node_prefixes: false,
         };
+        let config = change(config);
         let identities = new_identities(&Reserved::new());
         let numbers = Arc::new(NodeIdentities::new(identities.clone(), Duration::from_secs(600)));
         let backoff = Backoff::try_new(Duration::from_millis(1), Duration::from_millis(5), 0.5).unwrap();
@@ -180,6 +186,31 @@ async fn a_node_and_its_addresses_come_and_go() {
     scene.pass(Duration::from_millis(100));
     assert_eq!(scene.who("10.1.0.5/32"), None, "its owner is there: it was deleted on purpose");
     assert_eq!(scene.remote.counts().stale_addresses, 0);
+}
+
+#[tokio::test]
+async fn endpoints_of_other_nodes_are_reached_past_the_stack_where_nothing_is_masqueraded() {
+    let routed = vec!["10.9.0.0/16".parse().unwrap()];
+    let mut scene = Scene::with(|config| RemoteConfig { tunnels: false, routed, ..config });
+    let lease = scene.lease().await;
+    scene.join("a", "10.9.200.1", "10.9.1.0/24", lease).await;
+    for (ip, identity) in [("10.9.1.5", 300), ("10.9.1.6", 999), ("10.77.0.1", 301), ("10.9.1.9", 1)] {
+        let (key, value) = pair(ip, "10.9.200.1", identity);
+        scene.put(&key, &value, Some(lease)).await;
+    }
+    scene.until("all are known", |s| s.remote.counts().addresses == 4 && s.nodes.len() == 1).await;
+    let routed =
+        |prefix: &str| scene.ipcache.snapshot().get(&prefix.parse().unwrap()).unwrap().mapping.routed;
+    for (prefix, wanted) in [
+        ("10.9.1.0/24", true),
+        ("10.9.1.5/32", true),
+        ("10.9.1.6/32", true),
+        ("10.77.0.1/32", false),
+        ("10.9.1.9/32", false),
+        ("10.9.200.1/32", false),
+    ] {
+        assert_eq!(routed(prefix), wanted, "{prefix}");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use villus_abi::{
         POINT_TO_OVERLAY, POINT_TO_STACK, STATE_UNKNOWN,
     },
     flow::FLOW_VIA_STACK,
+    ipcache::FLAG_ROUTED,
 };
 
 use crate::{
@@ -17,12 +18,12 @@ use crate::{
         largest, route, too_big, way_to,
     },
     family::{Family, V4, V6},
-    flow::Known,
+    flow::{self, Known},
     host,
     judge::{Case, Side, judge, known},
     neighbour,
     outcome::{Action, Outcome},
-    parse::{Facts, IGMP, UDP},
+    parse::{Facts, IGMP, Kind, UDP},
     report::{self, Note, dropped, dropped_frame},
     work::{Pick, Room, Work},
     world::{Neighbour, Net, Packet, World},
@@ -168,15 +169,11 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
                     let mac = endpoint.node_mac;
                     room.next = Neighbour { ifindex: config.overlay_ifindex, mac, own_mac: mac };
                 }
-            } else if config.flags & F::DIRECT != 0
-                && known.flow.is_some()
-                && !expiring
-                && !known.via_stack()
-                && neighbour_of(p, &room.facts, &mut room.next)
-            {
-                // A flow that an endpoint opens goes up the stack, whose own DNAT may have a say; one that came
-                // past the stack goes back so.
-                way = Way { point: POINT_TO_NETWORK, action: Action::Neighbour, flow: 0 };
+            } else if !known.via_stack() && is_past_stack(config, &known, &room.facts, &row) {
+                way.flow = 0;
+                if !expiring && neighbour_of(p, &room.facts, &mut room.next) {
+                    way = Way { point: POINT_TO_NETWORK, action: Action::Neighbour, flow: 0 };
+                }
             }
             Side::of_row(&row)
         }
@@ -282,6 +279,23 @@ fn tunnel_to(config: &Config, known: &Known<'_>, row: &IpcacheValue) -> u32 {
         Some(flow) if !known.forward => flow.tunnel.get(),
         _ => 0,
     }
+}
+
+/// Whether a packet for no address of this node belongs past the stack. What came past it goes back so, where no NAT is wanted.
+/// What an endpoint opens goes up, where the host's own DNAT may have a say, unless it is for an endpoint of another node:
+/// services have other addresses. What is of no known flow and opens none may be an answer that the host's NAT must turn back.
+#[inline(always)]
+fn is_past_stack<F: Family>(
+    config: &Config,
+    known: &Known<'_>,
+    facts: &Facts<F>,
+    row: &IpcacheValue,
+) -> bool {
+    let routed = row.flags & FLAG_ROUTED != 0;
+    if known.flow.is_some() {
+        return routed || config.flags & F::DIRECT != 0;
+    }
+    routed && (facts.kind as u8 == Kind::Datagram as u8 || flow::opens(facts))
 }
 
 /// Asks the routing table where a packet goes; false when the stack must see it.

@@ -93,6 +93,17 @@ pub(crate) fn opens_tcp(flags: u8) -> bool {
     flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
 }
 
+/// Whether a packet of no known flow is certainly the first of one. Any other may be an answer to what the host's NAT has
+/// turned to where it comes from, or be about to be turned back by it.
+#[inline(always)]
+pub(crate) fn opens<F: Family>(facts: &Facts<F>) -> bool {
+    match facts.kind {
+        Kind::Tcp => !facts.later && opens_tcp(facts.tcp_flags),
+        Kind::Question => true,
+        _ => false,
+    }
+}
+
 /// Finds the flow of a packet that could have one.
 #[inline(always)]
 pub(crate) fn find<'a, F: Family, W: Net<F>>(

@@ -23,7 +23,7 @@ use crate::{
     family::{Family, V4, V6},
     flow::{self, Known},
     judge::{Case, HOST, Side, find_sender, judge, key, look_up},
-    outcome::{MARK_MASK, MARK_OPENED, Outcome},
+    outcome::{MARK_MASK, MARK_OPENED, MARK_ROUTED, Outcome},
     parse::{Facts, IGMP, Kind, UDP},
     report::{self, Note, dropped},
     work::{Pick, Room, Work},
@@ -244,13 +244,19 @@ fn passed<F: Pick, W: World, P: Packet>(
     Outcome::PASS
 }
 
+/// Whether an endpoint sends the packet past the stack.
+#[inline(always)]
+pub(crate) fn is_routed<P: Packet>(p: &P) -> bool {
+    p.mark() & MARK_MASK == MARK_ROUTED && p.ingress_ifindex() != 0
+}
+
 /// What goes out on an uplink: the node's own packets are judged by its egress policy, if policy selects the node; for
 /// what it forwards under its own address the answers are let through. Everything else passes.
 #[inline(always)]
 pub fn to_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
     let Some(config) = w.config() else { return Outcome::PASS };
     // A tagged frame was judged on its VLAN device.
-    if config.flags & FLAG_HOST_POLICY == 0 || p.vlan() {
+    if config.flags & FLAG_HOST_POLICY == 0 || p.vlan() || is_routed(p) {
         return Outcome::PASS;
     }
     let Some(eth) = p.halves::<7>(0) else { return Outcome::PASS };

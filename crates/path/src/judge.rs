@@ -7,7 +7,7 @@ use villus_abi::{
     endpoint::HOST_ID,
     event::{STATE_ESTABLISHED, STATE_RELATED},
     flow::{FLOW_AUDITED, FLOW_EGRESS_ADMITTED, FLOW_EITHER, FLOW_INGRESS_ADMITTED},
-    ipcache::FLAG_PENDING,
+    ipcache::{FLAG_PENDING, FLAG_ROUTED},
     time::Tick,
 };
 
@@ -100,13 +100,19 @@ impl<'a> Side<'a> {
 pub(crate) struct Sender {
     pub identity: u32,
     pub pending: bool,
+    /// It is an endpoint of another node, and the network brings its packets as they were sent.
+    pub routed: bool,
+    /// It lives behind a tunnel.
+    pub tunnelled: bool,
 }
 
 /// Notes who sends a packet from elsewhere, as the ipcache says.
 #[inline(never)]
 pub(crate) fn find_sender<F: Pick, W: Net<F>>(w: &W, room: &mut Room<F>) {
-    let side = Side::remote::<F, W>(w, &room.facts.src);
-    room.sender = Sender { identity: side.identity, pending: side.pending };
+    let row = <W as Net<F>>::remote(w, &room.facts.src).unwrap_or_default();
+    let Side { identity, pending, .. } = Side::of_row(&row);
+    let (routed, tunnelled) = (row.flags & FLAG_ROUTED != 0, row.tunnel != 0);
+    room.sender = Sender { identity, pending, routed, tunnelled };
 }
 
 /// A packet's flow and its two sides.

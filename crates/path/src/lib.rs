@@ -40,7 +40,7 @@ pub use family::{Family, V4, V6};
 pub use host::to_network;
 pub use nat::{lend, masquerade, unmasquerade};
 pub use network::from_network;
-pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, Outcome};
+pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, MARK_ROUTED, Outcome};
 pub use overlay::{from_overlay, to_overlay};
 pub use parse::{ETH_HLEN, Facts, Kind, Parse};
 pub use policy::{Ask, Question, Verdict, verdict};

@@ -1,7 +1,7 @@
 //! The hook from-network: what comes in on an uplink.
 
 use villus_abi::{
-    Config, Endpoint, Local, Reason,
+    Config, Endpoint, Reason,
     config::FLAG_HOST_POLICY,
     endpoint::{FLAG_ACTIVE, SLOT_HOST},
     event::{HOOK_FROM_NETWORK, POINT_TO_ENDPOINT},
@@ -10,18 +10,17 @@ use villus_abi::{
 use crate::{
     deliver::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, route, too_big, way_to},
     family::{Family, V4, V6},
-    host,
+    flow, host,
     judge::{Case, Side, find_sender, judge, known},
     outcome::{Action, Outcome},
-    parse::Facts,
     report::{self, Note, dropped},
     work::{Pick, Room, Work},
     world::{Net, Packet, Tunnel, World},
 };
 
 /// What comes in on an uplink: nobody outside may use an address of this node or its endpoints as a source;
-/// where no NAT is wanted, packets for an endpoint are judged and handed over here; if policy selects the node,
-/// packets for the node are judged here. Everything else is the stack's.
+/// where no NAT is wanted, or none of what its sender sends, packets for an endpoint are judged and handed over here; if policy
+/// selects the node, packets for the node are judged here. Everything else is the stack's.
 #[inline(always)]
 pub fn from_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
     let Some(config) = w.config() else { return Outcome::PASS };
@@ -52,22 +51,20 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     if <W as Net<F>>::local(w, &room.facts.src).is_some() {
         return dropped(w, p, config, room, Reason::SOURCE_IP);
     }
-    let tunnelled = config.overlay_ifindex != 0;
-    if config.flags & (F::DIRECT | FLAG_HOST_POLICY) == 0 && !tunnelled {
-        return Outcome::PASS;
-    }
     let local = <W as Net<F>>::local(w, &room.facts.dst);
-    if tunnelled && is_endpoint(local) && is_besides_tunnel(w, &room.facts) {
-        return dropped(w, p, config, room, Reason::UNKNOWN_SENDER);
-    }
     if config.flags & FLAG_HOST_POLICY != 0 && host::is_for_host(p, &room.facts, local) {
         return host::ingress(w, p, room, config);
     }
-    if config.flags & F::DIRECT == 0 {
-        return Outcome::PASS;
-    }
     let Some(local) = local else { return Outcome::PASS };
     if local.slot == SLOT_HOST {
+        return Outcome::PASS;
+    }
+    find_sender(w, room);
+    if config.overlay_ifindex != 0 && room.sender.tunnelled {
+        // What it sends to an endpoint comes by the tunnel, where it is known which node sends it.
+        return dropped(w, p, config, room, Reason::UNKNOWN_SENDER);
+    }
+    if config.flags & F::DIRECT == 0 && !room.sender.routed {
         return Outcome::PASS;
     }
     let Some(endpoint) = w.endpoint(local.slot) else { return Outcome::PASS };
@@ -77,19 +74,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
     shortcut(w, p, room, config, endpoint)
 }
 
-#[inline(always)]
-fn is_endpoint(local: Option<Local>) -> bool {
-    matches!(local, Some(local) if local.slot != SLOT_HOST)
-}
-
-/// Whether a packet's source lives behind a tunnel: what it sends to an endpoint comes by that, where it is known which node
-/// sends it.
-#[inline(never)]
-fn is_besides_tunnel<F: Family, W: Net<F>>(w: &W, facts: &Facts<F>) -> bool {
-    matches!(w.remote(&facts.src), Some(row) if row.tunnel != 0)
-}
-
-/// Parses a packet for an endpoint, judges it and hands it over.
+/// Parses a packet for an endpoint, whose sender has been found out, judges it and hands it over.
 #[inline(never)]
 fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,
@@ -103,13 +88,12 @@ fn shortcut<F: Pick, W: World + Net<F>, P: Packet>(
     if reason.0 != 0 {
         return dropped(w, p, config, room, reason);
     }
-    find_sender(w, room);
     room.tunnel = Tunnel::default();
     hand_over(w, p, room, config, endpoint)
 }
 
 /// Judges a packet for an endpoint, whose sender has been found out, and hands it over past the stack, unless its flow belongs
-/// to the stack.
+/// to the stack, or may: what no tunnel has brought and does not open a flow may be for the host's NAT to turn back.
 #[inline(always)]
 pub(crate) fn hand_over<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,
@@ -128,6 +112,9 @@ pub(crate) fn hand_over<F: Pick, W: World + Net<F>, P: Packet>(
     };
     let Some(action) = way_to(endpoint) else { return Outcome::PASS };
     if known.via_stack() || room.facts.ttl <= 1 || too_big(p, &room.facts, endpoint.mtu) {
+        return Outcome::PASS;
+    }
+    if known.flow.is_none() && room.tunnel.from == 0 && !flow::opens(&room.facts) {
         return Outcome::PASS;
     }
     room.note.state = known.state;

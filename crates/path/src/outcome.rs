@@ -9,7 +9,8 @@ pub const MARK_JUDGED: u32 = 0x0800;
 /// Mark of a packet that an endpoint sends up the stack in a flow that it opened: if the stack's NAT lends it an address
 /// of the node, answers to that address are the endpoint's.
 pub const MARK_OPENED: u32 = 0x0700;
-
+/// Mark of a packet that an endpoint sends past the stack to the network: no NAT is wanted, and its sender is not the node.
+pub const MARK_ROUTED: u32 = 0x0300;
 /// Mark of a packet that an endpoint sends into the tunnel: the tunnel's device knows already where it goes and who it is
 /// from.
 pub const MARK_OVERLAY: u32 = 0x0400;
@@ -27,7 +28,7 @@ pub enum Action {
     Peer = 2,
     /// Out through this interface, marked as judged.
     Device = 3,
-    /// Out through this interface to a neighbour.
+    /// Out through this interface to a neighbour, marked as needing nothing there.
     Neighbour = 4,
     /// Into the tunnel through this device, marked as such.
     Tunnel = 5,

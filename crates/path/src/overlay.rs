@@ -92,7 +92,7 @@ fn brought<F: Pick, W: World + Net<F>, P: Packet>(
     // This node may tell others apart, which they do not know.
     let is_told = shown == REMOTE_NODE && room.sender.identity >> 24 == NODE_SCOPE;
     if shown != 0 && !is_told {
-        room.sender = Sender { identity: shown, pending: false };
+        room.sender = Sender { identity: shown, ..Sender::default() };
     }
     let Some(local) = <W as Net<F>>::local(w, &room.facts.dst) else {
         return dropped(w, p, config, room, Reason::UNKNOWN_TARGET);

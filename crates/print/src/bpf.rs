@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 use villus_abi::{
     Direction, Endpoint, IpcacheKey, IpcacheValue, Reason,
-    ipcache::{FAMILY_V4, FLAG_PENDING, STATIC_BITS},
+    ipcache::{FAMILY_V4, FLAG_PENDING, FLAG_ROUTED, STATIC_BITS},
 };
 
 use crate::{Table, table::cell};
@@ -25,6 +25,9 @@ pub struct IpcacheRow {
     pub tunnel: Ipv4Addr,
     /// The prefix belongs to a cluster, and its addresses have identities of their own.
     pub pending: bool,
+    /// Endpoints of other nodes have it, to and from which packets travel past the host's stack.
+    #[serde(default)]
+    pub routed: bool,
 }
 
 impl IpcacheRow {
@@ -41,14 +44,16 @@ impl IpcacheRow {
             key: value.key,
             tunnel: Ipv4Addr::from(value.tunnel.to_ne_bytes()),
             pending: value.flags & FLAG_PENDING != 0,
+            routed: value.flags & FLAG_ROUTED != 0,
         }
     }
 
-    /// The value as Cilium 1.10 prints it: identity, key, tunnel endpoint; ours adds `pending`.
+    /// The value as Cilium 1.10 prints it: identity, key, tunnel endpoint; ours adds `pending` and `routed`.
     #[must_use]
     pub fn value(&self) -> String {
         let pending = if self.pending { " pending" } else { "" };
-        format!("{} {} {}{pending}", self.identity, self.key, self.tunnel)
+        let routed = if self.routed { " routed" } else { "" };
+        format!("{} {} {}{pending}{routed}", self.identity, self.key, self.tunnel)
     }
 }
 

@@ -165,13 +165,18 @@ fn bpf_ipcache() {
             pad: [0; 2],
         },
     );
+    let routed = IpcacheRow::new(
+        &IpcacheKey::v4([10, 2, 7, 9], 32),
+        &IpcacheValue { identity: 298_952, flags: ipcache::FLAG_ROUTED, ..IpcacheValue::default() },
+    );
     assert_eq!(
-        ipcache_list(&[row, pending]),
+        ipcache_list(&[row, pending, routed]),
         text(
             "
         IP PREFIX/ADDRESS   IDENTITY
         10.2.6.113/32       298951 0 0.0.0.0
-        fd00::/64           2 3 192.168.0.1 pending"
+        fd00::/64           2 3 192.168.0.1 pending
+        10.2.7.9/32         298952 0 0.0.0.0 routed"
         )
     );
 }

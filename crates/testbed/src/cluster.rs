@@ -9,9 +9,8 @@ use std::{
 use ipnet::IpNet;
 use villus_abi::{
     Config, Direction, Endpoint, IpcacheKey, IpcacheValue, Local, Node, PolicyEntry, PolicyKey, Reason,
-    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6},
     endpoint::{ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_PEER, SLOT_HOST},
-    ipcache::FLAG_PENDING,
+    ipcache::{FLAG_PENDING, FLAG_ROUTED},
     metrics,
 };
 use villus_datapath::{
@@ -41,7 +40,7 @@ const MTU: u32 = 1500;
 /// How packets reach pods of other nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Between {
-    /// Each node has routes to the others' prefixes.
+    /// Each node has routes to the others' prefixes, between which nothing is masqueraded.
     Routes,
     /// In VXLAN.
     Tunnel,
@@ -215,15 +214,12 @@ impl Member {
                 self.learn_of(version, other, between, tunnel);
             }
         }
-        let config = Config::default();
-        let direct = if between == Between::Routes { FLAG_DIRECT_V4 | FLAG_DIRECT_V6 } else { 0 };
         let config = Config {
-            flags: config.flags | direct,
             router_ifindex: self.host.index(villus_net::ROUTER_DEVICE),
             overlay_ifindex: tunnel.unwrap_or_default(),
             overlay_mtu: tunnel.map_or(0, |_| MTU - TUNNEL_OVERHEAD),
             tunnel_port: u32::from(PORT.to_be()),
-            ..config
+            ..Config::default()
         };
         self.maps.config.insert(&0, &config).unwrap();
     }
@@ -236,9 +232,11 @@ impl Member {
         let value = |identity, tunnel| IpcacheValue { identity, tunnel, ..IpcacheValue::default() };
         self.set_identity(node_ip(version, other), None, value(REMOTE_NODE, 0));
         self.set_identity(router_ip(version, other), None, value(REMOTE_NODE, tunnel));
-        self.set_identity(pod_ip(version, other), None, value(identity(other), tunnel));
+        let routed = if tunnel == 0 { FLAG_ROUTED } else { 0 };
+        let pod = IpcacheValue { flags: routed, ..value(identity(other), tunnel) };
+        self.set_identity(pod_ip(version, other), None, pod);
         let net = range(version, other);
-        let pending = IpcacheValue { flags: FLAG_PENDING, ..value(0, tunnel) };
+        let pending = IpcacheValue { flags: FLAG_PENDING | routed, ..value(0, tunnel) };
         self.set_identity(net.addr(), Some(net.prefix_len()), pending);
         if tunnel != 0 {
             for ip in [node_ip(version, other), router_ip(version, other)] {

@@ -212,12 +212,20 @@ impl Remote {
 
     pub(super) fn claim(&self, edit: &mut Edit<'_>, key: &Arc<str>, address: &AddressRecord, pending: bool) {
         let tunnel = address.host.filter(|_| self.config.tunnels).and_then(as_v4);
-        let mapping = Mapping { identity: address.identity, tunnel, key: address.key, pending };
         // That a node has it is said better by the node's own key, which may tell it from others.
         let is_node = address.identity == NumericIdentity::REMOTE_NODE;
+        // Services may have a node's own address, and a prefix more than endpoints in it.
+        let is_endpoint = !is_node && address.prefix.prefix_len() == address.prefix.max_prefix_len();
+        let routed = is_endpoint && self.is_routed(address.prefix);
+        let mapping = Mapping { identity: address.identity, tunnel, key: address.key, pending, routed };
         let (owner, revision) = (Arc::clone(key), if is_node { 0 } else { address.revision });
         let rank = Layer::of(key).rank();
         edit.upsert(address.prefix, Claim { rank, owner, revision, mapping });
+    }
+
+    /// Whether packets to and from endpoints in a prefix travel as they are.
+    pub(super) fn is_routed(&self, prefix: IpNet) -> bool {
+        self.config.routed.iter().any(|around| around.contains(&prefix))
     }
 
     /// Whether the address waits for its identity.

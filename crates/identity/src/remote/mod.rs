@@ -52,6 +52,8 @@ pub struct RemoteConfig {
     pub node: String,
     /// Whether addresses are reached through tunnels to the nodes behind which they live.
     pub tunnels: bool,
+    /// Within which prefixes packets to and from other nodes' endpoints travel as they are, without a tunnel and without NAT.
+    pub routed: Vec<IpNet>,
     /// How long an owner that has come back is given to say what it has.
     pub settle: Duration,
     /// How long entries of an owner that is silent are kept (`stale-grace`).

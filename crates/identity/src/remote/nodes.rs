@@ -183,7 +183,8 @@ impl Remote {
             claim(IpNet::from(address.ip), Mapping::plain(self.node_identity(address.ip)));
         }
         for range in free {
-            claim(range, Mapping { tunnel, ..Mapping::cluster_range() });
+            let routed = self.is_routed(range);
+            claim(range, Mapping { tunnel, routed, ..Mapping::cluster_range() });
         }
         drop(edit);
         let mut row = Node::new(entry, rank);

@@ -18,7 +18,7 @@ use crate::{
     deliver::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
     family::{Family, V4, V6},
     flow,
-    host::is_tunnel,
+    host::{is_routed, is_tunnel},
     judge::{key, look_up},
     outcome::Outcome,
     overlay::REMOTE_NODE,
@@ -44,7 +44,7 @@ pub(crate) struct Mapping<F: Family> {
 pub fn masquerade<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
     let Some(config) = w.config() else { return Outcome::PASS };
     // A tagged frame was translated on its VLAN device.
-    if p.vlan() {
+    if p.vlan() || is_routed(p) {
         return Outcome::PASS;
     }
     let Some(eth) = p.halves::<7>(0) else { return Outcome::PASS };

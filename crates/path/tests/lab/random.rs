@@ -10,12 +10,12 @@ use villus_abi::{
         FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6, FLAG_TRACE_ALL,
     },
     endpoint as ep,
-    ipcache::FLAG_PENDING,
+    ipcache::{FLAG_PENDING, FLAG_ROUTED},
     nat::{MASQUERADE_FROM, MASQUERADE_NOT_TO},
     time,
 };
 use villus_path::{
-    Action, MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, Neighbour, Outcome, Tunnel, Work,
+    Action, MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, MARK_ROUTED, Neighbour, Outcome, Tunnel, Work,
     memory::{Build, FlowKey, Frame, Memory, NextHop, Transport, arp, word4, words6},
 };
 
@@ -330,7 +330,8 @@ impl Random {
             if self.one_in(3) {
                 continue;
             }
-            let flags = if self.one_in(4) { FLAG_PENDING } else { 0 };
+            let pending = if self.one_in(4) { FLAG_PENDING } else { 0 };
+            let flags = pending | if self.one_in(2) { FLAG_ROUTED } else { 0 };
             let value = IpcacheValue { identity, flags, ..IpcacheValue::default() };
             world.ipcache.insert_prefix(ip(prefix), len, value);
         }
@@ -588,7 +589,8 @@ impl Random {
             }
         };
         let mut frame = Frame::new(bytes, device).via(ingress);
-        frame.mark = self.pick(&[0, 0, 0, 0, 0, 0, 0xff, MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, 0x0600]);
+        let marks = [0xff, MARK_JUDGED, MARK_OPENED, MARK_OVERLAY, MARK_ROUTED, 0x0600];
+        frame.mark = if self.rng.bool() { self.pick(&marks) } else { 0 };
         if hook == Hook::Out && self.one_in(2) {
             frame.mark = MARK_OPENED;
         }

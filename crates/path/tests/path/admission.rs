@@ -171,12 +171,13 @@ fn outside_and_endpoint_past_the_stack() {
     for v6 in [false, true] {
         let (client, world) = (addr(v6, CLIENT), outside(v6));
         let lab = Lab::with(direct());
+        let tcp = |to, flags| Build::tcp(world, 1, to, 2, flags);
         for n in 1..4 {
-            assert_eq!(end(lab.net(&udp(world, 1, client, 2))), peer(CLIENT));
+            assert_eq!(end(lab.net(&tcp(client, if n == 1 { SYN } else { ACK }))), peer(CLIENT));
             assert_eq!(asked(&lab), [0, n, 0, 0, 0, 0]);
         }
         assert_eq!(lab.flow().fwd_packets, 3);
-        assert_eq!(end(lab.net(&udp(world, 1, addr(v6, FAR), 2))), PASS, "whom only the stack can reach");
+        assert_eq!(end(lab.net(&tcp(addr(v6, FAR), SYN))), PASS, "whom only the stack can reach");
     }
 }
 

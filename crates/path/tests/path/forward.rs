@@ -1,11 +1,17 @@
 //! The way a packet takes: peer, device, neighbour, stack.
 
+use std::net::IpAddr;
+
 use villus_abi::{
-    Config, Reason,
+    Config,
+    Direction::Ingress,
+    IpcacheValue, Reason,
     config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6},
+    flow::FLOW_VIA_STACK,
+    ipcache::FLAG_ROUTED,
 };
 use villus_path::{
-    Action, Neighbour, Work, from_endpoint, from_network,
+    Action, MARK_ROUTED, Neighbour, Work, from_endpoint, from_network,
     memory::{Build, Frame, NextHop},
 };
 
@@ -107,10 +113,10 @@ fn neighbours_are_used_only_for_what_came_past_the_stack_where_no_nat_is_wanted(
     for v6 in [false, true] {
         let answered = || {
             let lab = direct();
-            assert_eq!(end(lab.net(&Build::udp(outside(v6), 2, addr(v6, CLIENT), 1))), peer(CLIENT));
+            assert_eq!(end(lab.net(&Build::tcp(outside(v6), 2, addr(v6, CLIENT), 1, SYN))), peer(CLIENT));
             lab
         };
-        let packet = Build::udp(addr(v6, CLIENT), 1, outside(v6), 2).from_mac(mac(CLIENT));
+        let packet = Build::tcp(addr(v6, CLIENT), 1, outside(v6), 2, SYN | ACK).from_mac(mac(CLIENT));
         let sent = |lab: &Lab, next_hop, ttl| {
             let mut frame =
                 Frame { next_hop, ..Frame::new(packet.clone().ttl(ttl).frame(), ifindex(CLIENT)) };
@@ -135,28 +141,122 @@ fn neighbours_are_used_only_for_what_came_past_the_stack_where_no_nat_is_wanted(
     }
 }
 
+/// An endpoint of another node, to which the network takes packets as they are.
+fn routed(v6: bool, lab: &mut Lab) -> IpAddr {
+    let far = behind(v6, NODE_B);
+    let value = IpcacheValue { identity: 2011, flags: FLAG_ROUTED, ..IpcacheValue::default() };
+    lab.world.ipcache.insert_prefix(far, if v6 { 128 } else { 32 }, value);
+    far
+}
+
+fn sent(lab: &Lab, next_hop: Option<NextHop>, packet: &Build) -> Result<(Action, u32), Reason> {
+    let bytes = packet.clone().from_mac(mac(CLIENT)).frame();
+    let mut frame = Frame { next_hop, ..Frame::new(bytes, ifindex(CLIENT)) };
+    end(from_endpoint(&lab.world, &mut frame, &mut Work::default()))
+}
+
+const TO_NEIGHBOUR: Result<(Action, u32), Reason> = Ok((Action::Neighbour, UPLINK));
+
+#[test]
+fn between_endpoints_of_two_nodes_packets_go_past_the_stack_whoever_opens_and_though_others_are_masqueraded()
+{
+    for v6 in [false, true] {
+        let client = addr(v6, CLIENT);
+        let mut lab = Lab::default();
+        let far = routed(v6, &mut lab);
+        for (name, there, back) in [
+            ("TCP", Build::tcp(client, 1, far, 2, SYN), Build::tcp(far, 2, client, 1, SYN | ACK)),
+            ("UDP", Build::udp(client, 1, far, 2), Build::udp(far, 2, client, 1)),
+            ("echo", Build::ping(client, far, 7), Build::pong(far, client, 7)),
+        ] {
+            assert_eq!(sent(&lab, hop(1500), &there), TO_NEIGHBOUR, "{v6} {name}");
+            assert_eq!(end(lab.net(&back)), peer(CLIENT), "{v6} {name}");
+        }
+        assert!(lab.world.flows().values().all(|flow| flow.flags & FLOW_VIA_STACK == 0));
+        // The other side opens.
+        assert_eq!(end(lab.net(&Build::tcp(far, 5, client, 6, SYN))), peer(CLIENT));
+        assert_eq!(sent(&lab, hop(1500), &Build::tcp(client, 6, far, 5, SYN | ACK)), TO_NEIGHBOUR);
+        assert_eq!(end(lab.net(&Build::ping(far, client, 8))), peer(CLIENT));
+        assert_eq!(sent(&lab, hop(1500), &Build::pong(client, far, 8)), TO_NEIGHBOUR);
+        // Others take the stack.
+        assert_eq!(sent(&lab, hop(1500), &Build::tcp(client, 1, outside(v6), 2, SYN)), PASS);
+        assert_eq!(end(lab.net(&Build::tcp(outside(v6), 5, client, 6, SYN))), PASS);
+    }
+}
+
+#[test]
+fn where_the_neighbour_is_not_known_yet_the_stack_takes_the_packet_but_not_the_flow() {
+    for v6 in [false, true] {
+        let mut lab = Lab::default();
+        let far = routed(v6, &mut lab);
+        let there = |flags| Build::tcp(addr(v6, CLIENT), 1, far, 2, flags);
+        assert_eq!(sent(&lab, None, &there(SYN)), PASS);
+        assert_eq!(end(lab.net(&Build::tcp(far, 2, addr(v6, CLIENT), 1, SYN | ACK))), peer(CLIENT));
+        assert_eq!(sent(&lab, hop(1500), &there(ACK)), TO_NEIGHBOUR);
+        assert_eq!(sent(&lab, hop(1500), &there(ACK).ttl(1)), PASS, "at its end");
+        assert_eq!(lab.flow().flags & FLOW_VIA_STACK, 0);
+    }
+}
+
+#[test]
+fn what_may_be_for_the_hosts_nat_to_turn_back_is_the_stacks() {
+    for v6 in [false, true] {
+        for config in [direct(), Lab::default()] {
+            let mut lab = config;
+            let (client, far) = (addr(v6, CLIENT), routed(v6, &mut lab));
+            lab.only(CLIENT, Ingress, &[]);
+            // A service that the host turns to an endpoint of another node: its answers have that one's address.
+            let service = ip(if v6 { "fd96::1" } else { "10.96.0.1" });
+            assert_eq!(sent(&lab, hop(1500), &Build::udp(client, 1, service, 53)), PASS);
+            assert_eq!(end(lab.net(&Build::udp(far, 53, client, 1))), PASS);
+            assert_eq!(end(lab.to(CLIENT, UPLINK, &Build::udp(service, 53, client, 1))), PASS);
+            assert_eq!(sent(&lab, hop(1500), &Build::tcp(client, 1, service, 80, SYN)), PASS);
+            assert_eq!(end(lab.net(&Build::tcp(far, 80, client, 1, SYN | ACK))), PASS);
+            assert_eq!(end(lab.to(CLIENT, UPLINK, &Build::tcp(service, 80, client, 1, SYN | ACK))), PASS);
+            // A published port of the node, which somebody of another node uses, its flow forgotten.
+            assert_eq!(sent(&lab, hop(1500), &Build::tcp(client, 80, far, 9, SYN | ACK)), PASS);
+            assert!(lab.world.flows().values().all(|flow| flow.flags & FLOW_VIA_STACK != 0));
+        }
+    }
+}
+
+#[test]
+fn what_goes_past_the_stack_is_nobodys_on_the_uplink() {
+    for v6 in [false, true] {
+        let mut lab = Lab::default();
+        lab.select_node(0);
+        lab.policy(HOST, &[]);
+        let packet = Build::udp(addr(v6, HOST), 1, outside(v6), 2);
+        assert_eq!(end(lab.out(ifindex(CLIENT), MARK_ROUTED, &packet)), PASS);
+        assert_eq!(lab.flows(), 0, "no flow is written down for it");
+        assert_eq!(end(lab.out(0, MARK_ROUTED, &packet)), Err(Reason::POLICY), "the node's own is judged");
+    }
+}
+
 #[test]
 fn the_shortcut_from_the_network_leaves_what_is_the_stacks() {
     for v6 in [false, true] {
-        let udp = |dst| Build::udp(outside(v6), 1, dst, 2);
+        let syn = |dst| Build::tcp(outside(v6), 1, dst, 2, SYN);
         let client = addr(v6, CLIENT);
         for (name, packet, wanted) in [
-            ("an endpoint", udp(client), peer(CLIENT)),
-            ("a tap", udp(addr(v6, TAP)), device(TAP)),
-            ("whom only the stack reaches", udp(addr(v6, FAR)), PASS),
-            ("this node", udp(addr(v6, HOST)), PASS),
-            ("somebody else", udp(if v6 { ip("fd00::9") } else { ip("10.9.9.9") }), PASS),
-            ("at its end", udp(client).ttl(1), PASS),
-            ("too big", udp(client).payload(1600), PASS),
+            ("an endpoint", syn(client), peer(CLIENT)),
+            ("a tap", syn(addr(v6, TAP)), device(TAP)),
+            ("whom only the stack reaches", syn(addr(v6, FAR)), PASS),
+            ("this node", syn(addr(v6, HOST)), PASS),
+            ("somebody else", syn(if v6 { ip("fd00::9") } else { ip("10.9.9.9") }), PASS),
+            ("at its end", syn(client).ttl(1), PASS),
+            ("too big", syn(client).payload(1600), PASS),
+            ("what opens nothing", Build::udp(outside(v6), 1, client, 2), PASS),
+            ("a segment of nothing known", Build::tcp(outside(v6), 1, client, 2, ACK), PASS),
         ] {
             assert_eq!(end(direct().net(&packet)), wanted, "{v6} {name}");
             assert_eq!(end(Lab::default().net(&packet)), PASS, "{v6} {name}: where NAT is wanted");
         }
         // What the stack has delivered once, or what an endpoint opened through it, stays with it.
         let lab = direct();
-        assert_eq!(end(lab.to(CLIENT, UPLINK, &udp(client))), PASS);
-        assert_eq!(end(lab.net(&udp(client))), PASS);
-        let malformed = udp(client).frame()[..40].to_vec();
+        assert_eq!(end(lab.to(CLIENT, UPLINK, &syn(client))), PASS);
+        assert_eq!(end(lab.net(&syn(client))), PASS);
+        let malformed = syn(client).frame()[..40].to_vec();
         let mut frame = Frame::new(malformed, UPLINK);
         assert_eq!(end(from_network(&lab.world, &mut frame, &mut Work::default())), Err(Reason::INVALID));
     }
