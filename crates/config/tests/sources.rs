@@ -174,6 +174,7 @@ fn variables_that_are_no_options() {
         ("VILLUS_AGENT_PORT", "tcp://10.0.0.1:80"),
         ("VILLUS_AGENT_PORT_80_TCP_ADDR", "10.0.0.1"),
         ("VILLUS_SOCK", "/x"),
+        ("VILLUS_CLUSTER_SIZE", "5000"),
         ("CILIUM_SOCK", "/x"),
         ("K8S_NODE_NAME", "node-7"),
     ]);

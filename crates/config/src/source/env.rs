@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, ffi::OsStr, sync::LazyLock};
 
 /// `VILLUS_` variables that other programs of this project read, or that Cilium's clients read under their
 /// prefix: not options of the agent.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
+    "CLUSTER_SIZE",
     "SOCK",
     "HEALTH_SOCK",
     "LOG",
