@@ -4,10 +4,7 @@
 
 mod common;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
-use common::store::{LETS_IN, OUTSIDE, lets_in, new, shared, status, value, who, with};
+use common::store::{LETS_IN, OUTSIDE, lets_in, metric, new, shared, status, value, who, with};
 use common::{TestNode, echoes};
 use villus_api::EndpointRef;
 use villus_testbed::{Authority, EtcdServer, alone, eventually, run};
@@ -15,19 +12,6 @@ use villus_testbed::{Authority, EtcdServer, alone, eventually, run};
 #[test]
 fn the_agent() {
     common::be_the_agent();
-}
-
-/// Writes a value that is too long for a command line.
-fn put_large(etcd: &EtcdServer, key: &str, value: &str) {
-    let mut command = Command::new("etcdctl");
-    command.env("ETCDCTL_API", "3").args(["--endpoints", &etcd.url(), "put", key]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(value.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success());
-}
-
-fn metric(node: &TestNode, name: &str) -> f64 {
-    node.client().metrics().unwrap().iter().filter(|m| m.name == name).map(|m| m.value).sum()
 }
 
 fn node_entry(name: &str, ip: &str, range: &str) -> String {
@@ -95,7 +79,7 @@ fn bad_entries_are_said_once_by_their_keys_counted_and_change_nothing_else() {
         ),
     ];
     for (key, value, _) in &bad {
-        put_large(&etcd, key, value);
+        etcd.etcdctl_reading(value, &["put", key]).unwrap();
     }
     eventually("all are counted", || metric(&node, "villus_kvstore_refused_entries") == bad.len() as f64);
     assert!(metric(&node, "villus_kvstore_refused_total") >= bad.len() as f64);

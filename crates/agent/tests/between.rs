@@ -4,8 +4,9 @@
 mod common;
 
 use common::TestNode;
+use common::store::{join_b, new, shared, status, who, with};
 use villus_api::model::VerifyRequest;
-use villus_testbed::{alone, eventually, run, try_run};
+use villus_testbed::{EtcdServer, alone, eventually, run, try_run};
 
 #[test]
 fn the_agent() {
@@ -80,4 +81,34 @@ fn a_tunnel_that_cannot_be_is_refused_before_anything_runs() {
     run("ip", &["link", "add", "villus_vxlan", "type", "veth", "peer", "name", "end"]);
     let said = node.refused();
     assert!(said.contains("villus_vxlan already exists") && said.contains("not made by Villus"), "{said}");
+}
+
+#[test]
+fn nodes_behind_a_router_are_named_unless_the_network_is_said_to_route() {
+    alone!();
+    join_b();
+    let etcd = EtcdServer::start();
+    for (name, ip, range) in [("near", "10.3.9.2", "10.12.0.0"), ("far", "10.3.99.2", "10.13.0.0")] {
+        let entry = format!(
+            r#"{{"Name":"{name}","Cluster":"cluster1","IPAddresses":[{{"Type":"InternalIP","IP":"{ip}"}}],"IPv4AllocCIDR":{{"IP":"{range}","Mask":"////AA=="}},"ClusterID":238}}"#
+        );
+        etcd.etcdctl(&["put", &format!("cilium/state/nodes/v1/cluster1/{name}"), &entry]).unwrap();
+    }
+    let direct = [("auto-direct-node-routes", "true"), ("ipv4-native-routing-cidr", "10.0.0.0/8")];
+    let skip = ("direct-routing-skip-unreachable", "true");
+    let routes = || run("ip", &["route", "show", "proto", "119"]);
+    let far = |node: &TestNode| {
+        status(node).contains("far with 10.13.0.0/24: its address 10.3.99.2 is on no network")
+    };
+    let mut node = new(&with(shared(&etcd), &direct));
+    node.start();
+    eventually("it is named", || far(&node) && routes().contains("10.12.0.0/24 via 10.3.9.2"));
+    node.stop();
+    node.options.push((skip.0.to_owned(), skip.1.to_owned()));
+    node.start();
+    eventually("both are known", || {
+        ["10.12.0.0/24", "10.13.0.0/24"].iter().all(|range| who(&node, range) == Some((2, true)))
+    });
+    eventually("it is left to the network", || !far(&node));
+    assert!(routes().contains("10.12.0.0/24 via 10.3.9.2") && !routes().contains("10.13.0.0/24"));
 }

@@ -10,16 +10,11 @@ use villus_abi::endpoint::{FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER};
 use villus_api::EndpointRef;
 use villus_api::model::{EndpointChangeRequest, EndpointState, VerifyRequest};
 use villus_datapath::{Hook, Links, Maps, Pins};
-use villus_testbed::{alone, eventually, run};
+use villus_testbed::{alone, eventually, run, run_ip as ip};
 
 #[test]
 fn the_agent() {
     common::be_the_agent();
-}
-
-/// `ip` with arguments in one text.
-fn ip(arguments: &str) -> String {
-    run("ip", &arguments.split_whitespace().collect::<Vec<_>>())
 }
 
 fn maps() -> Maps {

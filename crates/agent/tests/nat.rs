@@ -12,7 +12,7 @@ use common::{PATIENCE, TestNode, Workload, echoes};
 use villus_api::model::VerifyRequest;
 use villus_datapath::{Mappings, Maps, Pins};
 use villus_net::{Netns, NetnsRef};
-use villus_testbed::{alone, eventually, run};
+use villus_testbed::{alone, eventually, run, run_ip as ip};
 
 const OUTSIDE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const LIST: &str = "/tmp/ip-masq-agent";
@@ -20,11 +20,6 @@ const LIST: &str = "/tmp/ip-masq-agent";
 #[test]
 fn the_agent() {
     common::be_the_agent();
-}
-
-/// `ip` with arguments in one text.
-fn ip(arguments: &str) -> String {
-    run("ip", &arguments.split_whitespace().collect::<Vec<_>>())
 }
 
 /// A host beyond an uplink; it has no way back to endpoints' own addresses.

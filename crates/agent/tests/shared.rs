@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::store::{LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, shared, status, value, who};
+use common::store::{
+    LETS_IN, OUTSIDE, join_b, lets_in, metric, new, node_b, shared, status, value, who, with,
+};
 use common::{TestNode, allow, echoes};
 use villus_api::model::{FreezeRequest, NodeForget};
 use villus_datapath::{Maps, Pins, view_policy};
@@ -112,7 +114,8 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     alone!();
     let mut etcd = EtcdServer::start();
     etcd.kill();
-    let mut node = new(&shared(&etcd));
+    let soon = [("allocator-list-timeout", "1s"), ("kvstore-max-consecutive-quorum-errors", "1")];
+    let mut node = new(&with(shared(&etcd), &soon));
     node.start();
     let server = node.workload("server", &["k8s:app=server"]);
     let client = node.workload("client", &["k8s:app=client"]);
@@ -125,7 +128,9 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     assert!(interim >= 1 << 24, "{interim}");
     eventually("it is said", || {
         let status = status(&node);
-        status.contains("interim identity of endpoint") && status.contains("it does not answer since")
+        let alarms = ["could not be listed within 1s (allocator-list-timeout)", "it has no quorum ("];
+        let waits = ["interim identity of endpoint", "it does not answer since"];
+        alarms.into_iter().chain(waits).all(|text| status.contains(text))
     });
 
     etcd.resume();
@@ -146,7 +151,9 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
             == r#"{"id":238,"capabilities":{"maxConnectedClusters":255}}"#
     });
     eventually("all is well", || {
-        status(&node).contains("1/1 connected") && !status(&node).contains("interim")
+        let status = status(&node);
+        let over = ["interim", "could not be listed", "has no quorum"];
+        status.contains("1/1 connected") && !over.into_iter().any(|text| status.contains(text))
     });
 }
 
@@ -257,7 +264,7 @@ fn two_nodes_know_each_other() {
     alone!();
     join_b();
     let etcd = EtcdServer::cluster_at("10.3.9.1", 1, &[]).pop().unwrap();
-    let mut a = new(&shared(&etcd));
+    let mut a = new(&with(shared(&etcd), &[("kvstore-address-space", "cluster")]));
     let mut b = node_b(&etcd);
     a.start();
     b.start();
@@ -269,6 +276,10 @@ fn two_nodes_know_each_other() {
     eventually("a knows b's", || who(&a, &there) == Some((number(&client), false)));
     assert!(lets_in(&a, server.id(), number(&client)));
     eventually("b knows a's", || who(&b, &format!("{}/32", server.v4())) == Some((number(&server), false)));
+    for (space, address) in [("cluster1", server.v4()), ("default", client.v4())] {
+        let key = format!("cilium/state/ip/v1/{space}/{address}");
+        assert!(value(&etcd, &key).contains(&address.to_string()), "each writes into its own address space");
+    }
     assert_eq!(who(&a, "10.3.9.2/32"), Some((6, false)));
     assert_eq!(who(&a, "10.12.0.0/24"), Some((2, true)));
     // The same labels, the same number.
@@ -446,4 +457,36 @@ fn other_nodes_are_selected_by_their_labels_and_prefixes_where_options_say_so() 
     node.options.push(("policy-cidr-match-mode".into(), "nodes".into()));
     node.start();
     eventually("but where the option says so", || let_in(&node) == [true, false, false]);
+}
+
+#[test]
+fn how_full_the_identity_space_is_is_said_from_half_on() {
+    alone!();
+    let etcd =
+        EtcdServer::cluster_at("127.0.0.1", 1, &["--max-txn-ops=20000", "--max-request-bytes=4194304"])
+            .pop()
+            .unwrap();
+    let mut node = new(&with(shared(&etcd), &[("max-connected-clusters", "511")]));
+    node.start();
+    let first = 238 << 15;
+    let put = |numbers: std::ops::Range<u32>| {
+        let puts: String = numbers
+            .map(|n| format!("put cilium/state/identities/v1/id/{} k8s:n={n};\n", first + n))
+            .collect();
+        etcd.etcdctl_reading(&format!("\n{puts}\n\n"), &["txn"]).unwrap();
+    };
+    let says = |text: &str, known: f64| {
+        metric(&node, "villus_identity_space_used_ratio") == known / 32_768.0 && status(&node).contains(text)
+    };
+    put(0..16_383);
+    eventually("all are known", || says("", 16_383.0));
+    assert!(!status(&node).contains("identities are used"), "just below half");
+    for (share, numbers) in [(50, 16_383..16_384), (75, 16_384..24_576), (90, 24_576..29_492)] {
+        let all = f64::from(numbers.end);
+        put(numbers);
+        let text = format!("{share} % of the cluster's identities are used ({all} of 32768)");
+        eventually("it is said", || says(&text, all));
+    }
+    etcd.etcdctl(&["del", "--prefix", "cilium/state/identities/v1/id/"]).unwrap();
+    eventually("it is no longer said", || !status(&node).contains("identities are used"));
 }

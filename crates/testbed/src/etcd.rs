@@ -175,13 +175,24 @@ impl EtcdServer {
 
     /// Runs `etcdctl` against it; `None` if that failed.
     pub fn etcdctl(&self, arguments: &[&str]) -> Option<String> {
-        let output = Command::new("etcdctl")
+        self.etcdctl_reading("", arguments)
+    }
+
+    /// As [`Self::etcdctl`], with text on its standard input.
+    pub fn etcdctl_reading(&self, input: &str, arguments: &[&str]) -> Option<String> {
+        let mut child = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.url(), "--command-timeout=5s"])
             .args(&self.secure)
             .args(arguments)
-            .output()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .expect("etcdctl (package etcd-client)");
+        // It may be gone already.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 

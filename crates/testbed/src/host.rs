@@ -86,7 +86,7 @@ impl Host {
 
     /// `ip` with arguments in one text; must succeed.
     pub fn ip(&self, arguments: &str) -> String {
-        self.command("ip", &arguments.split_whitespace().collect::<Vec<_>>())
+        self.run(|| run_ip(arguments))
     }
 
     /// `tc` with arguments in one text; must succeed.
@@ -199,6 +199,11 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {out}{stderr}");
     out
+}
+
+/// [`run`] of `ip`, with arguments in one text.
+pub fn run_ip(arguments: &str) -> String {
+    run("ip", &arguments.split_whitespace().collect::<Vec<_>>())
 }
 
 /// Runs a command that may fail.

@@ -41,7 +41,7 @@ pub use frame::{
     icmp, ip, l4_checksum, neighbour_solicitation, tcp, udp, vlan_tagged,
 };
 pub use guest::TapGuest;
-pub use host::{Host, join, run, try_run};
+pub use host::{Host, join, run, run_ip, try_run};
 pub use node::{Node, NodeSpec, UplinkKind, kernel_has_link_kind};
 pub use party::{Addresses, Version, at};
 pub use plain::Plain;

@@ -12,7 +12,7 @@ use villus_kvstore::{Etcd, EtcdOptions, Store};
 use villus_labels::MaxConnectedClusters;
 use villus_mesh::{Kind, Layout, Mesh, Own, Settings, remotes::RemoteConfig};
 use villus_table::{Backoff, Stop};
-use villus_testbed::{EtcdServer, eventually, run};
+use villus_testbed::{EtcdServer, eventually, run_ip as ip};
 
 use crate::common::{TestNode, Workload};
 
@@ -50,10 +50,6 @@ struct Told {
     etcd: String,
     directory: PathBuf,
     layout: Layout,
-}
-
-fn ip(arguments: &str) {
-    run("ip", &arguments.split_whitespace().collect::<Vec<_>>());
 }
 
 /// The mesh itself.

@@ -2,7 +2,7 @@
 
 use villus_api::model::IpQuery;
 use villus_datapath::{Maps, Pins, view_policy};
-use villus_testbed::{EtcdServer, run};
+use villus_testbed::{EtcdServer, run_ip};
 
 use super::TestNode;
 
@@ -63,8 +63,8 @@ pub fn new(options: &[(String, String)]) -> TestNode {
 
 /// Connects the test's namespace, at 10.3.9.1, with another of the name `b`, at 10.3.9.2.
 pub fn join_b() {
-    run("ip", &["netns", "add", "b"]);
     for line in [
+        "netns add b",
         "link add up0 type veth peer name up0 netns b",
         "addr add 10.3.9.1/24 dev up0",
         "link set up0 up",
@@ -72,7 +72,7 @@ pub fn join_b() {
         "-n b link set up0 up",
         "-n b link set lo up",
     ] {
-        run("ip", &line.split(' ').collect::<Vec<_>>());
+        run_ip(line);
     }
 }
 
@@ -103,6 +103,11 @@ pub fn lets_in(node: &TestNode, id: u16, identity: u32) -> bool {
 pub fn status(node: &TestNode) -> String {
     let details = node.client().status_details().unwrap();
     format!("{:?} {:?}", details.lines, details.warnings)
+}
+
+/// A figure of the agent, over all its labels.
+pub fn metric(node: &TestNode, name: &str) -> f64 {
+    node.client().metrics().unwrap().iter().filter(|m| m.name == name).map(|m| m.value).sum()
 }
 
 /// What a key of the store holds; nothing if it is not there.

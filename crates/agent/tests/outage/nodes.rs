@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use villus_testbed::{EtcdServer, eventually, run};
+use villus_testbed::{EtcdServer, eventually, run_ip as ip};
 
 use crate::common::{TestNode, Workload};
 
@@ -20,10 +20,6 @@ pub struct Nodes {
 pub enum Routing {
     Native,
     Tunnel,
-}
-
-fn ip(arguments: &str) {
-    run("ip", &arguments.split_whitespace().collect::<Vec<_>>());
 }
 
 /// Name of the namespace that is node `n`.
