@@ -50,7 +50,10 @@ impl Node {
                 return Err(AgentError::File { action: "read", path: self.state.path(FILE), source });
             }
         };
-        let labels = labels(&self.config)?;
+        let labels = match &kept {
+            _ if !self.config.policy.host_only => labels(&self.config)?,
+            kept => self.labels_of_before(kept.as_ref().map(|kept| kept.labels.as_slice()))?,
+        };
         let file = EndpointFile {
             format: EndpointFile::FORMAT,
             boot_id: self.boot.clone(),

@@ -18,6 +18,7 @@ mod emergency;
 mod endpoint;
 mod error;
 mod host;
+mod host_only;
 mod identities;
 mod kernel;
 mod log;

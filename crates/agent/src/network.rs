@@ -66,6 +66,9 @@ impl Network {
             .map_err(|error| AgentError::Option { option: "devices", reason: error.to_string() })?;
         let now = NodeState::read()?;
         let uplinks = now.uplinks(&choice);
+        if config.policy.host_only {
+            return Self::of_host_alone(config, state, choice, uplinks, &now);
+        }
         let node_v4 = config.node.ipv4.or_else(|| as_v4(now.primary_address(&uplinks, true)));
         let prefixes = choose_prefixes(config, state, &now, node_v4)?;
         let routers = AddressPool::new(prefixes.ipv4, prefixes.ipv6, Duration::ZERO).map_err(no_pool)?;
@@ -130,6 +133,39 @@ impl Network {
             internal,
             masquerading,
             problems,
+        })
+    }
+
+    /// A machine without endpoints is only looked at: nothing of it is changed.
+    fn of_host_alone(
+        config: &Config,
+        state: &StateDir,
+        choice: DeviceChoice,
+        uplinks: Uplinks,
+        now: &NodeState,
+    ) -> Result<Self, AgentError> {
+        let was_node =
+            matches!(state.load::<Journal>(JOURNAL), Ok(Ok(Some(journal))) if !journal.changes().is_empty());
+        if was_node {
+            let reason = "this machine was set up for endpoints; `villus cleanup` undoes that (and forgets \
+                          endpoints and imported policies), then start again";
+            return Err(AgentError::Option { option: "host-only", reason: reason.into() });
+        }
+        let (v4, v6) = (config.node.ipv4.map(IpAddr::from), config.node.ipv6.map(IpAddr::from));
+        Ok(Self {
+            prefixes: Prefixes::default(),
+            router_v4: None,
+            router_v6: None,
+            router: RouterDevice::default(),
+            choice,
+            addresses: now.node_addresses(&uplinks),
+            mtu: config.node.mtu.unwrap_or_else(|| least_mtu(&uplinks)),
+            tunnel: None,
+            primary: v4.or(v6).or_else(|| now.primary_address(&uplinks, false)),
+            internal: internal(config, now, &uplinks),
+            uplinks,
+            masquerading: None,
+            problems: Vec::new(),
         })
     }
 

@@ -203,6 +203,7 @@ impl Node {
         self.match_node_by_address();
         self.sources.complete = true;
         self.note_policies();
+        self.follow_resource();
         self.settle_host()?;
         let live: Vec<u16> = self.endpoints.values().filter(|e| e.is_live()).map(|e| e.id()).collect();
         live.iter().for_each(|id| self.track(*id));

@@ -57,7 +57,7 @@ pub struct SystemPaths {
 }
 
 /// The router device as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterDevice {
     /// Index of [`ROUTER_DEVICE`].
     pub index: u32,

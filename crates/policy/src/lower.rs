@@ -245,13 +245,15 @@ impl Resolver<'_> {
         found
     }
 
-    /// The subject, tied to the policy's namespace; workloads and the node itself are never mixed.
+    /// The subject, tied to the policy's namespace; workloads and the node itself are never mixed, unless the node is the
+    /// workload.
     fn subject(&self) -> Selector {
         match (&self.rule.subject, &self.policy.namespace) {
             (SubjectSelector::Nodes(nodes), _) => nodes.with_reserved("host"),
             (SubjectSelector::Endpoints(subject), Some(namespace)) if !has_reserved_key(subject) => {
                 subject.requiring(namespace)
             }
+            (SubjectSelector::Endpoints(subject), _) if self.settings.host_is_workload => subject.clone(),
             (SubjectSelector::Endpoints(subject), _) => subject.without_reserved("host"),
         }
     }

@@ -14,6 +14,9 @@ pub struct Settings {
     pub cluster: Label,
     /// Selectors that name no cluster mean the local one (`policy-default-local-cluster`).
     pub default_local_cluster: bool,
+    /// The node itself is a workload: an `endpointSelector` that its labels meet selects it as a `nodeSelector` does
+    /// (`host-only`).
+    pub host_is_workload: bool,
     /// How many entries the policies that are kept compiled may have (`bpf-policy-map-max`, less what is kept free).
     pub max_entries: usize,
 }
@@ -29,6 +32,7 @@ impl Settings {
             allow_localhost: false,
             cluster: Label::new(source::K8S, KEY_CLUSTER, cluster_name)?,
             default_local_cluster: false,
+            host_is_workload: false,
             max_entries: usize::MAX,
         })
     }

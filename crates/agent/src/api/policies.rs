@@ -50,6 +50,7 @@ impl Node {
             cluster_name: settings.cluster.value().to_owned(),
             allow_localhost: settings.allow_localhost,
             default_local_cluster: settings.default_local_cluster,
+            host_is_workload: settings.host_is_workload,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use villus_abi::endpoint::HOST_ID;
 use villus_api::model::{
     Feature, IpamStatus, MonitorStatus, ServiceState, State, StatusDetails, StatusResponse, Warning,
 };
@@ -13,6 +14,7 @@ use villus_net::{ForeignDrop, HOST_PREFIX, ROUTER_DEVICE, ROUTER_PEER, foreign_d
 use villus_print::StatusLine;
 
 use super::limit::Seen;
+use crate::host_only::Resource;
 use crate::node::Node;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -184,7 +186,19 @@ impl Node {
             ),
         ];
         all.splice(1..1, mesh);
+        all.splice(0..0, self.resource_text().map(|(head, labels)| line("Host Only", head, labels)));
         all
+    }
+
+    /// Who this machine is, where it is host-only.
+    fn resource_text(&self) -> Option<(String, String)> {
+        let host = self.endpoints.get(&HOST_ID).filter(|_| self.config.policy.host_only)?;
+        let head = match self.resource() {
+            Resource::Is(identity, _) => format!("external resource, identity {identity}"),
+            Resource::Awaited => "the store is waited for".to_owned(),
+            Resource::Nobody => "no external resource".to_owned(),
+        };
+        Some((head, host.labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))
     }
 
     fn uplinks_text(&self) -> String {

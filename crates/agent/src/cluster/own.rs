@@ -52,6 +52,10 @@ impl Node {
     /// The keys that this node should have in the store: its own, and one for each address of an endpoint whose identity
     /// others can know.
     pub fn own_keys(&self) -> BTreeMap<String, bytes::Bytes> {
+        if self.config.policy.host_only {
+            // To others it is the external resource that has its addresses, and no node.
+            return self.policy_report().into_iter().collect();
+        }
         let own = self.own_entry();
         let space = match self.config.kvstore.space_of_cluster {
             true => self.cluster.as_str(),

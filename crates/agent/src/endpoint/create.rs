@@ -44,6 +44,7 @@ impl Node {
     /// Takes id and addresses for a new endpoint, or those that it had before. With `dry_run` nothing is taken, and what
     /// would be is returned as the endpoint's file.
     pub fn plan(&mut self, request: &Request) -> ApiResult<(Planned, EndpointFile)> {
+        self.must_have_endpoints()?;
         self.must_be_complete()?;
         let labelled = self.rules.read(&request.labels, request.names.k8s_namespace.as_deref())?;
         let before = self.waiting_for(request)?;

@@ -19,7 +19,7 @@ impl Node {
             return Err(ApiError::conflict(
                 "endpoint 0 is the node itself: its labels are those of the options",
             )
-            .hint("set node-labels and start the agent again"));
+            .hint("set node-labels and start the agent again; with host-only change its external resource"));
         }
         if !endpoint.is_live() {
             return Err(ApiError::conflict(format!(

@@ -53,11 +53,12 @@ pub(crate) fn config_of(
     host: bool,
     seed: u32,
 ) -> villus_abi::Config {
+    let direct = !config.policy.host_only;
     let flags = [
         (config.ipv4.enabled, FLAG_IPV4),
         (config.ipv6.enabled, FLAG_IPV6),
-        (config.ipv4.enabled && !config.ipv4.masquerade, FLAG_DIRECT_V4),
-        (config.ipv6.enabled && !config.ipv6.masquerade, FLAG_DIRECT_V6),
+        (direct && config.ipv4.enabled && !config.ipv4.masquerade, FLAG_DIRECT_V4),
+        (direct && config.ipv6.enabled && !config.ipv6.masquerade, FLAG_DIRECT_V6),
         (runtime.aggregation == Aggregation::None, FLAG_TRACE_ALL),
         (runtime.traces, FLAG_TRACE),
         (runtime.drops, FLAG_DROP_EVENTS),

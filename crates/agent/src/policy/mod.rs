@@ -81,6 +81,7 @@ pub fn settings(config: &Config, enforcement: Enforcement) -> Result<Settings, A
         AllowLocalhost::Auto => is_in_kubernetes(),
     };
     settings.max_entries = (config.datapath.policy_map_max as usize).saturating_sub(ROOM);
+    settings.host_is_workload = config.policy.host_only;
     settings.default_local_cluster = config.policy.default_local_cluster;
     settings.cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
         .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;

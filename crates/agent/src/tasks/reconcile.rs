@@ -40,6 +40,7 @@ pub(super) async fn maintain(agent: Agent) {
                     node.reconcile_some();
                     node.find_missing();
                     node.learn_macs();
+                    node.follow_resource();
                 }
                 node.tick_cluster();
                 node.settle_identities();

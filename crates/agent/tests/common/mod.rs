@@ -1,6 +1,7 @@
 //! A node of a test's own: namespaces, a bpffs, directories, and an agent as a process that can be killed.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod resource;
 pub mod store;
 
 use std::{

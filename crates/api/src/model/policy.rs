@@ -38,6 +38,9 @@ pub struct PolicySettings {
     pub allow_localhost: bool,
     /// Whether selectors that name no cluster mean the local one.
     pub default_local_cluster: bool,
+    /// Whether policies of workloads select the node itself by its labels.
+    #[serde(skip_serializing_if = "is_default")]
+    pub host_is_workload: bool,
 }
 
 /// Where a policy, group or service comes from.

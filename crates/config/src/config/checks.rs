@@ -6,7 +6,9 @@ use villus_labels::LabelFilter;
 use crate::{
     duration,
     finding::{Finding, Severity},
-    label_file, suggest,
+    label_file,
+    source::Origin,
+    suggest,
 };
 
 /// Keys of `log-opt`.
@@ -24,11 +26,16 @@ const LOG_LEVELS: [&str; 9] =
     ["trace", "debug", "info", "notice", "warn", "warning", "error", "fatal", "panic"];
 const LOG_FORMATS: [&str; 4] = ["text", "text-ts", "json", "json-ts"];
 
+/// What only endpoints need.
+const OF_ENDPOINTS: [&str; 5] =
+    ["ipv4-range", "ipv6-range", "routing-mode", "enable-bpf-masquerade", "enable-ip-masq-agent"];
+
 /// All findings about values that contradict each other.
 pub(super) fn across(config: &Config) -> Vec<Finding> {
     let mut out = Checks { config, findings: Vec::new() };
     out.families();
     out.routing();
+    out.host_only();
     out.cluster();
     out.store();
     out.node_name();
@@ -102,6 +109,19 @@ impl Checks<'_> {
             let reason = "has no effect where neither family is masqueraded";
             let fix = "set enable-ipv4-masquerade or enable-ipv6-masquerade";
             self.say(Severity::Warning, "enable-bpf-masquerade", reason, fix);
+        }
+    }
+
+    fn host_only(&mut self) {
+        if !self.config.policy.host_only {
+            return;
+        }
+        for option in OF_ENDPOINTS {
+            let is_set = self.config.setting(option).is_some_and(|s| s.origin != Origin::Default);
+            if is_set {
+                let reason = "has no effect with host-only: there are no endpoints";
+                self.say(Severity::Warning, option, reason, "leave one of them out");
+            }
         }
     }
 

@@ -92,6 +92,14 @@ impl Config {
         build(Sources::new().file(path), Some(path.display().to_string())).1
     }
 
+    /// A machine without endpoints has nothing to masquerade, and no tunnel leads to it.
+    fn be_host_only(&mut self) {
+        self.routing.tunnel = false;
+        self.masquerade = Masquerade { bpf: false, list: None, ..self.masquerade.clone() };
+        (self.ipv4.masquerade, self.ipv6.masquerade) = (false, false);
+        (self.ipv4.range, self.ipv6.range) = (None, None);
+    }
+
     /// All options with their values and origins, by name; defaults included.
     pub fn settings(&self) -> impl Iterator<Item = &Setting> {
         self.settings.values()
@@ -161,6 +169,9 @@ fn build(sources: Sources, subject: Option<String>) -> (Config, Report) {
     config.settings = resolved.settings;
     findings.extend(checks::labels(&mut config));
     findings.extend(checks::across(&config));
+    if config.policy.host_only {
+        config.be_host_only();
+    }
     findings.sort_by(|a, b| (a.severity, &a.option, &a.reason).cmp(&(b.severity, &b.option, &b.reason)));
     config.warnings = findings.iter().filter(|f| f.severity != Severity::Error).cloned().collect();
     let settings = config.settings().filter(|s| s.origin != Origin::Default).cloned().collect();

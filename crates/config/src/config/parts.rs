@@ -168,8 +168,10 @@ pub struct Policy {
     pub enforcement: Enforcement,
     /// `policy-audit-mode`.
     pub audit: bool,
-    /// `enable-host-firewall`.
+    /// `enable-host-firewall`, or `host-only`.
     pub host_firewall: bool,
+    /// `host-only`.
+    pub host_only: bool,
     /// `node-labels`.
     pub node_labels: Vec<String>,
     /// `allow-localhost`.
@@ -394,7 +396,8 @@ impl Policy {
                 _ => Enforcement::Default,
             },
             audit: r.bool("policy-audit-mode"),
-            host_firewall: r.bool("enable-host-firewall"),
+            host_firewall: r.bool("enable-host-firewall") | r.bool("host-only"),
+            host_only: r.bool("host-only"),
             node_labels: r.list("node-labels"),
             allow_localhost: match r.text("allow-localhost").as_str() {
                 "always" => AllowLocalhost::Always,

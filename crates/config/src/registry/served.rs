@@ -337,6 +337,14 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     opt(
         Group::Policy,
+        "host-only",
+        Bool,
+        "false",
+        "Hold this machine alone to policies, on its uplinks: no endpoints, no ranges for them, no tunnel, no masquerade. Its \
+         labels are those of the external resource that has one of its addresses, and node-labels.",
+    ),
+    opt(
+        Group::Policy,
         "node-labels",
         List,
         "",

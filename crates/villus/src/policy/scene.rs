@@ -106,8 +106,13 @@ impl SceneArgs {
 
 /// What a running agent's options make of policies.
 fn settings_of(settings: &model::PolicySettings) -> Result<Settings, Failure> {
-    let model::PolicySettings { enforcement, cluster_name, allow_localhost, default_local_cluster } =
-        settings;
+    let model::PolicySettings {
+        enforcement,
+        cluster_name,
+        allow_localhost,
+        default_local_cluster,
+        host_is_workload,
+    } = settings;
     let mode = EnforcementMode::from_name(enforcement).ok_or_else(|| {
         Failure::new(format!(
             "the agent's enable-policy is {enforcement:?}, which this version does not know"
@@ -118,6 +123,7 @@ fn settings_of(settings: &model::PolicySettings) -> Result<Settings, Failure> {
         mode,
         allow_localhost: *allow_localhost,
         default_local_cluster: *default_local_cluster,
+        host_is_workload: *host_is_workload,
         ..Settings::new(cluster_name).map_err(Failure::new)?
     })
 }
