@@ -110,30 +110,67 @@ fn a_map_that_is_known_is_edited_in_place_and_others_are_written_whole() {
 
 #[test]
 fn what_an_operator_wrote_is_neither_replaced_nor_removed() {
-    let kernel = kernel();
-    let mut agent = agent(&kernel);
-    let start = Entries::from([(key(1, 80), ALLOW)]);
-    follow(&mut agent, &kernel, 1, &Entries::new(), &start);
-    let (by_hand, range) = (key(2, 80), PolicyKey::block(2, 8000, 4, 6, Direction::Ingress));
-    for key in [by_hand, range] {
-        assert!(hand_insert(&kernel.0, &kernel.1, 1, &key, &DENY).unwrap());
+    for one_by_one in [false, true] {
+        let kernel = kernel();
+        let mut agent = agent(&kernel);
+        if one_by_one {
+            agent.write_one_by_one();
+        }
+        let start = Entries::from([(key(1, 80), ALLOW)]);
+        follow(&mut agent, &kernel, 1, &Entries::new(), &start);
+        let (by_hand, range) = (key(2, 80), PolicyKey::block(2, 8000, 4, 6, Direction::Ingress));
+        for key in [by_hand, range] {
+            assert!(hand_insert(&kernel.0, &kernel.1, 1, &key, &DENY).unwrap());
+        }
+        let more = (1..=4).map(|port| (key(3, port), ALLOW));
+        let wider: Entries = start.clone().into_iter().chain([(by_hand, ALLOW)]).chain(more).collect();
+        assert!(!follow(&mut agent, &kernel, 1, &start, &wider));
+        let there = held(&kernel, 1);
+        assert!(there[&by_hand] && there.len() == 7, "{there:?}");
+        assert_eq!(agent.compare(1, &wider).unwrap().hand_made.len(), 2);
+        assert!(!follow(&mut agent, &kernel, 1, &wider, &start));
+        assert_eq!(held(&kernel, 1).len(), 3);
+        assert!(hand_remove(&kernel.0, &kernel.1, 1, &by_hand).unwrap());
+        assert!(!follow(&mut agent, &kernel, 1, &start, &wider));
+        assert!(agent.compare(1, &wider).unwrap().missing.is_empty());
     }
-    let wider = Entries::from([(key(1, 80), ALLOW), (by_hand, ALLOW), (key(1, 90), ALLOW)]);
-    assert!(!follow(&mut agent, &kernel, 1, &start, &wider));
-    let there = held(&kernel, 1);
-    assert!(there[&by_hand] && there.len() == 4, "{there:?}");
-    assert_eq!(agent.compare(1, &wider).unwrap().hand_made.len(), 2);
-    assert!(!follow(&mut agent, &kernel, 1, &wider, &start));
-    assert_eq!(held(&kernel, 1).len(), 3);
-    assert!(hand_remove(&kernel.0, &kernel.1, 1, &by_hand).unwrap());
-    assert!(!follow(&mut agent, &kernel, 1, &start, &wider));
-    assert!(agent.compare(1, &wider).unwrap().missing.is_empty());
+}
+
+#[test]
+fn many_maps_are_written_at_once_and_each_is_told_what_became_of_its_own() {
+    for one_by_one in [false, true] {
+        let kernel = kernel();
+        let mut agent = agent(&kernel);
+        if one_by_one {
+            agent.write_one_by_one();
+        }
+        let start = Entries::from([(key(1, 80), ALLOW)]);
+        for endpoint in 1..=ENDPOINTS {
+            agent.apply(endpoint, &start, &mut &kernel.1.endpoints).unwrap();
+        }
+        // One of the second's stands there by an operator's hand.
+        assert!(hand_insert(&kernel.0, &kernel.1, 2, &key(2, 3), &DENY).unwrap());
+        let after: Entries = (1..=300).map(|port| (key(2, port), ALLOW)).chain(start.clone()).collect();
+        let edits = edits(&start, &after);
+        // The fourth has no map that anybody knows of.
+        let all: Vec<(u16, &Edits)> = (1..=4).map(|endpoint| (endpoint, &edits)).collect();
+        for (endpoint, result) in agent.apply_edits(&all, &mut &kernel.1.endpoints).unwrap() {
+            let added = result.unwrap().map(|edited| edited.added);
+            assert_eq!(added, [None, Some(300), Some(299), Some(300), None][usize::from(endpoint)]);
+        }
+        for endpoint in 1..=ENDPOINTS {
+            let there = held(&kernel, endpoint);
+            assert_eq!((there.len(), there[&key(2, 3)]), (301, endpoint == 2));
+            assert!(agent.compare(endpoint, &after).unwrap().is_none());
+        }
+    }
 }
 
 #[test]
 fn a_crash_between_the_stages_is_mended_by_whoever_comes_next() {
     let before = Entries::from([(key(1, 80), ALLOW), (key(2, 80), DENY), (key(3, 80), ALLOW)]);
-    let after = Entries::from([(key(1, 80), ALLOW), (key(4, 80), ALLOW), (key(5, 80), DENY)]);
+    let more = (1..=4).map(|port| (key(4, port), ALLOW));
+    let after: Entries = more.chain([(key(1, 80), ALLOW), (key(5, 80), DENY)]).collect();
     for last in [Step::Recorded, Step::Widened, Step::Added, Step::Removed, Step::Cleared] {
         let kernel = kernel();
         let mut agent = agent(&kernel);
@@ -216,9 +253,13 @@ proptest! {
     #[test]
     fn maps_that_were_edited_hold_what_maps_that_were_written_anew_hold(
         deeds in proptest::collection::vec(any_deed(), 1..30),
+        one_by_one in any::<bool>(),
     ) {
         let kernel = kernel();
         let mut agent = agent(&kernel);
+        if one_by_one {
+            agent.write_one_by_one();
+        }
         let mut wanted: BTreeMap<u16, Entries> = BTreeMap::new();
         for id in 1..=ENDPOINTS {
             agent.apply(id, &Entries::new(), &mut &kernel.1.endpoints).unwrap();

@@ -7,6 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use villus_abi::{PolicyKey, bytes_of};
 
+use super::instructions::{
+    ADD, ATOMIC_ADD, CALL, EXIT, JUMP_EQUAL, JUMP_UNEQUAL, LOAD, LOAD_BYTES, LOOKUP, MOV, MOV_REGISTER,
+    instruction, load_map,
+};
 use crate::{
     error::{Context, Result},
     sys::{self, RawMap, SkbContext},
@@ -18,46 +22,32 @@ pub(crate) struct Adder {
     program: OwnedFd,
 }
 
-const fn instruction(code: u8, dst: u8, src: u8, offset: i16, value: i32) -> u64 {
-    code as u64
-        | (dst as u64) << 8
-        | (src as u64) << 12
-        | (offset.cast_unsigned() as u64) << 16
-        | (value.cast_unsigned() as u64) << 32
-}
-
 /// Reads key, packets and bytes behind the Ethernet header of its "packet" and adds them to the key's entry.
 const fn program(map: i32) -> [u64; 19] {
-    const MOV: u8 = 0xb7;
-    const MOV_REGISTER: u8 = 0xbf;
-    const ADD: u8 = 0x07;
-    const CALL: u8 = 0x85;
-    const LOAD: u8 = 0x79;
-    const ATOMIC_ADD: u8 = 0xdb;
     [
         // skb_load_bytes(ctx, 14, fp - 24, 24)
         instruction(MOV, 2, 0, 0, 14),
         instruction(MOV_REGISTER, 3, 10, 0, 0),
         instruction(ADD, 3, 0, 0, -24),
         instruction(MOV, 4, 0, 0, 24),
-        instruction(CALL, 0, 0, 0, 26),
+        instruction(CALL, 0, 0, 0, LOAD_BYTES),
         // if r0 != 0, return it
-        instruction(0x55, 0, 0, 12, 0),
+        instruction(JUMP_UNEQUAL, 0, 0, 12, 0),
         // map_lookup_elem(map, fp - 24)
-        instruction(0x18, 1, 1, 0, map),
-        instruction(0, 0, 0, 0, 0),
+        load_map(1, map),
+        0,
         instruction(MOV_REGISTER, 2, 10, 0, 0),
         instruction(ADD, 2, 0, 0, -24),
-        instruction(CALL, 0, 0, 0, 1),
+        instruction(CALL, 0, 0, 0, LOOKUP),
         // if r0 == 0, return it
-        instruction(0x15, 0, 0, 6, 0),
+        instruction(JUMP_EQUAL, 0, 0, 6, 0),
         instruction(LOAD, 1, 10, -16, 0),
         instruction(ATOMIC_ADD, 0, 1, 8, 0),
         instruction(LOAD, 1, 10, -8, 0),
         instruction(ATOMIC_ADD, 0, 1, 16, 0),
         instruction(MOV, 0, 0, 0, 0),
         instruction(MOV, 0, 0, 0, 0),
-        instruction(0x95, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
     ]
 }
 

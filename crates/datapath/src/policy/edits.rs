@@ -10,9 +10,12 @@ use std::collections::BTreeSet;
 use villus_abi::{PolicyEntry, PolicyKey};
 
 use super::{
-    PolicyMap, PolicyMaps, ROOM, ShapeSink, Shapes, Step, descriptor, entries::one_packets, same_decision,
+    PolicyMap, PolicyMaps, ROOM, ShapeSink, Shapes, Step, descriptor,
+    entries::one_packets,
+    same_decision,
+    writer::{Order, Outcome, Writer},
 };
-use crate::error::Result;
+use crate::{error::Result, sys::Update};
 
 /// The stages in their order.
 const DENY: usize = 0;
@@ -60,6 +63,8 @@ pub(super) struct Known {
     pub(super) capacity: u32,
 }
 
+/// Of fewer entries each is written by a call of its own.
+const MANY: usize = 4;
 /// How many maps are held open.
 pub(super) const HANDLES: usize = 512;
 
@@ -174,8 +179,12 @@ impl PolicyMaps {
                 self.wait_for_packets(&work)?;
                 waited = stage;
             }
-            for work in work.iter_mut().filter(|work| work.result.is_ok()) {
-                work.result = work.write(stage);
+            if stage <= ALLOW {
+                self.add(&mut work, stage);
+            } else {
+                for work in work.iter_mut().filter(|work| work.result.is_ok()) {
+                    work.result = work.remove(stage);
+                }
             }
             match stage {
                 ALLOW => self.step(Step::Added)?,
@@ -215,6 +224,27 @@ impl PolicyMaps {
         Ok(())
     }
 
+    /// Makes the additions of one stage in all maps.
+    fn add(&self, work: &mut [Work<'_>], stage: usize) {
+        let orders: Vec<Order> = work.iter().flat_map(|work| work.orders(stage)).collect();
+        let writer = if orders.len() < MANY { None } else { self.writer() };
+        let undone = || vec![Outcome::Undone; orders.len()];
+        let outcomes = writer.map_or_else(undone, |writer| writer.write(&orders));
+        let told: Vec<(Order, Outcome)> = orders.into_iter().zip(outcomes).collect();
+        let mut told = told.chunk_by(|(a, _), (b, _)| a.endpoint == b.endpoint).peekable();
+        for work in work {
+            let is_own =
+                |own: &&[(Order, Outcome)]| own.iter().all(|(order, _)| order.endpoint == work.endpoint);
+            if let Some(own) = told.next_if(is_own) {
+                work.result = work.settle(own);
+            }
+        }
+    }
+
+    fn writer(&self) -> Option<&Writer> {
+        self.writer.get_or_init(|| Writer::new(self.maps.policies.raw()).ok()).as_ref()
+    }
+
     /// Returns when no packet that began before is still on its way: writing a slot of the array of maps does that.
     fn wait_for_packets(&self, work: &[Work<'_>]) -> Result<()> {
         let Some(work) = work.first() else { return Ok(()) };
@@ -249,25 +279,38 @@ impl PolicyMaps {
 }
 
 impl Work<'_> {
-    /// Makes the changes of one stage. Keys that turn out to be free are the agent's from now on.
-    fn write(&mut self, stage: usize) -> Result<()> {
-        if let Some(add) = self.edits.add.get(stage) {
-            for (key, entry) in add {
-                let other = self.others.contains(key);
-                if other && !self.map.insert_new(key, entry)? {
-                    continue;
-                }
-                if !other {
-                    self.map.insert(key, entry)?;
-                }
-                self.others.remove(key);
+    /// What is to be written in one stage. What stands under a key that is not the agent's stays.
+    fn orders(&self, stage: usize) -> impl Iterator<Item = Order> + '_ {
+        let add = self.edits.add.get(stage).filter(|_| self.result.is_ok());
+        add.into_iter().flatten().map(|(key, entry)| {
+            let how = if self.others.contains(key) { Update::NoExist } else { Update::Any };
+            Order { endpoint: self.endpoint, key: *key, entry: *entry, how }
+        })
+    }
+
+    /// Takes note of what became of orders, and writes what is undone. Keys that turned out to be free are the agent's from
+    /// now on.
+    fn settle(&mut self, told: &[(Order, Outcome)]) -> Result<()> {
+        for (order, outcome) in told {
+            let is_written = match (outcome, order.how) {
+                (Outcome::Undone, Update::NoExist) => self.map.insert_new(&order.key, &order.entry)?,
+                (Outcome::Undone, _) => self.map.insert(&order.key, &order.entry).map(|()| true)?,
+                (told, _) => *told == Outcome::Written,
+            };
+            if is_written {
+                self.others.remove(&order.key);
                 self.added += 1;
             }
-        } else if let Some(remove) = self.edits.remove.get(stage - ALLOW_NO_MORE) {
-            let own = |key: &&PolicyKey| !self.others.contains(*key);
-            let own: Vec<PolicyKey> = remove.iter().filter(own).copied().collect();
-            self.removed += self.map.remove_all(&own)?;
         }
+        Ok(())
+    }
+
+    /// Makes the removals of one stage.
+    fn remove(&mut self, stage: usize) -> Result<()> {
+        let Some(remove) = self.edits.remove.get(stage - ALLOW_NO_MORE) else { return Ok(()) };
+        let own = |key: &&PolicyKey| !self.others.contains(*key);
+        let own: Vec<PolicyKey> = remove.iter().filter(own).copied().collect();
+        self.removed += self.map.remove_all(&own)?;
         Ok(())
     }
 }

@@ -9,11 +9,14 @@
 mod carry;
 mod edits;
 mod entries;
+mod instructions;
 mod swap;
 mod view;
+mod writer;
 mod written;
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     os::fd::{AsFd, AsRawFd},
@@ -35,6 +38,7 @@ use crate::{
 };
 use edits::Known;
 use entries::Plan;
+use writer::Writer;
 use written::Written;
 
 /// One endpoint's policy map.
@@ -137,6 +141,8 @@ pub struct PolicyMaps {
     /// Maps that were written whole and hold what was written.
     known: BTreeMap<u16, Known>,
     most: u32,
+    /// Made when it is first needed; nothing where the kernel does not take its program.
+    writer: OnceCell<Option<Writer>>,
     on_step: Option<OnStep>,
 }
 
@@ -159,7 +165,8 @@ impl PolicyMaps {
         let _lock = pins.lock()?;
         pins.sweep()?;
         let written = Written::open(&pins)?;
-        let mut this = Self { pins, maps, written, known: BTreeMap::new(), most, on_step: None };
+        let (known, writer) = (BTreeMap::new(), OnceCell::new());
+        let mut this = Self { pins, maps, written, known, most, writer, on_step: None };
         let slots: BTreeMap<u32, u32> = this.maps.policies.entries()?.into_iter().collect();
         let mut unslotted = Vec::new();
         let endpoints = policy_endpoints(&this.pins)?;
@@ -181,6 +188,11 @@ impl PolicyMaps {
     /// agent had died: for tests.
     pub fn on_step(&mut self, call: impl FnMut(Step) -> Result<()> + Send + 'static) {
         self.on_step = Some(Box::new(call));
+    }
+
+    /// Writes every entry by a call of its own, as where the kernel does not take the program that writes many: for tests.
+    pub fn write_one_by_one(&mut self) {
+        self.writer = OnceCell::from(None);
     }
 
     fn step(&mut self, step: Step) -> Result<()> {
