@@ -343,14 +343,16 @@ fn party_of(peer: &Peer, choice: &Choice, namespace: Option<&str>) -> Result<Par
     match (peer, choice.world) {
         (Peer::World(_), World::Entity) => Ok(Party::Entity("world")),
         (Peer::World(address), World::Addresses) => Ok(Party::Prefix(IpNet::from(*address))),
-        (Peer::Identity(labels), _) if !peer.is_workload() => ENTITIES
+        (Peer::Identity(labels) | Peer::Node { labels, .. }, _) if !peer.is_workload() => ENTITIES
             .into_iter()
             .find(|name| labels.has_reserved(name))
             .map(Party::Entity)
             .ok_or("policies have no word for the peer's reserved identity"),
-        (Peer::Identity(labels), _) => Labelled::of_peer(labels, &choice.keys, namespace)
-            .map(Party::Endpoints)
-            .ok_or("no label of the peer can be written in a selector"),
+        (Peer::Identity(labels) | Peer::Node { labels, .. }, _) => {
+            Labelled::of_peer(labels, &choice.keys, namespace)
+                .map(Party::Endpoints)
+                .ok_or("no label of the peer can be written in a selector")
+        }
     }
 }
 

@@ -14,6 +14,14 @@ use villus_labels::{Label, Labels, NumericIdentity, source};
 pub enum Peer {
     /// A workload, or what has reserved labels that are not the world's: the labels of its identity.
     Identity(Labels),
+    /// Another node: its labels, and the address it was seen under, which prefixes may mean.
+    #[serde(rename_all = "kebab-case")]
+    Node {
+        /// Its labels without prefixes.
+        labels: Labels,
+        /// Its address.
+        address: IpAddr,
+    },
     /// An address outside.
     World(IpAddr),
 }
@@ -33,17 +41,28 @@ impl Peer {
         if is_outside(&labels) {
             return address.map(Self::World);
         }
-        // Copies of an address' prefixes say nothing about who it is.
+        // Copies of an address' prefixes say nothing about who it is; what they mean the address tells.
         let labels = labels.filtered(|label| label.source() != source::CIDR);
-        (!labels.is_empty()).then_some(Self::Identity(labels))
+        match address.filter(|_| labels.has_reserved("remote-node")) {
+            Some(address) => Some(Self::Node { labels, address }),
+            None => (!labels.is_empty()).then_some(Self::Identity(labels)),
+        }
     }
 
     /// The labels; none of an address outside.
     #[must_use]
     pub const fn labels(&self) -> Option<&Labels> {
         match self {
-            Self::Identity(labels) => Some(labels),
+            Self::Identity(labels) | Self::Node { labels, .. } => Some(labels),
             Self::World(_) => None,
+        }
+    }
+
+    /// The same, a node by its labels alone.
+    fn without_address(&self) -> Self {
+        match self {
+            Self::Node { labels, .. } => Self::Identity(labels.clone()),
+            other => other.clone(),
         }
     }
 
@@ -59,6 +78,7 @@ impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Identity(labels) => labels.fmt(f),
+            Self::Node { labels, address } => write!(f, "{address} ({labels})"),
             Self::World(address) => address.fmt(f),
         }
     }
@@ -262,6 +282,16 @@ impl Observations {
     /// Adds what was seen of an observation.
     pub fn add(&mut self, observation: Observation, seen: &Seen) {
         self.rows.entry(observation).or_default().add(seen);
+    }
+
+    /// The same, with nodes told apart by their labels alone.
+    pub(crate) fn without_node_addresses(&self) -> Self {
+        let mut all = Self { rows: BTreeMap::new(), unused: self.unused };
+        for (row, seen) in &self.rows {
+            let (source, destination) = (row.source.without_address(), row.destination.without_address());
+            all.add(Observation { source, destination, ..*row }, seen);
+        }
+        all
     }
 
     /// The observations, in a fixed order.

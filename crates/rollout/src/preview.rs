@@ -1,6 +1,7 @@
 //! What a change of policies would do, said before it is made.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -198,10 +199,17 @@ impl Preview {
 #[must_use]
 pub fn preview(mut plan: Plan, observations: &Observations) -> Preview {
     let policies = steps(&plan.before, &plan.after);
-    let peers = observations.iter().flat_map(|(row, _)| [&row.source, &row.destination]);
-    let workloads = plan.subjects.iter().map(|subject| &subject.labels);
-    for labels in peers.filter_map(Peer::labels).chain(workloads) {
-        plan.numbers.of_labels(labels);
+    let observations = match plan.numbers.has_node_prefixes() {
+        true => Cow::Borrowed(observations),
+        false => Cow::Owned(observations.without_node_addresses()),
+    };
+    for peer in observations.iter().flat_map(|(row, _)| [&row.source, &row.destination]) {
+        if let Some(labels) = plan.numbers.labels_of(peer) {
+            plan.numbers.of_labels(&labels);
+        }
+    }
+    for subject in &plan.subjects {
+        plan.numbers.of_labels(&subject.labels);
     }
     let mut side = |objects| Side::new(plan.settings.clone(), objects, &mut plan.numbers, plan.max_entries);
     let before = side(std::mem::take(&mut plan.before));

@@ -1,6 +1,7 @@
 //! One set of policies, ready to be asked: identities numbered, endpoints' policies compiled when they are needed.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
@@ -8,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use villus_flows::Direction;
-use villus_labels::{Labels, NumericIdentity, cidr_labels};
+use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::{
     EndpointPolicy, Explanation, NamedPort, Overflow, Repository, Settings, with_named_ports,
 };
@@ -22,6 +23,7 @@ pub struct Numbers {
     prefixes: HashMap<IpNet, NumericIdentity>,
     next: u32,
     next_prefix: u32,
+    node_prefixes: bool,
 }
 
 impl Default for Numbers {
@@ -44,6 +46,30 @@ impl Numbers {
             prefixes: prefixes.into_iter().collect(),
             next: NumericIdentity::SCOPE_LOCAL - 1,
             next_prefix: *NumericIdentity::LOCAL_RANGE.end(),
+            node_prefixes: false,
+        }
+    }
+
+    /// Whether prefixes mean nodes too (`policy-cidr-match-mode=nodes`); without this they do not.
+    #[must_use]
+    pub fn with_node_prefixes(self, node_prefixes: bool) -> Self {
+        Self { node_prefixes, ..self }
+    }
+
+    /// Whether prefixes mean nodes too.
+    pub(crate) fn has_node_prefixes(&self) -> bool {
+        self.node_prefixes
+    }
+
+    /// The labels by which policies know a peer; none of an address outside.
+    pub(crate) fn labels_of<'a>(&self, peer: &'a Peer) -> Option<Cow<'a, Labels>> {
+        match peer {
+            Peer::Node { labels, address } if self.node_prefixes => {
+                let covering = cidr_labels(IpNet::from(*address));
+                let prefixes = covering.iter().filter(|label| label.source() == source::CIDR);
+                Some(Cow::Owned(prefixes.fold(labels.clone(), |all, label| all.with(label.clone()))))
+            }
+            peer => peer.labels().map(Cow::Borrowed),
         }
     }
 
@@ -151,7 +177,7 @@ impl Side {
     pub fn identity_of(&self, peer: &Peer, numbers: &Numbers) -> Option<NumericIdentity> {
         match peer {
             Peer::World(address) => Some(self.identity_of_address(*address)),
-            Peer::Identity(labels) => numbers.by_labels.get(labels).copied(),
+            _ => numbers.labels_of(peer).and_then(|labels| numbers.by_labels.get(&*labels).copied()),
         }
     }
 

@@ -24,6 +24,7 @@ impl Node {
             identities.map(|(identity, labels)| (*identity, labels.clone())),
             self.prefixes.iter().map(|(prefix, identity)| (*prefix, *identity)),
         )
+        .with_node_prefixes(self.config.policy.cidr_matches_nodes)
     }
 
     /// What a change would touch. The more identities and policies there are, the longer it takes: everything is compiled

@@ -134,7 +134,7 @@ fn offline(args: &PreviewArgs, policies: &[String], files: Vec<files::File>) -> 
         before,
         after,
         subjects: subjects_of(&observations),
-        numbers: Numbers::new(identities, []),
+        numbers: Numbers::new(identities, []).with_node_prefixes(config.policy.cidr_matches_nodes),
         audit: if args.enforced { Audit::NONE } else { config.policy.audit.into() },
         max_entries: settings.max_entries,
         settings,
