@@ -9,7 +9,7 @@ use villus_flows::{FlowEvent, History};
 use crate::api::Limiters;
 use crate::identities::IdentityRoom;
 use crate::node::Node;
-use crate::policy::is_of_policy;
+use crate::policy::Answers;
 use crate::tasks::ExportCounts;
 use crate::wake::Wake;
 
@@ -25,6 +25,7 @@ pub(crate) struct Agent {
     pub wake: Arc<Wake>,
     pub limiters: Arc<Limiters>,
     pub exported: Arc<ExportCounts>,
+    answers: Arc<Answers>,
 }
 
 impl Agent {
@@ -36,6 +37,7 @@ impl Agent {
             limiters: Arc::new(Limiters::new(node.config.api.limits.clone())),
             history: Arc::new(History::new(EVENTS)),
             exported: Arc::default(),
+            answers: node.answers.clone(),
             node: Arc::new(Mutex::new(node)),
         }
     }
@@ -55,9 +57,9 @@ impl Agent {
         work(&mut lock(&self.node))
     }
 
-    /// Names the policies behind verdicts and denials in events, as policies are now.
+    /// Names the policies behind verdicts and denials in events, as policies are now. The node is asked for what is not known.
     pub async fn name_policies(&self, mut events: Vec<FlowEvent>) -> Vec<FlowEvent> {
-        if !events.iter().any(is_of_policy) {
+        if self.answers.name(&mut events) {
             return events;
         }
         if let Ok(node) = self.node.try_lock() {

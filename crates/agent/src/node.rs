@@ -24,7 +24,7 @@ use crate::identities::IdentityRoom;
 use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
 use crate::nat::Nat;
 use crate::network::Network;
-use crate::policy::{ClusterPolicies, Selected, Sources, Waiting};
+use crate::policy::{Answers, ClusterPolicies, Selected, Sources, Waiting};
 use crate::reconcile::Counts;
 use crate::state::StateDir;
 use crate::wake::Wake;
@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub rules: LabelRules,
     pub endpoints: BTreeMap<u16, Endpoint>,
     pub repository: Repository,
+    /// Which policies decided what was asked of late.
+    pub answers: Arc<Answers>,
     pub sources: Sources,
     /// Changes of policies that wait to be confirmed.
     pub waiting: Waiting,

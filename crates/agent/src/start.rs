@@ -105,6 +105,7 @@ impl Node {
             rules,
             endpoints: BTreeMap::new(),
             repository,
+            answers: Arc::default(),
             sources,
             waiting: Default::default(),
             identities,

@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    io::Write,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use villus_abi::{Flow, Reason};
 use villus_api::EndpointRef;
 use villus_api::model::{
     EndpointChangeRequest, EndpointPatch, EndpointState, MetricValue, PolicyDelete, PolicyImport,
-    PolicyWaitQuery,
+    PolicyQuery, PolicyWaitQuery,
 };
 use villus_datapath::{FlowKey, Flows, Maps, Pins};
 use villus_testbed::{alone, eventually, run, try_run};
@@ -199,6 +200,48 @@ fn a_half_written_file_keeps_its_policies_in_force_until_it_is_removed_and_none_
     node.policy_file("web.yaml", half);
     node.start();
     assert!(!client.pings_in_vain(server.v4()), "what is gone does not come back");
+}
+
+#[test]
+fn a_file_that_holds_less_for_a_moment_takes_nothing_out_of_force() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let file = node.root.join("policies/both.yaml");
+    let (first, second) = (allow("first", "server", "client", 80), allow("second", "server", "client", 8181));
+    let both = format!("{first}---\n{second}");
+    let in_force = |name: &str| node.client().policy(&PolicyQuery::default()).unwrap().policy.contains(name);
+    node.policy_file("both.yaml", &both);
+    eventually("both are in force", || in_force("first") && in_force("8181"));
+    // A writer rests between two documents and within one, and the directory is read for another file's sake. What took
+    // so long that the rest may be taken for the end proves nothing.
+    let without_ports = both.rsplit_once("    toPorts").unwrap().0;
+    for half in [&first, without_ports] {
+        let mut round = 0;
+        eventually("a round is quick", || {
+            eventually("both are in force", || in_force("first") && in_force("8181"));
+            round += 1;
+            let other = format!("other{round}-{}", half.len());
+            let rests = Instant::now();
+            let mut writer = std::fs::File::create(&file).unwrap();
+            writer.write_all(half.as_bytes()).unwrap();
+            node.policy_file(&format!("{other}.yaml"), &allow(&other, "nobody", "client", 80));
+            eventually("the directory was read", || in_force(&other));
+            let stays = in_force("first") && in_force("8181");
+            let is_quick = rests.elapsed() < Duration::from_secs(2);
+            writer.write_all(&both.as_bytes()[half.len()..]).unwrap();
+            assert!(stays || !is_quick, "{half}");
+            is_quick
+        });
+    }
+    // What stays less is meant, and another file in its place at once.
+    node.policy_file("both.yaml", &first);
+    eventually("the second goes", || in_force("first") && !in_force("second"));
+    node.policy_file("both.yaml", &both);
+    eventually("both are in force again", || in_force("first") && in_force("second"));
+    let written = node.root.join("policies/.both.new");
+    std::fs::write(&written, &second).unwrap();
+    std::fs::rename(&written, &file).unwrap();
+    eventually("the first goes", || !in_force("first") && in_force("second"));
 }
 
 #[test]

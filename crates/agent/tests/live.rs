@@ -1,15 +1,16 @@
-//! What changes on the node while the agent runs: uplinks, addresses, devices of endpoints.
+//! What changes on the node while the agent runs: uplinks, addresses, devices of endpoints, who denies.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 
 use std::net::IpAddr;
 
-use common::{TestNode, Workload};
+use common::{TestNode, Workload, allow};
 use villus_abi::endpoint::{FLAG_DELIVER_DEVICE, FLAG_DELIVER_PEER};
 use villus_api::EndpointRef;
-use villus_api::model::{EndpointChangeRequest, EndpointState, VerifyRequest};
+use villus_api::model::{EndpointChangeRequest, EndpointState, MonitorQuery, PolicyDelete, VerifyRequest};
 use villus_datapath::{Hook, Links, Maps, Pins};
+use villus_flows::{FilterSpec, Record};
 use villus_testbed::{alone, eventually, run, run_ip as ip};
 
 #[test]
@@ -225,4 +226,43 @@ fn adopted_devices_are_followed_by_index() {
     ip("-n inner route add default via 10.11.0.1");
     eventually("to the peer", || delivery(near.id) == FLAG_DELIVER_PEER);
     assert!(client.pings(address.into()));
+}
+
+/// The policies behind the last packet to an endpoint that was dropped.
+fn last_drop(node: &TestNode, endpoint: u16) -> Vec<String> {
+    let filter = FilterSpec { types: "drop".into(), ..FilterSpec::default() };
+    let query = MonitorQuery { filter, last: 4096, follow: false };
+    let client = node.client();
+    let records = client.monitor(&query).unwrap().filter_map(|record| match record.unwrap() {
+        Record::Event(event) if event.endpoint == endpoint => Some(event),
+        _ => None,
+    });
+    let last = records.last();
+    last.iter()
+        .flat_map(|event| event.policies.iter())
+        .flat_map(|all| all.iter())
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn the_policies_that_a_drop_names_change_when_policies_do() {
+    alone!();
+    let node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let named = |names: &[&str]| {
+        eventually(&format!("drops name {names:?}"), || {
+            client.asks_in_vain(server.v4(), 80) && last_drop(&node, server.id()) == names
+        });
+    };
+    node.import(&allow("first", "server", "friend", 80));
+    named(&["default/first"]);
+    named(&["default/first"]);
+    // The same entries, for other reasons.
+    node.import(&allow("second", "server", "friend", 80));
+    named(&["default/first", "default/second"]);
+    let gone = PolicyDelete { name: "first".into(), ..PolicyDelete::default() };
+    node.client().delete_policy(&gone).unwrap();
+    named(&["default/second"]);
 }

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use villus_policy::ParsedFile;
 
 use super::waiting::{GONE, REJECTED, Stays};
-use super::{FileState, import::merge};
+use super::{FileState, half::FileId, import::merge};
 use crate::node::Node;
 
 /// Below `lib-dir`, the last good versions of policy files.
@@ -100,6 +100,7 @@ impl Node {
     /// Nothing of a file is in force any more.
     fn remove_file(&mut self, path: &Path) {
         self.sources.files.remove(path);
+        self.sources.halves.remove(path);
         self.conditions.note(&format!("policy file {}", path.display()), None);
         self.keep_good(&path.display().to_string(), None);
         self.take_over(&path.display().to_string(), ParsedFile::default());
@@ -155,7 +156,8 @@ impl Node {
                 continue;
             }
             self.take_over_good(&path.display().to_string());
-            let state = FileState { fingerprint: GONE, problem: None, warnings: Vec::new() };
+            let state =
+                FileState { fingerprint: GONE, id: FileId::default(), problem: None, warnings: Vec::new() };
             self.sources.files.insert(path, state);
         }
     }
@@ -166,7 +168,12 @@ impl Node {
         if self.hold_back(&path, &text) {
             return;
         }
-        if self.sources.files.get(&path).is_some_and(|known| known.fingerprint == fingerprint) {
+        let id = FileId::of(&path);
+        if let Some(known) =
+            self.sources.files.get_mut(&path).filter(|known| known.fingerprint == fingerprint)
+        {
+            known.id = id;
+            self.sources.halves.remove(&path);
             return;
         }
         let parsed = text.map_err(|error| error.to_string()).and_then(|text| {
@@ -178,6 +185,9 @@ impl Node {
         });
         let (problem, warnings) = match parsed {
             Ok((text, parsed)) => {
+                if self.may_be_half(&path, fingerprint, &text, &parsed) {
+                    return;
+                }
                 let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
                 let stays = self.file_stays(&path, fingerprint, &parsed);
                 if stays.is_none() {
@@ -197,7 +207,8 @@ impl Node {
             &format!("policy file {name}"),
             problem.as_ref().map(|problem| format!("its last good version stays in force: {problem}")),
         );
-        self.sources.files.insert(path, FileState { fingerprint, problem, warnings });
+        self.sources.halves.remove(&path);
+        self.sources.files.insert(path, FileState { fingerprint, id, problem, warnings });
     }
 
     /// Keeps the good version of a file for a start at which the file is broken; without a text forgets it.
@@ -225,7 +236,7 @@ impl Node {
     }
 
     /// Where the good version of a file is kept: its path with `/` as `%`.
-    fn good_version(&self, name: &str) -> PathBuf {
+    pub(super) fn good_version(&self, name: &str) -> PathBuf {
         self.state.path(GOOD).join(name.replace('%', "%%").replace('/', "%"))
     }
 

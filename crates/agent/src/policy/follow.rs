@@ -16,6 +16,8 @@ impl Node {
         let changes: BTreeMap<SubjectId, SubjectChange> =
             self.repository.sync().into_iter().map(|change| (change.subject, change)).collect();
         if !changes.is_empty() {
+            let concerns = |endpoint: &&Endpoint| endpoint.subject.is_some_and(|s| changes.contains_key(&s));
+            self.endpoints.values().filter(concerns).for_each(|endpoint| self.answers.forget(endpoint.id()));
             self.read_journal();
             let whole = self.edit_policies(&changes);
             self.write_policies(whole);

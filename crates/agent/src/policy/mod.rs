@@ -7,6 +7,7 @@ mod cluster_gate;
 mod deciders;
 mod directory;
 mod follow;
+mod half;
 mod impact;
 mod import;
 mod notes;
@@ -27,7 +28,7 @@ use crate::AgentError;
 
 pub(crate) use audit::Selected;
 pub(crate) use cluster::ClusterPolicies;
-pub(crate) use deciders::is_of_policy;
+pub(crate) use deciders::Answers;
 pub(crate) use directory::Watcher;
 pub(crate) use import::parse_import;
 pub(crate) use waiting::Waiting;
@@ -42,6 +43,8 @@ pub(crate) struct Sources {
     pub directory: Option<PathBuf>,
     /// Files of the directory with what was last read of them.
     pub files: BTreeMap<PathBuf, FileState>,
+    /// Versions of files that may be half written, which wait.
+    pub halves: BTreeMap<PathBuf, half::Half>,
     /// Every source was read once completely.
     pub complete: bool,
 }
@@ -51,6 +54,8 @@ pub(crate) struct Sources {
 pub(crate) struct FileState {
     /// Its text, as a hash.
     pub fingerprint: u64,
+    /// Which file it was.
+    pub id: half::FileId,
     /// What is wrong with it; its last good version is in force.
     pub problem: Option<String>,
     /// What its author may want to know.

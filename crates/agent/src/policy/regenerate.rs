@@ -28,6 +28,7 @@ impl Node {
 
     /// From now on the policy of an endpoint with its labels of now is kept compiled.
     pub fn track(&mut self, id: u16) {
+        self.answers.forget(id);
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
         let subject = self.repository.acquire_subject(&endpoint.subject_labels());
         if let Some(before) = endpoint.subject.replace(subject) {
@@ -38,6 +39,7 @@ impl Node {
 
     /// An endpoint has no policy any more.
     pub fn untrack(&mut self, id: u16) {
+        self.answers.forget(id);
         if let Some(endpoint) = self.endpoints.get_mut(&id)
             && let Some(before) = endpoint.subject.take()
         {

@@ -30,8 +30,9 @@ pub(super) async fn watch(agent: Agent) {
         if let (None, Some(directory)) = (&watcher, &directory) {
             watcher = Watcher::new(directory).ok();
         }
-        let complete = agent.with(scan).await.unwrap_or(false);
-        let wait = if complete { ANYWAY } else { AGAIN };
+        let read = agent.with(|node| (scan(node), node.sources.halves.is_empty())).await;
+        let (complete, whole) = read.unwrap_or((false, true));
+        let wait = if complete && whole { ANYWAY } else { AGAIN };
         match &watcher {
             Some(sign) if complete => {
                 if let Ok(Err(_)) = tokio::time::timeout(wait, sign.changed()).await {
