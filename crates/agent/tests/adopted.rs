@@ -11,7 +11,7 @@ use villus_api::EndpointRef;
 use villus_api::model::{Endpoint, EndpointChangeRequest, EndpointState};
 use villus_datapath::{Links, Maps, Pins};
 use villus_net::{Mac, NetnsRef};
-use villus_testbed::{Capture, Host, L4, TapGuest, alone, eventually, run, udp};
+use villus_testbed::{Capture, Host, L4, TapGuest, alone, eventually, run, run_ip as ip, udp};
 
 const TAP: &str = "tap7";
 const GUEST4: &str = "10.77.0.7";
@@ -230,7 +230,6 @@ fn a_device_that_goes_is_waited_for_and_taken_up_again_when_its_machine_is_back(
 #[test]
 fn a_device_that_is_no_workloads_is_refused_with_what_to_do() {
     alone!();
-    let ip = |arguments: &str| run("ip", &arguments.split_whitespace().collect::<Vec<_>>());
     ip("link add up0 type veth peer name far");
     ip("link set up0 up");
     ip("link set far up");
@@ -260,4 +259,9 @@ fn a_device_that_is_no_workloads_is_refused_with_what_to_do() {
         assert!(error.contains(said), "{device}: {error}");
     }
     assert_eq!(node.client().endpoints(&[]).unwrap().len(), 1, "nothing is left of what was refused");
+    let says = |text: &str| format!("{:?}", node.client().status_details().unwrap()).contains(text);
+    ip(&format!("link set {TAP} master br0"));
+    eventually("a bridge that takes it is named", || says("tap7 is part of a bridge now"));
+    ip(&format!("link set {TAP} nomaster"));
+    eventually("and not any more", || !says("is part of a bridge now"));
 }

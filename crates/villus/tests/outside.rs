@@ -6,7 +6,7 @@ mod common;
 use std::process::{Child, Command, Stdio};
 
 use common::Said;
-use villus_testbed::{alone, eventually, run, try_run};
+use villus_testbed::{alone, eventually, run_ip as ip, try_run};
 
 /// An agent; its end ends it.
 struct Agent(Child);
@@ -39,10 +39,6 @@ fn command(args: &[&str]) -> Command {
 
 fn villus(args: &[&str]) -> Said {
     common::said(&command(args).output().unwrap())
-}
-
-fn ip(arguments: &str) -> String {
-    run("ip", &arguments.split_whitespace().collect::<Vec<_>>())
 }
 
 #[test]

@@ -148,7 +148,11 @@ impl Node {
                 ),
                 if monitor.lost > 0 { format!("{} events lost", monitor.lost) } else { String::new() },
             ),
-            line("IPAM", pool_text(&self.pool), String::new()),
+            line(
+                "IPAM",
+                if self.config.policy.host_only { "Disabled".into() } else { pool_text(&self.pool) },
+                String::new(),
+            ),
             line(
                 "Endpoints",
                 format!("{live} ready"),

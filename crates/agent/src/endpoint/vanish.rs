@@ -59,6 +59,13 @@ impl Node {
         // As it is by now, which may be newer than the event.
         let Ok(Some(link)) = Rtnl::open().and_then(|mut node| node.link_by_index(link.index)) else { return };
         let Some(device) = endpoint.file.device.as_mut() else { return };
+        self.conditions.set_if(&format!("device of endpoint {id}"), link.master.is_some(), || {
+            let kind = link.master_kind.as_deref().unwrap_or("device");
+            format!(
+                "{0} is part of a {kind} now, which takes its packets; take it out with `ip link set {0} nomaster`",
+                link.name
+            )
+        });
         let (changed, mac) = (device.follow(&link), device.mac());
         if std::mem::replace(&mut endpoint.device_up, link.up) != link.up {
             let result = restore_host_side(&link, &endpoint.file.addresses, mac, &sources);
