@@ -204,5 +204,6 @@ fn allocator_config(
         stale_grace: config.kvstore.stale_grace,
         sync_interval: config.kvstore.sync_interval,
         reserved,
+        others: shared.map(|shared| shared.others.clone()).unwrap_or_default(),
     })
 }

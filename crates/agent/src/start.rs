@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
-use villus_identity::{AddressPool, Ipcache, Layer, Remote, RemoteConfig, new_nodes};
+use villus_identity::{AddressPool, Clusters, Ipcache, Layer, Remote, RemoteConfig, new_nodes};
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
@@ -85,8 +85,9 @@ impl Node {
             (true, Some(_)) => &Layer::ALL,
         };
         let nodes = new_nodes();
-        let remote = is_shared.then(|| {
-            let settings = remote_config(&config, &name, identities.allocator.range());
+        let remote = identities.shared.as_ref().map(|shared| {
+            let (range, others) = (identities.allocator.range(), shared.others.clone());
+            let settings = remote_config(&config, &name, range, others);
             Remote::new(settings, ipcache.clone(), nodes.clone(), identities.nodes.clone())
         });
         let ipcache_source = Some(ipcache.winners().source("policies and endpoints"));
@@ -252,7 +253,7 @@ impl Node {
 /// Between an owner's return and the end of what it has not said again.
 const SETTLE: Duration = Duration::from_secs(30);
 
-fn remote_config(config: &Config, name: &str, range: RangeInclusive<u32>) -> RemoteConfig {
+fn remote_config(config: &Config, name: &str, range: RangeInclusive<u32>, others: Clusters) -> RemoteConfig {
     RemoteConfig {
         cluster: config.node.cluster_name.clone(),
         cluster_id: config.node.cluster_id,
@@ -264,6 +265,7 @@ fn remote_config(config: &Config, name: &str, range: RangeInclusive<u32>) -> Rem
         stale_grace: config.kvstore.stale_grace,
         node_labels: config.policy.node_selector_labels,
         node_prefixes: config.policy.cidr_matches_nodes,
+        others,
     }
 }
 

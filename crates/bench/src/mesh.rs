@@ -4,7 +4,7 @@
 //! takes one client, in transactions of a hundred, in the same run.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use villus_kvstore::{Etcd, EtcdOptions, Event, Op, Store, Txn};
+use villus_kvstore::{Etcd, EtcdOptions, Event, Op, Pages, Store, Txn};
 use villus_mesh::MeshStatus;
 use villus_testbed::EtcdServer;
 
@@ -175,20 +175,35 @@ pub(crate) async fn write(
     Ok(all)
 }
 
-/// Waits until so many copies lie in the local store; they are counted there, not asked of the mesh.
-async fn copied(mesh: &mut Mesh, local: &Arc<dyn Store>, wanted: u64) -> Result<()> {
-    let start = Instant::now();
-    let mut seen = 0;
-    let mut watch = local.watch("cilium/cache/", 1).await?;
-    while seen < wanted {
-        let batch = tokio::time::timeout(WAIT, watch.next()).await;
-        match batch {
-            Ok(batch) => seen += batch?.events.len() as u64,
-            Err(_) => bail!("{seen} of {wanted} after {:?}: {:#?}", start.elapsed(), mesh.status()),
+/// Waits until the canaries say of each remote that addresses and identities are complete, as who reads them waits; returns
+/// how long that took. That so many copies lie in the local store then is counted there, not asked of the mesh.
+async fn copied(
+    mesh: &mut Mesh,
+    local: &Arc<dyn Store>,
+    remotes: usize,
+    wanted: usize,
+    start: Instant,
+) -> Result<Duration> {
+    let mut seen = HashSet::new();
+    let mut watch = local.watch("cilium/synced/", 1).await?;
+    let is_awaited =
+        |key: &str| ["cache/ip/v1", "cache/identities/v1"].iter().any(|kind| key.ends_with(kind));
+    while seen.len() < 2 * remotes {
+        match tokio::time::timeout(WAIT, watch.next()).await {
+            Ok(batch) => {
+                seen.extend(batch?.events.iter().map(Event::key).filter(|key| is_awaited(key)).cloned())
+            }
+            Err(_) => bail!("{seen:?} after {:?}: {:#?}", start.elapsed(), mesh.status()),
         }
     }
+    let took = start.elapsed();
     ensure!(mesh.child.try_wait()?.is_none(), "the mesh ended");
-    Ok(())
+    let (mut pages, mut copies) = (Pages::of("cilium/cache/"), 0);
+    while let Some(page) = pages.next(local.as_ref()).await? {
+        copies += page.entries.len();
+    }
+    ensure!(copies == wanted, "{copies} copies of {wanted} are there when the canaries say so");
+    Ok(took)
 }
 
 fn first_sync(runtime: &Runtime, addresses: usize) -> Result<Vec<Row>> {
@@ -203,8 +218,7 @@ fn first_sync(runtime: &Runtime, addresses: usize) -> Result<Vec<Row>> {
         let to = store(&local)?;
         let start = Instant::now();
         let mut mesh = Mesh::start(&local, std::slice::from_ref(&remote))?;
-        copied(&mut mesh, &to, keys as u64 - 1).await?;
-        let took = start.elapsed();
+        let took = copied(&mut mesh, &to, 1, keys - 1, start).await?;
         let resident = mesh.resident()?;
         let case = format!("first sync, {}K addresses, 20K identities", addresses / 1000);
         Ok(vec![
@@ -238,7 +252,7 @@ fn steady(runtime: &Runtime) -> Result<Vec<Row>> {
         let (from, to) = (store(&remote)?, store(&local)?);
         write(&from, entries(0, KEYS, 1000)).await?;
         let mut mesh = Mesh::start(&local, std::slice::from_ref(&remote))?;
-        copied(&mut mesh, &to, (KEYS + 1000) as u64).await?;
+        copied(&mut mesh, &to, 1, KEYS + 1000, Instant::now()).await?;
         let revision = to.header().await?.revision;
         let mut watch = to.watch("cilium/cache/ip/", revision + 1).await?;
         let total = CHANGES_A_SECOND * SECONDS;
@@ -334,8 +348,8 @@ fn three(runtime: &Runtime) -> Result<Row> {
             let to = store(&local)?;
             let start = Instant::now();
             let mut mesh = Mesh::start(&local, &remotes)?;
-            copied(&mut mesh, &to, keys as u64).await?;
-            Ok(start.elapsed().as_secs_f64())
+            let took = copied(&mut mesh, &to, sizes.len(), keys, start).await?;
+            Ok(took.as_secs_f64())
         })
     };
     let one = sync(&[3 * EACH])?;

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::{sync::OnceCell, task::JoinSet};
-use villus_identity::{Allocator, AllocatorConfig, Reserved, master_key, new_identities, use_key};
+use villus_identity::{Allocator, AllocatorConfig, Clusters, Reserved, master_key, new_identities, use_key};
 use villus_kvstore::{ClusterConfig, Compare, Pace, Store, StoreError, keys};
 use villus_labels::{
     KEY_CLUSTER, KEY_NAMESPACE, Label, LabelFilter, Labels, MaxConnectedClusters, NumericIdentity, source,
@@ -130,6 +130,7 @@ impl Externals {
             stale_grace: Duration::from_secs(3600),
             sync_interval: Duration::from_secs(300),
             reserved,
+            others: Clusters::default(),
         };
         let allocator = Allocator::start(Arc::clone(&store), allocation, table)?;
         let nodes = Nodes::start(Arc::clone(&store), config.pace.clone());

@@ -141,10 +141,18 @@ impl Job {
     pub fn step(&self, keys: &Keys, nodes: &Nodes) -> Step {
         let own = keys.resource(&self.name);
         let wanted = self.record().map(|record| record.addresses.clone()).unwrap_or_default();
+        let addresses = || wanted.iter().flat_map(|address| keys.address(*address));
         let Some(found) = self.find(&own) else {
-            let addresses = wanted.iter().flat_map(|address| keys.address(*address));
-            return Step::Read(std::iter::once(own).chain(addresses).collect());
+            return Step::Read(std::iter::once(own).chain(addresses()).collect());
         };
+        // Of copies nothing is guessed: they are not among the conditions of the transaction.
+        let copies: Vec<String> = match self.goal {
+            Goal::Be(_) => self.unread_copies(keys, nodes).collect(),
+            _ => Vec::new(),
+        };
+        if !copies.is_empty() {
+            return Step::Read(std::iter::once(own).chain(addresses()).chain(copies).collect());
+        }
         // What can't be read is written anew; what it may have left behind is found as an orphan.
         let old = found.and_then(|entry| Record::read(entry).ok());
         match &self.goal {
@@ -233,6 +241,18 @@ impl Job {
         {
             return Err(taken(owner));
         }
+        let held = || {
+            let known = keys.address(address).into_iter().filter_map(|key| self.find(&key).flatten());
+            known.into_iter().any(|entry| keys.owner_of(entry).as_deref() == Some(&self.name))
+        };
+        if value.is_some()
+            && matches!(self.goal, Goal::Be(_))
+            && !held()
+            && let Some(copy) =
+                keys.copies(address, &nodes.clusters()).find_map(|key| self.known.get(&key)?.as_ref())
+        {
+            return Err(taken(owner(copy)));
+        }
         // Only the first of both keys shall be there.
         let wanted = [value.clone(), None];
         for (key, wanted) in keys.address(address).into_iter().zip(wanted) {
@@ -258,6 +278,14 @@ impl Job {
             plan.compares.push((key, compare));
         }
         Ok(())
+    }
+
+    /// Keys that an address of it would have as a copy of another cluster's, and that were not read.
+    fn unread_copies(&self, keys: &Keys, nodes: &Nodes) -> impl Iterator<Item = String> {
+        let clusters = nodes.clusters();
+        let addresses = self.record().into_iter().flat_map(|record| &record.addresses);
+        let copies = addresses.flat_map(move |address| keys.copies(*address, &clusters).collect::<Vec<_>>());
+        copies.filter(|key| !self.known.contains_key(key))
     }
 
     /// What is known of a key: nothing, that it is absent, or its entry.

@@ -14,7 +14,7 @@ use tokio::{
 };
 use villus_identity::{master_key, use_key};
 use villus_kvstore::{
-    Answer, Batch, Compare, Entry, Follow, Item, Op, PAGE, Pace, Relisted, StoreError, Txn,
+    Answer, Batch, Compare, Entry, Follow, Item, Op, Pace, Pages, Relisted, StoreError, Txn,
 };
 use villus_labels::{Labels, NumericIdentity};
 
@@ -239,9 +239,8 @@ impl Keeper {
     /// Looks at every address of the store for those without a resource.
     async fn scan(&self, office: &Compare) -> Result<(), StoreError> {
         for (n, prefix) in self.externals.keys().addresses().into_iter().enumerate() {
-            let mut page = self.externals.store().list_page(&prefix, None, PAGE, 0).await?;
-            let revision = page.header.revision;
-            loop {
+            let mut pages = Pages::of(&prefix);
+            while let Some(page) = pages.next(self.externals.store().as_ref()).await? {
                 for entry in &page.entries {
                     let Some(name) = self.externals.keys().owner_of(entry) else { continue };
                     // None belongs into the second space.
@@ -249,9 +248,6 @@ impl Keeper {
                         self.end_orphan(entry, office).await?;
                     }
                 }
-                let Some(last) = page.entries.last().filter(|_| page.more) else { break };
-                let after = last.key.to_string();
-                page = self.externals.store().list_page(&prefix, Some(&after), PAGE, revision).await?;
             }
         }
         Ok(())

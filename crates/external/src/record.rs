@@ -11,6 +11,7 @@ use villus_kvstore::{Entry, IpIdentityPair, keys};
 use villus_labels::{Labels, NumericIdentity};
 
 use crate::{
+    nodes::in_state,
     read::{API_VERSION, KIND},
     spec::{Kind, MAX_ADDRESSES, Place, Spec, Wanted},
 };
@@ -223,6 +224,17 @@ impl Keys {
         self.spaces.clone().map(|space| keys::join_key([keys::IPS, &space, &address.to_string()]))
     }
 
+    /// The keys that an address has as another cluster's, in either layout of copies.
+    pub fn copies(&self, address: IpAddr, clusters: &BTreeSet<String>) -> impl Iterator<Item = String> {
+        let others = clusters.iter().filter(|cluster| **cluster != self.cluster);
+        others.flat_map(move |cluster| {
+            let state = keys::join_key([keys::IPS, cluster, &address.to_string()]);
+            let cache = keys::state_to_cache(&state);
+            // What lies in the space of this cluster's agents is none.
+            [cache, state].into_iter().filter(|key| !self.address(address).contains(key)).collect::<Vec<_>>()
+        })
+    }
+
     /// Where addresses lie.
     pub fn addresses(&self) -> [String; 2] {
         self.spaces.clone().map(|space| format!("{}/{space}/", keys::IPS))
@@ -239,8 +251,14 @@ impl Keys {
 
 /// Who has an address, for people.
 pub(crate) fn owner(entry: &Entry) -> String {
-    let Ok((_, pair)) = IpIdentityPair::read(&entry.key, &entry.value) else {
+    let key = in_state(&entry.key);
+    let Ok((space, pair)) = IpIdentityPair::read(&key, &entry.value) else {
         return format!("whoever wrote `{}`, which can't be read", entry.key);
+    };
+    let of = if space == keys::DEFAULT_ADDRESS_SPACE && key == *entry.key {
+        String::new()
+    } else {
+        format!(" of cluster {space}")
     };
     let parts: Vec<&str> = pair.metadata.split(':').collect();
     match parts.as_slice() {
@@ -252,8 +270,8 @@ pub(crate) fn owner(entry: &Entry) -> String {
             };
             format!("{what} of node {node} of cluster {cluster}")
         }
-        _ if !pair.pod.is_empty() => format!("pod {}/{}", pair.namespace, pair.pod),
-        _ => format!("identity {} (`{}`)", pair.id, entry.key),
+        _ if !pair.pod.is_empty() => format!("pod {}/{}{of}", pair.namespace, pair.pod),
+        _ => format!("identity {}{of} (`{}`)", pair.id, entry.key),
     }
 }
 

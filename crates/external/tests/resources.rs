@@ -108,8 +108,8 @@ async fn an_address_that_is_somebody_elses_is_refused_with_its_owner_and_nothing
     for (address, owner) in [
         ("10.2.0.7", "pod shop/web-1 of node node1 of cluster c7"),
         ("10.9.0.5", "external resource first of cluster c7"),
-        ("10.3.9.1", "node node1"),
-        ("10.2.1.77", "the pods of node node1, whose range is 10.2.1.0/24"),
+        ("10.3.9.1", "node node1 of cluster c7"),
+        ("10.2.1.77", "the pods of node node1 of cluster c7, whose range is 10.2.1.0/24"),
     ] {
         let spec = format!(r#"{{"addresses":["10.9.0.99","{address}"],"labels":["app=a"]}}"#);
         for how in [how(), dry()] {
@@ -128,6 +128,65 @@ async fn an_address_that_is_somebody_elses_is_refused_with_its_owner_and_nothing
     // An address passes to another when its owner is done with it.
     delete(&externals, "first").await;
     put(&externals, "second", r#"{"addresses":["10.9.0.5"],"labels":["app=a"]}"#).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_of_another_cluster_is_refused_with_its_owner_in_either_layout() {
+    let (_, store) = memory();
+    let pair = |address: &str, cluster: &str, pod: &str| IpIdentityPair {
+        metadata: if pod.is_empty() { String::new() } else { format!("cilium-global:{cluster}:n9:17") },
+        namespace: "shop".to_owned(),
+        pod: pod.to_owned(),
+        ..IpIdentityPair::new(address.parse().unwrap(), 9 << 16, None)
+    };
+    let cache = |pair: &IpIdentityPair, cluster| keys::state_to_cache(&pair.key(cluster));
+    let node = r#"{"Name":"n9","Cluster":"c9","IPAddresses":[{"Type":"InternalIP","IP":"10.9.9.1"}],"IPv4AllocCIDR":{"IP":"10.9.1.0","Mask":"////AA=="}}"#;
+    let vm = IpIdentityPair { metadata: "villus-external:c9:db".to_owned(), ..pair("10.9.0.3", "c9", "") };
+    let (web, api, plain) =
+        (pair("10.9.0.1", "c9", "web"), pair("10.9.0.2", "c8", "api"), pair("fd00::4", "c9", ""));
+    for (key, value) in [
+        ("cilium/cluster-config/c7".to_owned(), r#"{"id":7}"#.to_owned()),
+        ("cilium/cluster-config/c8".to_owned(), r#"{"id":8}"#.to_owned()),
+        ("cilium/cache/nodes/v1/c9/n9".to_owned(), node.to_owned()),
+        (cache(&web, "c9"), web.to_json()),
+        (api.key("c8"), api.to_json()),
+        (cache(&vm, "c9"), vm.to_json()),
+        (cache(&plain, "c9"), plain.to_json()),
+    ] {
+        store.update(&key, value.into(), None).await.unwrap();
+    }
+    let before = dump(&store).await;
+    let externals = open(&store);
+    for (address, owner) in [
+        ("10.9.0.1", "pod shop/web of node n9 of cluster c9"),
+        ("10.9.0.2", "pod shop/api of node n9 of cluster c8"),
+        ("10.9.0.3", "external resource db of cluster c9"),
+        ("fd00::4", "identity 589824 of cluster c9"),
+        ("10.9.9.1", "node n9 of cluster c9"),
+        ("10.9.1.77", "the pods of node n9 of cluster c9, whose range is 10.9.1.0/24"),
+    ] {
+        let spec = format!(r#"{{"addresses":["10.7.0.99","{address}"],"labels":["app=a"]}}"#);
+        for how in [how(), dry()] {
+            let outcome = externals.put(vec![one("mine", &spec)], &how).await.unwrap().remove(0);
+            let error = outcome.result.unwrap_err().to_string();
+            assert!(error.contains(&format!("{address} belongs to {owner}")), "{address}: {error}");
+        }
+    }
+    assert!(externals.list().await.unwrap().0.is_empty());
+    let ips = |all: std::collections::BTreeMap<String, String>| {
+        all.into_iter().filter(|(key, _)| key.contains("/ip/")).collect::<Vec<_>>()
+    };
+    assert_eq!(ips(dump(&store).await), ips(before));
+    // What nobody has is had, and stays when a copy of it turns up: it was here first.
+    let spec = r#"{"addresses":["10.7.0.99"],"labels":["app=a"]}"#;
+    assert_eq!(put(&externals, "mine", spec).await.unwrap(), What::Created);
+    let late = pair("10.7.0.99", "c9", "late");
+    store.update(&cache(&late, "c9"), late.to_json().into(), None).await.unwrap();
+    assert_eq!(put(&externals, "mine", spec).await.unwrap(), What::Unchanged);
+    // When the other cluster is done with an address it is free.
+    store.delete(&cache(&web, "c9")).await.unwrap();
+    let spec = r#"{"addresses":["10.9.0.1"],"labels":["app=a"]}"#;
+    assert_eq!(put(&externals, "second", spec).await.unwrap(), What::Created);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use villus_kvstore::{Compare, Entry, Header, Locks, Op, PAGE, Store, StoreError, Txn, keys};
+use villus_kvstore::{Compare, Entry, Header, Locks, Op, Pages, Store, StoreError, Txn, keys};
 
 use crate::allocator::{lock_name, slave_prefix};
 
@@ -147,9 +147,8 @@ impl Gc {
             return Ok(used);
         }
         let prefix = format!("{}/", keys::IDENTITY_VALUES);
-        let mut page = self.store.list_page(&prefix, None, PAGE, 0).await?;
-        let revision = page.header.revision;
-        loop {
+        let mut pages = Pages::of(&prefix);
+        while let Some(page) = pages.next(self.store.as_ref()).await? {
             for slave in &page.entries {
                 // From the last `/` backwards: label strings may hold some.
                 let labels = slave.key.strip_prefix(&prefix).and_then(|rest| rest.rsplit_once('/'));
@@ -160,10 +159,8 @@ impl Gc {
                     used.insert(number);
                 }
             }
-            let Some(last) = page.entries.last().filter(|_| page.more) else { return Ok(used) };
-            let after = Arc::clone(&last.key);
-            page = self.store.list_page(&prefix, Some(&after), PAGE, revision).await?;
         }
+        Ok(used)
     }
 
     async fn is_used(&self, text: &str, number: u32) -> Result<bool, StoreError> {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod allocator;
+mod clusters;
 mod entry;
 mod error;
 mod gc;
@@ -23,6 +24,7 @@ mod remote;
 mod reserved;
 
 pub use allocator::{Allocator, AllocatorConfig, KnownIdentities, OpenIdentity, Usage, master_key, use_key};
+pub use clusters::Clusters;
 pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};

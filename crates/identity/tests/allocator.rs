@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use villus_identity::{AllocateError, Allocator, AllocatorConfig, Gc, Identities, Reserved, new_identities};
+use villus_identity::{
+    AllocateError, Allocator, AllocatorConfig, Clusters, Gc, Identities, Reserved, new_identities,
+};
 use villus_kvstore::{Embedded, Fault, Memory, Store, Verb};
 use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Backoff;
@@ -30,6 +32,7 @@ fn config(node: &str) -> AllocatorConfig {
         stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved: Reserved::new(),
+        others: Clusters::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use villus_identity::{Allocator, AllocatorConfig, Gc, Reserved, new_identities};
+use villus_identity::{Allocator, AllocatorConfig, Clusters, Gc, Reserved, new_identities};
 use villus_kvstore::{
     Entry, Etcd, EtcdOptions, Header, LeaseId, LeasePurpose, Locks, Memory, Page, Status, Store, StoreError,
     Txn, TxnOutcome, Watch, keys,
@@ -39,6 +39,7 @@ fn config(node: &str) -> AllocatorConfig {
         stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved: Reserved::new(),
+        others: Clusters::default(),
     }
 }
 

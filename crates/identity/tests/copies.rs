@@ -6,11 +6,12 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use bytes::Bytes;
 use proptest::prelude::*;
 use villus_identity::{
-    Allocator, AllocatorConfig, Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes, Ownership, Rank,
-    Remote, RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
+    Allocator, AllocatorConfig, Clusters, Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes,
+    Ownership, Rank, Remote, RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
-    AddressKind, Batch, Entry, IpIdentityPair, Item, Memory, NodeAddress, NodeEntry, Relisted, Store,
+    AddressKind, Batch, ClusterConfig, Entry, IpIdentityPair, Item, Memory, NodeAddress, NodeEntry, Relisted,
+    Store,
 };
 use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Backoff;
@@ -74,11 +75,13 @@ struct Scene {
     remote: Remote,
     ipcache: Ipcache,
     nodes: Nodes,
+    others: Clusters,
 }
 
 impl Scene {
     fn new() -> Self {
         let (ipcache, nodes) = (Ipcache::new(), new_nodes());
+        let others = Clusters::new("c1", 1, MaxConnectedClusters::C255);
         let config = RemoteConfig {
             cluster: "c1".into(),
             cluster_id: 1,
@@ -90,11 +93,12 @@ impl Scene {
             stale_grace: Duration::from_secs(3600),
             node_labels: false,
             node_prefixes: false,
+            others: others.clone(),
         };
         let identities = new_identities(&Reserved::new());
         let numbers = Arc::new(NodeIdentities::new(identities, Duration::from_secs(600)));
         let remote = Remote::new(config, ipcache.clone(), nodes.clone(), numbers);
-        Self { remote, ipcache, nodes }
+        Self { remote, ipcache, nodes, others }
     }
 
     fn apply(&mut self, addresses: bool, items: Vec<Item>) {
@@ -112,6 +116,15 @@ impl Scene {
     fn refused(&self) -> String {
         self.remote.refused().iter().map(|(key, reason)| format!("{key}: {reason}\n")).collect()
     }
+}
+
+/// What clusters say of themselves, told to a layer's store.
+fn told(layer: Layer, ids: &[(&str, u32)]) -> Batch {
+    let config = |(name, id): &(&str, u32)| {
+        let own = ClusterConfig::new(*id, 255);
+        put(layer, &ClusterConfig::key(name), &own.to_json())
+    };
+    Batch { relisted: Some(Relisted::First), ..batch(ids.iter().map(config).collect()) }
 }
 
 fn there() -> (NodeEntry, IpIdentityPair) {
@@ -222,6 +235,48 @@ fn the_return_of_a_copied_node_does_not_end_what_was_copied_of_it() {
     assert_eq!(scene.rank("10.2.0.5/32"), None);
 }
 
+#[test]
+fn what_is_not_in_its_clusters_range_is_refused_in_every_layer_and_taken_when_the_cluster_says_so() {
+    for layer in Layer::ALL {
+        let mut scene = Scene::new();
+        let (_, pair) = there();
+        scene.remote.apply_clusters(layer, &told(layer, &[("c1", 1), ("c2", 2), ("c3", 3)]));
+        let foreign = IpIdentityPair::new("10.2.0.6".parse().unwrap(), (3 << 16) + 1, None);
+        let unknown = IpIdentityPair::new("10.2.0.7".parse().unwrap(), THEIRS, None);
+        let reserved = IpIdentityPair::new("10.2.0.8".parse().unwrap(), 6, None);
+        let address = |pair: &IpIdentityPair, of: &str| put(layer, &pair.key(of), &pair.to_json());
+        scene.apply(
+            true,
+            vec![
+                address(&pair, "c2"),
+                address(&foreign, "c2"),
+                address(&unknown, "c4"),
+                address(&reserved, "c2"),
+            ],
+        );
+        assert!(scene.rank("10.2.0.5/32").is_some() && scene.rank("10.2.0.8/32").is_some(), "{layer:?}");
+        assert_eq!((scene.rank("10.2.0.6/32"), scene.rank("10.2.0.7/32")), (None, None), "{layer:?}");
+        let bad = node("c2", 3, "n2", "10.0.2.2", "10.2.2.0/24");
+        scene.apply(false, vec![put(layer, &bad.key(), &bad.to_json())]);
+        assert_eq!(scene.nodes.len(), 0, "{layer:?}");
+        let refused = scene.refused();
+        for says in [
+            "/c2/10.2.0.6: 196609 is no identity of cluster c2",
+            "/c4/10.2.0.7: 131072 is an identity of cluster c2",
+            "/c2/n2: a node of cluster c2 says cluster-id 3, the cluster's configuration says 2",
+        ] {
+            assert!(refused.contains(says), "{layer:?} {says}: {refused}");
+        }
+        // Both clusters have other ids now: their entries are looked at again.
+        let again = scene.others.changes(layer);
+        scene.remote.apply_clusters(layer, &told(layer, &[("c3", 5), ("c2", 3)]));
+        assert!(again.has_changed().unwrap());
+        scene.apply(true, vec![address(&foreign, "c2")]);
+        assert!(scene.rank("10.2.0.6/32").is_some(), "{layer:?}: {}", scene.refused());
+        assert!(!scene.refused().contains("10.2.0.6"), "{}", scene.refused());
+    }
+}
+
 // --- identities ---
 
 fn config() -> AllocatorConfig {
@@ -238,6 +293,7 @@ fn config() -> AllocatorConfig {
         stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved: Reserved::new(),
+        others: Clusters::default(),
     }
 }
 
@@ -307,6 +363,39 @@ async fn copies_of_identities_cannot_be_this_clusters_nor_two_clusters_at_once()
     }
     assert_eq!(table.get(&NumericIdentity(OWN + 1)), None);
     assert_eq!(table.get(&NumericIdentity(THEIRS)), Some(labels(WEB)));
+}
+
+#[tokio::test]
+async fn an_identity_is_its_clusters_in_the_copies_and_in_the_state() {
+    let store = Memory::new().unwrap();
+    let others = Clusters::new("c1", 1, MaxConnectedClusters::C255);
+    for layer in [Layer::State, Layer::Mesh] {
+        others.apply(layer, &told(layer, &[("c2", 2), ("c3", 3)]));
+    }
+    let config = AllocatorConfig { others: others.clone(), ..config() };
+    let table = new_identities(&config.reserved);
+    let master = |number: u32| format!("cilium/state/identities/v1/id/{number}");
+    store.update(&master(THEIRS + 1), WEB.into(), None).await.unwrap();
+    store.update(&master((3 << 16) + 1), WEB.into(), None).await.unwrap();
+    let allocator = Allocator::start(Arc::new(store.clone()), config, table.clone()).unwrap();
+    allocator.synced().await;
+    let known = |number: u32| table.get(&NumericIdentity(number)).is_some();
+    assert!(known(THEIRS + 1) && !known((3 << 16) + 1));
+    for layer in [Layer::Cache, Layer::Mesh] {
+        allocator.apply_copies(&batch(vec![
+            put(layer, &copied(THEIRS + 2), WEB),
+            put(layer, &copied((3 << 16) + 2), WEB),
+        ]));
+        assert!(known(THEIRS + 2) && !known((3 << 16) + 2), "{layer:?}");
+        allocator.apply_copies(&batch(vec![delete(layer, &copied(THEIRS + 2))]));
+    }
+    let refused: String = allocator.refused().iter().map(|(key, why)| format!("{key}: {why}\n")).collect();
+    for says in ["/id/196609: 196609 is no identity of cluster c2", "/c2/id/196610: 196610 is no identity"] {
+        assert!(refused.contains(says), "{says}: {refused}");
+    }
+    // The clusters have other ids now, and what was refused is looked at again.
+    others.apply(Layer::State, &told(Layer::State, &[("c3", 5), ("c2", 3)]));
+    eventually("what is in the range now is known", || known((3 << 16) + 1)).await;
 }
 
 #[tokio::test]

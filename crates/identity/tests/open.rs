@@ -4,7 +4,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use villus_identity::{Allocator, AllocatorConfig, Identities, KnownIdentities, Reserved, new_identities};
+use villus_identity::{
+    Allocator, AllocatorConfig, Clusters, Identities, KnownIdentities, Reserved, new_identities,
+};
 use villus_kvstore::{Memory, Store};
 use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Backoff;
@@ -30,6 +32,7 @@ fn config() -> AllocatorConfig {
         stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved: Reserved::new(),
+        others: Clusters::default(),
     }
 }
 

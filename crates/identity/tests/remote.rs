@@ -10,8 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 use villus_identity::{
-    Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote, RemoteConfig,
-    Reserved, Surroundings, new_identities, new_nodes,
+    Clusters, Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote,
+    RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
     AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NamedPort, NodeAddress, NodeEntry,
@@ -81,6 +81,7 @@ impl Scene {
             stale_grace: GRACE,
             node_labels: false,
             node_prefixes: false,
+            others: Clusters::default(),
         };
         let config = change(config);
         let identities = new_identities(&Reserved::new());

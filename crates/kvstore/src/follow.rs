@@ -51,7 +51,12 @@ pub struct Past {
 /// The changes below a prefix: ordered, each once, each transaction whole, resumed after interruptions, nothing
 /// left out. Where changes were missed the prefix is listed again and the difference is made up.
 pub struct Follow {
+    store: Arc<dyn Store>,
+    prefix: String,
+    pace: Pace,
     pull: Pull,
+    /// Who answered last, as far as it was passed on.
+    seen: Option<Header>,
     /// Each key's last write that was passed on.
     known: BTreeMap<Arc<str>, Known>,
     /// Everything up to this revision was passed on; 0 if all that is known is from before.
@@ -89,8 +94,13 @@ impl Follow {
     /// As [`Self::start`], by one who knows keys from before: the list's batch tells what became of them too.
     pub fn resume(store: Arc<dyn Store>, prefix: &str, pace: impl Into<Pace>, past: Past) -> Self {
         let known = past.keys.into_iter().map(|(key, leased)| (key, Known { revision: 0, leased }));
+        let pace = pace.into();
         Self {
-            pull: Pull::after(store, prefix, pace, past.seen, past.witness),
+            pull: Pull::after(Arc::clone(&store), prefix, pace.clone(), past.seen, past.witness),
+            store,
+            prefix: prefix.to_owned(),
+            pace,
+            seen: past.seen,
             known: known.collect(),
             revision: 0,
             listing: None,
@@ -108,6 +118,15 @@ impl Follow {
         }
     }
 
+    /// Lists the prefix once more and tells every entry again, whether or not it has changed: for who judges them by other
+    /// rules now.
+    pub fn again(&mut self) {
+        self.listing = None;
+        self.known.values_mut().for_each(|known| known.revision = 0);
+        let (store, pace, witness) = (Arc::clone(&self.store), self.pace.clone(), self.witness.clone());
+        self.pull = Pull::after(store, &self.prefix, pace, self.seen, witness);
+    }
+
     /// The newest write that was passed on.
     pub fn witness(&self) -> Option<&Witness> {
         self.witness.as_ref()
@@ -121,7 +140,10 @@ impl Follow {
                     self.gather(entry);
                 }
             }
-            Pulled::Listed(header) => return self.conclude(header.revision),
+            Pulled::Listed(header) => {
+                self.seen = Some(header);
+                return self.conclude(header.revision);
+            }
             Pulled::Changes(batch) => return self.changes(batch),
             Pulled::Watching => {}
             // What was listed so far is void.
@@ -169,6 +191,9 @@ impl Follow {
         let revision = batch.revision;
         let items: Vec<Item> = batch.events.into_iter().filter_map(|event| self.pass(event)).collect();
         self.revision = self.revision.max(revision);
+        if let Some(seen) = &mut self.seen {
+            seen.revision = seen.revision.max(revision);
+        }
         if let Some(entry) = items.iter().rev().find_map(Item::entry) {
             self.witness = Some(Witness::of(entry));
         }

@@ -26,6 +26,7 @@ mod memory;
 mod model;
 mod node;
 mod pace;
+mod pages;
 mod pair;
 mod pull;
 mod session;
@@ -46,6 +47,7 @@ pub use model::{
 };
 pub use node::{AddressKind, NodeAddress, NodeEntry, NodeError, split_key as split_node_key};
 pub use pace::{ClusterSize, Pace};
+pub use pages::{LARGEST_PAGE, Pages};
 pub use pair::{IpIdentityPair, NamedPort, PairError};
 pub use pull::{Pull, Pulled, Relisted};
 pub use session::Session;

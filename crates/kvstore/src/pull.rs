@@ -11,14 +11,13 @@ use crate::{
     error::StoreError,
     model::{Entry, Event, Header, WatchBatch},
     pace::Pace,
+    pages::Pages,
     store::{Store, Watch},
     witness::{Recall, Witness},
 };
 
 /// Pieces that may wait for a slow consumer before the puller waits with it.
 const WAITING: usize = 4;
-/// Entries of a list that come together, at most.
-const PIECE: usize = 1000;
 
 /// Why a prefix was listed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,21 +222,20 @@ impl Puller {
     }
 
     async fn list(&mut self, why: Relisted) -> Result<(), Left> {
-        let mut page = self.store.list_page(&self.prefix, None, PIECE, 0).await?;
+        let mut pages = Pages::of(&self.prefix);
+        let Some(mut page) = pages.next(self.store.as_ref()).await? else { return Ok(()) };
         let header = page.header;
         let mut newest: Option<Witness> = None;
         self.send(Pulled::Listing { why, header }).await?;
         loop {
-            let after = page.entries.last().map(|entry| Arc::clone(&entry.key));
-            let more = page.more;
             if let Some(entry) = page.entries.iter().max_by_key(|entry| entry.mod_revision)
                 && newest.as_ref().is_none_or(|newest| newest.revision < entry.mod_revision)
             {
                 newest = Some(Witness::of(entry));
             }
             self.send(Pulled::Page(page.entries)).await?;
-            let (true, Some(after)) = (more, after) else { break };
-            page = self.store.list_page(&self.prefix, Some(&after), PIECE, header.revision).await?;
+            let Some(next) = pages.next(self.store.as_ref()).await? else { break };
+            page = next;
         }
         self.seen = Some(header);
         self.changed = header.revision;

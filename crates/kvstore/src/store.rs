@@ -11,9 +11,10 @@ use crate::{
         Answer, Compare, Entry, Header, LeaseId, LeasePurpose, Listing, Op, Page, Status, Txn, TxnOutcome,
         WatchBatch,
     },
+    pages::Pages,
 };
 
-/// Keys per page of a list (`etcd.limit`).
+/// Keys of the first page of a list.
 pub const PAGE: usize = 256;
 
 /// A store with revisions, transactions, leases and watches.
@@ -88,12 +89,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When the store is not there, or forgets the first page's revision before the last page was read.
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let mut page = self.list_page(prefix, None, PAGE, 0).await?;
-        let header = page.header;
-        let mut entries = page.entries;
-        while page.more {
-            let after = entries.last().map(|entry: &Entry| entry.key.to_string());
-            page = self.list_page(prefix, after.as_deref(), PAGE, header.revision).await?;
+        let mut pages = Pages::of(prefix);
+        let (mut entries, mut header) = (Vec::new(), Header { cluster: 0, revision: 0 });
+        while let Some(mut page) = pages.next(self).await? {
+            if header.revision == 0 {
+                header = page.header;
+            }
             entries.append(&mut page.entries);
         }
         Ok(Listing { entries, header })

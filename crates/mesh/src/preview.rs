@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::watch;
-use villus_kvstore::{Store, StoreError};
+use villus_kvstore::{Pages, Store, StoreError};
 
 use crate::{
     Mesh,
@@ -16,8 +16,6 @@ use crate::{
     remote::{Known, Remote, Shared},
     remotes::{self, RemoteFile},
 };
-
-const PIECE: usize = 1000;
 
 /// What would be copied of one remote.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -169,9 +167,8 @@ async fn kind(
         sample: Vec::new(),
     };
     for (source, prefix) in kind.sources(known.config.layout(), cluster).into_iter().enumerate() {
-        let mut after = None::<Arc<str>>;
-        loop {
-            let page = store.list_page(&prefix, after.as_deref(), PIECE, 0).await?;
+        let mut pages = Pages::of(&prefix);
+        while let Some(page) = pages.next(store.as_ref()).await? {
             for entry in &page.entries {
                 let Some(rest) = entry.key.strip_prefix(&prefix) else { continue };
                 let verdict = match kind.check(rest, &known.space) {
@@ -181,8 +178,6 @@ async fn kind(
                 };
                 found.count(rest, entry.value.len(), verdict);
             }
-            let (true, Some(last)) = (page.more, page.entries.last()) else { break };
-            after = Some(Arc::clone(&last.key));
         }
     }
     Ok(found)

@@ -1,7 +1,7 @@
 //! What one mirror knows of each copy: its key, a hash of its value, and which source has it. Values are not kept.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     hash::{DefaultHasher, Hasher},
     sync::Arc,
 };
@@ -66,6 +66,11 @@ impl Table {
         self.rows.insert(rest.into(), Row { hash, id: 0, has: 0, seen: 0, from: 0, found: true });
     }
 
+    /// The key of a copy that is there, shared; a new one of what is not.
+    pub fn key(&self, rest: &str) -> Arc<str> {
+        self.rows.get_key_value(rest).map_or_else(|| rest.into(), |(key, _)| Arc::clone(key))
+    }
+
     /// Whether a copy is there, and the identity it was passed with.
     pub fn get(&self, rest: &str) -> Option<u32> {
         self.rows.get(rest).map(|row| row.id)
@@ -85,19 +90,15 @@ impl Table {
     /// A source has the entry with this value; no earlier one has it.
     pub fn put(&mut self, rest: &str, source: u8, value: &[u8], id: u32) -> Act {
         let (bit, hash) = (1 << source, hash(value));
-        match self.rows.entry(rest.into()) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(Row { hash, id, has: bit, seen: bit, from: source, found: true });
-                Act::Put
-            }
-            Entry::Occupied(mut occupied) => {
-                let row = occupied.get_mut();
-                row.has |= bit;
-                row.seen |= bit;
-                (row.from, row.id, row.found) = (source, id, true);
-                if std::mem::replace(&mut row.hash, hash) == hash { Act::Keep } else { Act::Put }
-            }
-        }
+        let Some(row) = self.rows.get_mut(rest) else {
+            let row = Row { hash, id, has: bit, seen: bit, from: source, found: true };
+            self.rows.insert(rest.into(), row);
+            return Act::Put;
+        };
+        row.has |= bit;
+        row.seen |= bit;
+        (row.from, row.id, row.found) = (source, id, true);
+        if std::mem::replace(&mut row.hash, hash) == hash { Act::Keep } else { Act::Put }
     }
 
     /// A source does not have the entry any more.
@@ -185,6 +186,11 @@ impl Table {
             }
         }
         (gone, reread)
+    }
+
+    /// How many copies no source has.
+    pub fn count_unclaimed(&self) -> usize {
+        self.rows.values().filter(|row| row.has == 0).count()
     }
 
     /// Copies that no source has.

@@ -24,6 +24,7 @@ use tokio::{
 };
 use tokio_rustls::{
     TlsConnector,
+    client::TlsStream,
     rustls::{
         ClientConfig, RootCertStore,
         pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -115,6 +116,28 @@ impl System {
     }
 
     fn sends(&self, request: &[u8]) -> Result<(u16, Value), String> {
+        let talk = async {
+            let mut stream = self.connect().await?;
+            stream.write_all(request).await?;
+            let mut answer = Vec::new();
+            // Who hangs up without a word has said all the same what it said.
+            let ended = stream.read_to_end(&mut answer).await;
+            if answer.is_empty() {
+                ended?;
+            }
+            std::io::Result::Ok(answer)
+        };
+        let answer = self.runtime.block_on(talk).map_err(|error| error.to_string())?;
+        answered(&answer)
+    }
+
+    /// The certificate that the server shows.
+    fn is_shown(&self) -> Vec<u8> {
+        let stream = self.runtime.block_on(self.connect()).unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    async fn connect(&self) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(&self.authority).unwrap() {
             roots.add(certificate.unwrap()).unwrap();
@@ -127,21 +150,9 @@ impl System {
             }
             None => config.with_no_client_auth(),
         };
-        let talk = async {
-            let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-            let name = ServerName::try_from("127.0.0.1").unwrap();
-            let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-            stream.write_all(request).await?;
-            let mut answer = Vec::new();
-            // Who hangs up without a word has said all the same what it said.
-            let ended = stream.read_to_end(&mut answer).await;
-            if answer.is_empty() {
-                ended?;
-            }
-            std::io::Result::Ok(answer)
-        };
-        let answer = self.runtime.block_on(talk).map_err(|error| error.to_string())?;
-        answered(&answer)
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 }
 
@@ -299,6 +310,54 @@ fn other_systems_say_resources_over_mutual_tls_and_only_those_who_may() {
     assert!(error.contains("ca.crt") && error.contains("the key of the server's certificate"), "{error}");
     let error = said_by(&["operator", "--kvstore-opt", &store, "--external-serve-addr", &address]).fails(2);
     assert!(error.contains("--external-user"), "{error}");
+}
+
+#[test]
+fn renewed_certificates_are_served_without_a_restart_and_broken_ones_are_not() {
+    let server = EtcdServer::start();
+    let directory = tempfile::tempdir().unwrap();
+    let (pki, strange) = certificates(directory.path());
+    let port = free_port();
+    let file = |name: &str| pki.join(name).display().to_string();
+    let (certificate, key, authority) =
+        (file("servers/operator.crt"), file("servers/operator.key"), file("clients.crt"));
+    std::fs::copy(pki.join("ca.crt"), &authority).unwrap();
+    let address = format!("127.0.0.1:{port}");
+    let door = [
+        ("--external-serve-addr", address.as_str()),
+        ("--external-cert-file", &certificate),
+        ("--external-key-file", &key),
+        ("--external-ca-file", &authority),
+        ("--external-user", "openstack"),
+    ];
+    let door: Vec<&str> = door.iter().flat_map(|(option, value)| [*option, *value]).collect();
+    let operator = Operator::start(&server, directory.path(), &door);
+    let openstack = System::new(port, &pki, Some(pki.join("users/openstack")));
+    let first = openstack.is_shown();
+
+    // One that is half written is looked at, and does not replace what is good.
+    let good = std::fs::read(&certificate).unwrap();
+    std::fs::write(&certificate, &good[..good.len() / 2]).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(openstack.is_shown(), first);
+    std::fs::write(&certificate, &good).unwrap();
+    let renew =
+        ["certs", "renew", "operator", "--within", "9999", "--new-key", "--dir", pki.to_str().unwrap()];
+    villus(&renew).ok();
+    eventually("the new certificate is shown", || openstack.is_shown() != first);
+    assert_eq!(openstack.asks("GET", "/v1/external", "").unwrap().0, 200);
+
+    // Clients of an authority that comes to the file are let in, those of one that goes are not.
+    let mut stranger = System::new(port, &pki, Some(strange.join("users/openstack")));
+    assert!(stranger.asks("GET", "/v1/external", "").is_err());
+    std::fs::copy(strange.join("ca.crt"), &authority).unwrap();
+    eventually("the other authority counts", || {
+        stranger.asks("GET", "/v1/external", "").is_ok_and(|(status, _)| status == 200)
+    });
+    assert!(openstack.asks("GET", "/v1/external", "").is_err());
+    stranger.identity = None;
+    assert!(stranger.asks("GET", "/v1/external", "").is_err());
+    assert!(operator.asks("GET", "/v1/operator", None).is_ok(), "it is the same process");
 }
 
 fn said_by(args: &[&str]) -> common::Said {

@@ -40,6 +40,7 @@ impl Node {
             kubernetes: Some(State::default()),
             container_runtime: None,
             ipam: Some(self.ipam()),
+            cluster_mesh: self.mesh_status(),
             node_monitor: Some(self.monitor_status(history)),
             attach_mode: self.mode_name().into(),
             stale: BTreeMap::new(),

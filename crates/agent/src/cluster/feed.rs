@@ -37,6 +37,8 @@ pub(crate) struct Feed {
 /// What a feed tells of. Identities of the state are the allocator's to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
+    /// What clusters say of themselves.
+    Clusters,
     Identities,
     Nodes,
     Addresses,
@@ -47,14 +49,21 @@ pub(crate) enum Kind {
 impl Feed {
     /// All feeds of a layer, what others refer to first.
     pub fn of(layer: Layer) -> impl Iterator<Item = Self> {
-        let kinds = [Kind::Identities, Kind::Nodes, Kind::Addresses];
-        let kinds = kinds.into_iter().filter(move |kind| layer != Layer::State || *kind != Kind::Identities);
+        let kinds = [Kind::Clusters, Kind::Identities, Kind::Nodes, Kind::Addresses];
+        let elsewhere = match layer {
+            Layer::State => Some(Kind::Identities),
+            // Its store is that of the state.
+            Layer::Cache => Some(Kind::Clusters),
+            Layer::Mesh => None,
+        };
+        let kinds = kinds.into_iter().filter(move |kind| Some(*kind) != elsewhere);
         kinds.map(move |kind| Self { kind, layer })
     }
 
     /// The prefix below which its entries lie in their store.
     pub fn prefix(self) -> String {
         let state = match self.kind {
+            Kind::Clusters => return format!("{}/", keys::CLUSTER_CONFIG),
             Kind::Identities => keys::IDENTITIES,
             Kind::Nodes => keys::NODES,
             Kind::Addresses => keys::IPS,
@@ -99,6 +108,10 @@ impl Node {
         let refused = |node: &Self| node.remote.as_ref().map(|remote| remote.refused().total());
         let before = refused(self);
         let altered = match feed.kind {
+            Kind::Clusters => {
+                self.with_remote(|remote, _| remote.apply_clusters(feed.layer, batch));
+                None
+            }
             Kind::Identities => {
                 self.identities.allocator.apply_copies(batch);
                 self.learn_copies(batch);
@@ -176,6 +189,8 @@ impl Node {
     /// Keys of a feed that are known, as their store has them, and whether each is under a lease.
     pub fn feed_keys(&self, feed: Feed) -> Vec<(Arc<str>, bool)> {
         let keys = match (feed.kind, &self.remote) {
+            // They are read before anything that they say something about.
+            (Kind::Clusters, _) => Vec::new(),
             (Kind::Identities, _) => self.identities.allocator.copied_keys(feed.layer),
             (Kind::Nodes, Some(remote)) => remote.node_keys(feed.layer),
             (Kind::Addresses, Some(remote)) => remote.address_keys(feed.layer),

@@ -6,11 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use villus_api::model::{ClusterMeshStatus, RemoteCluster, RemoteClusterConfig, RemoteClusterSynced};
 use villus_config::Config;
 use villus_identity::Layer;
 use villus_kvstore::{Batch, Embedded, Etcd, Item, Pace, Store};
 use villus_labels::MaxConnectedClusters;
-use villus_mesh::{Board, Kind, Layout, Mesh, MeshStatus, Own, Settings, State, remotes::RemoteConfig};
+use villus_mesh::{
+    Board, Kind, Layout, Mesh, MeshStatus, Own, RemoteStatus, Settings, State, remotes::RemoteConfig,
+};
 use villus_table::{Backoff, Stop};
 
 use super::{Feed, SharedStore, feed};
@@ -171,6 +174,39 @@ pub(crate) async fn end(agent: Agent) {
     }
 }
 
+fn remote_cluster(remote: RemoteStatus) -> RemoteCluster {
+    let synced = |kind| {
+        let mut of = remote.prefixes.iter().filter(|one| one.kind == kind);
+        of.any(|one| one.state == State::Synced)
+    };
+    let synced = RemoteClusterSynced {
+        nodes: synced(Kind::Nodes),
+        services: true,
+        identities: synced(Kind::Identities),
+        endpoints: synced(Kind::Addresses),
+    };
+    RemoteCluster {
+        ready: remote.ready,
+        connected: remote.connected,
+        num_nodes: remote.num_nodes,
+        num_shared_services: remote.num_shared_services,
+        num_identities: remote.num_identities,
+        num_endpoints: remote.num_endpoints,
+        num_failures: remote.num_failures,
+        last_failure: remote.last_failure.map(|at| at.to_string()),
+        config: RemoteClusterConfig {
+            required: true,
+            retrieved: remote.config.retrieved,
+            cluster_id: remote.config.cluster_id,
+            kvstoremesh: remote.config.kvstoremesh,
+            sync_canaries: remote.config.sync_canaries,
+        },
+        synced,
+        name: remote.name,
+        status: remote.refused.or(remote.file).unwrap_or(remote.status),
+    }
+}
+
 impl Node {
     /// What a feed told is not told any more.
     fn drop_feed(&mut self, feed: Feed) {
@@ -197,6 +233,13 @@ impl Node {
         let directory = status.directory.into_iter();
         let lines: Vec<String> = directory.chain(status.remotes.iter().flat_map(|one| one.lines())).collect();
         Some((head, lines.join("\n")))
+    }
+
+    /// The same for programs.
+    pub fn mesh_status(&self) -> Option<ClusterMeshStatus> {
+        let status = self.mesh.as_ref()?.status();
+        let clusters = status.remotes.into_iter().map(remote_cluster).collect();
+        Some(ClusterMeshStatus { clusters, num_global_services: 0 })
     }
 
     /// Adds the figures of ClusterMesh.

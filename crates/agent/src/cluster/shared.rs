@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use villus_config::Config;
-use villus_identity::{Publisher, PublisherConfig};
+use villus_identity::{Clusters, Publisher, PublisherConfig};
 use villus_kvstore::{
     ClusterConfig, ClusterSize, Etcd, EtcdOptions, Guard, Header, NodeEntry, Pace, Status, Store, Witness,
 };
+use villus_labels::MaxConnectedClusters;
 use villus_table::{Backoff, Stop};
 
 use crate::AgentError;
@@ -25,6 +26,8 @@ pub(crate) struct SharedStore {
     pub size: ClusterSize,
     pub pace: Pace,
     pub publisher: Arc<Publisher>,
+    /// What other clusters say of themselves.
+    pub others: Clusters,
     /// What was seen of the store before the start.
     pub seen: Option<Header>,
     pub stop: Stop,
@@ -77,8 +80,13 @@ impl SharedStore {
             pace: pace.clone(),
         };
         let publisher = Arc::new(Publisher::new(store.clone(), settings));
+        let numbering =
+            MaxConnectedClusters::from_number(config.node.max_connected_clusters).map_err(|error| {
+                AgentError::Option { option: "max-connected-clusters", reason: error.to_string() }
+            })?;
+        let others = Clusters::new(cluster, config.node.cluster_id, numbering);
         let (health, stop, witness) = (Mutex::default(), Stop::new(), Mutex::new(witness));
-        Ok(Some(Self { etcd, guard, store, size, pace, publisher, seen, stop, health, witness }))
+        Ok(Some(Self { etcd, guard, store, size, pace, publisher, others, seen, stop, health, witness }))
     }
 
     /// How it was when it was last looked at.

@@ -7,7 +7,7 @@ use villus_identity::Layer;
 use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store};
 
 use super::SharedStore;
-use super::feed::Feed;
+use super::feed::{Feed, Kind};
 use crate::agent::Agent;
 
 /// Between two looks at a store that is well, and at one that is not, in a cluster of one node.
@@ -42,6 +42,12 @@ async fn follow(
     let Ok(keys) = agent.with(move |node| node.feed_keys(feed)).await else { return };
     let witness = shared.witness().filter(|_| feed.layer != Layer::Mesh);
     let past = Past { keys, seen, witness };
+    let judged = feed.kind != Kind::Clusters;
+    let mut others = shared.others.changes(feed.layer);
+    if judged {
+        shared.others.heard(feed.layer).await;
+        others.mark_unchanged();
+    }
     let mut follow = Follow::resume(store, &feed.prefix(), shared.pace.clone(), past);
     let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
@@ -50,6 +56,11 @@ async fn follow(
             batch = follow.next() => batch,
             () = sleep_until(due), if due.is_some() => {
                 due = agent.with(|node| node.tick_cluster()).await.unwrap_or_default();
+                continue;
+            }
+            // An error means that the sender is gone, which `shared` prevents.
+            _ = others.changed(), if judged => {
+                follow.again();
                 continue;
             }
         };

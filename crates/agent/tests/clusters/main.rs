@@ -270,6 +270,18 @@ fn a_remote_that_is_removed_counts_for_the_grace_period_and_refusals_are_said() 
         status.contains("clustermesh/nodes/v1/c1/n9")
             && status.contains("has the prefix 10.51.0.0/24 already")
     });
+    // An address of one cluster with an identity of another.
+    let pair = r#"{"IP":"10.51.0.77","Mask":null,"HostIP":"192.168.50.9","ID":131073,"Key":0,"Metadata":""}"#;
+    c1.etcdctl(&["put", "cilium/state/ip/v1/default/10.51.0.77", pair]).unwrap();
+    eventually("the foreign identity is said", || {
+        status(&scene).contains("131073 is no identity of cluster c1, whose configuration says id 1")
+    });
+    let mesh = scene.clusters.0[2].node.client().status(false).unwrap().cluster_mesh.unwrap();
+    let of = |name: &str| mesh.clusters.iter().find(|one| one.name == name).unwrap();
+    let (c2, c9) = (of("c2"), of("c9"));
+    assert!(c2.ready && c2.connected && c2.config.retrieved && c2.config.cluster_id == 2, "{c2:?}");
+    assert!(c2.synced.nodes && c2.synced.endpoints && c2.num_nodes == 1 && c2.num_endpoints > 0, "{c2:?}");
+    assert!(!c9.ready && c9.status.contains("this cluster's own store"), "{c9:?}");
     let metrics = scene.clusters.0[2].node.client().metrics().unwrap();
     let value = |name: &str, target: &str| {
         let of = |metric: &&villus_api::model::MetricValue| {

@@ -10,6 +10,7 @@ mod endpoint;
 mod identity;
 mod mac;
 mod maps;
+mod mesh;
 mod monitor;
 mod operator;
 mod policy;
@@ -29,6 +30,7 @@ pub use endpoint::{
 pub use identity::{Identity, IdentityEndpoints, IpListEntry, IpMetadata, IpQuery, LabelQuery};
 pub use mac::{Mac, MacError};
 pub use maps::{BpfMap, BpfMapEntry, BpfMapList, MetricValue};
+pub use mesh::{ClusterMeshStatus, RemoteCluster, RemoteClusterConfig, RemoteClusterSynced};
 pub use monitor::MonitorQuery;
 pub use operator::{OperatorCollection, OperatorExternal, OperatorStatus};
 pub use policy::{

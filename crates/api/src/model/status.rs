@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use villus_print::StatusLine;
 
-use super::is_default;
+use super::{ClusterMeshStatus, is_default};
 
 /// Query of `GET /healthz`; the header `brief: true` says the same.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct StatusResponse {
     /// Addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipam: Option<IpamStatus>,
+    /// Other clusters whose stores the agent reads itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_mesh: Option<ClusterMeshStatus>,
     /// Events.
     #[serde(rename = "nodeMonitor", skip_serializing_if = "Option::is_none")]
     pub node_monitor: Option<MonitorStatus>,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use villus_identity::{Allocator, AllocatorConfig, Reserved, new_identities};
+use villus_identity::{Allocator, AllocatorConfig, Clusters, Reserved, new_identities};
 use villus_kvstore::{Etcd, EtcdOptions, Event, IpIdentityPair, Op, Store, Txn, keys};
 use villus_labels::{Labels, MaxConnectedClusters};
 use villus_table::Backoff;
@@ -303,6 +303,7 @@ fn config(reserved: Reserved) -> Result<AllocatorConfig> {
         stale_grace: Duration::from_secs(3600),
         sync_interval: Duration::from_secs(300),
         reserved,
+        others: Clusters::default(),
     })
 }
 

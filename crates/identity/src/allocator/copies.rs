@@ -182,6 +182,7 @@ fn read(shared: &Shared, entry: &Entry) -> Result<(NumericIdentity, Labels), Str
     if shared.range.contains(&number.0) {
         return Err(format!("{number} is an identity of this cluster, the copy is of {cluster}"));
     }
+    shared.config.others.may_have(Layer::of(&entry.key), &cluster, number)?;
     let labels = labels_of(entry)?;
     // Two clusters with one range: the first one's identities are not changed under its endpoints' feet.
     let state = shared.state();

@@ -22,7 +22,7 @@ use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity
 use villus_table::Stop;
 
 use self::state::State;
-use crate::{error::AllocateError, identities::Identities, reserved::Reserved};
+use crate::{clusters::Clusters, error::AllocateError, identities::Identities, reserved::Reserved};
 
 /// How an allocator goes about it.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct AllocatorConfig {
     pub sync_interval: Duration,
     /// Identities that resolve without the store.
     pub reserved: Reserved,
+    /// What other clusters say of themselves.
+    pub others: Clusters,
 }
 
 /// What is known from before the start.

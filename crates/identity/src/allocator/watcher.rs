@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use villus_kvstore::{Batch, Entry, Follow, Item, Past, Relisted, keys};
-use villus_labels::{Labels, NumericIdentity, Scope};
+use villus_labels::{KEY_CLUSTER, Labels, NumericIdentity, Scope};
 use villus_table::{Source, Write};
 
 use super::{KnownIdentities, Shared, master_key, state::State};
+use crate::remote::Layer;
 
 /// The largest value that is read; labels of a workload have some hundred bytes.
 const MAX: usize = 64 << 10;
@@ -33,7 +34,20 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
     let mut follow = Follow::resume(Arc::clone(&shared.store), &prefix, pace, past);
     let mut source = Some(source);
     let mut held = shared.held.subscribe();
-    while let Some(batch) = follow.next().await {
+    let others = &shared.config.others;
+    others.heard(Layer::State).await;
+    let mut others = others.changes(Layer::State);
+    others.mark_unchanged();
+    loop {
+        let batch = tokio::select! {
+            batch = follow.next() => batch,
+            // An error means that the sender is gone, which `shared` prevents.
+            _ = others.changed() => {
+                follow.again();
+                continue;
+            }
+        };
+        let Some(batch) = batch else { return };
         // An error means that the sender is gone, which `shared` prevents.
         let _ = held.wait_for(|held| !held).await;
         let lost = apply(&shared, &batch);
@@ -91,7 +105,11 @@ fn end(state: &mut State, write: &mut Write<'_, NumericIdentity, Labels>, number
 
 fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &Entry) {
     // Other clusters' are ordinary here: a mesh copies them beside this cluster's, and so do people.
-    match read(entry).and_then(|(number, labels)| not_ours(shared, number, labels)) {
+    let read = read(entry).and_then(|(number, labels)| {
+        is_its_clusters(shared, number, &labels)?;
+        not_ours(shared, number, labels)
+    });
+    match read {
         Ok((number, labels)) => {
             let mut state = shared.state();
             state.accept(&entry.key);
@@ -109,6 +127,12 @@ fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &
             }
         }
     }
+}
+
+/// Refuses a number that is not in the range of the cluster that the labels name.
+fn is_its_clusters(shared: &Shared, number: NumericIdentity, labels: &Labels) -> Result<(), String> {
+    let cluster = labels.get(KEY_CLUSTER).map(|label| label.value());
+    cluster.map_or(Ok(()), |cluster| shared.config.others.may_have(Layer::State, cluster, number))
 }
 
 /// Refuses other labels for a number that this node uses: its endpoints are judged by theirs.

@@ -173,6 +173,7 @@ impl Remote {
                 return Err(format!("{identity} is an identity of this cluster, the address is of {space}"));
             }
         }
+        self.config.others.may_have(layer, space, identity)?;
         let writer = format!("cilium-global:{}:{}:", self.config.cluster, self.config.node);
         Ok(AddressRecord {
             prefix,

@@ -33,7 +33,7 @@ pub use layer::Layer;
 pub use record::{RecordChange, RemoteRecord};
 pub use refused::Refused;
 
-use crate::{ipcache::Ipcache, local::NodeIdentities, nodes::Nodes};
+use crate::{clusters::Clusters, ipcache::Ipcache, local::NodeIdentities, nodes::Nodes};
 use echoes::Echoes;
 use nodes::Member;
 use record::Touched;
@@ -62,6 +62,8 @@ pub struct RemoteConfig {
     pub node_labels: bool,
     /// Whether prefixes mean nodes by their addresses (`policy-cidr-match-mode=nodes`).
     pub node_prefixes: bool,
+    /// What other clusters say of themselves.
+    pub others: Clusters,
 }
 
 /// Whose a key is.
@@ -195,6 +197,16 @@ impl Remote {
             .chain(echoes.map(|(key, _, echo)| (key, echo.leased)))
             .map(|(key, leased)| (layer.of_state(key).into(), leased))
             .collect()
+    }
+
+    /// Takes in changes of what other clusters say of themselves.
+    pub fn apply_clusters(&mut self, layer: Layer, batch: &Batch) {
+        for (key, outcome) in self.config.others.apply(layer, batch) {
+            match outcome {
+                Ok(()) => self.refused.accept(&key),
+                Err(reason) => self.refused.refuse(&key, reason),
+            }
+        }
     }
 
     /// An entry among copies is another cluster's, or it is none.

@@ -93,9 +93,11 @@ impl Remote {
         let key = Layer::in_state(&entry.key);
         let node = NodeEntry::read(&key, &entry.value).map_err(|error| error.to_string())?;
         let ours = self.config.cluster_id;
-        if Layer::of(&entry.key) != Layer::State {
+        let layer = Layer::of(&entry.key);
+        if layer != Layer::State {
             self.must_be_another_clusters(&node.cluster)?;
         }
+        self.config.others.may_say(layer, &node.cluster, node.cluster_id)?;
         if node.cluster != self.config.cluster && node.cluster_id == ours && ours != 0 {
             return Err(format!(
                 "a node of cluster {} says cluster-id {ours}, which is this cluster's; give one of them another",

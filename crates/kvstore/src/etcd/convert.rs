@@ -15,8 +15,15 @@ use crate::{
 
 /// Largest message that is taken: pages of the largest values that etcd stores by default (1.5 MiB each).
 pub(super) const MAX_MESSAGE: usize = 512 << 20;
+/// What a message that is larger is refused with.
+const TOO_LARGE: &str = "message length too large";
 /// Read to learn the header; it need not be there.
 pub(super) const PROBE: &str = "cilium/.heartbeat";
+
+/// Whether an answer was refused because it was larger than [`MAX_MESSAGE`].
+pub(super) fn is_too_large(reason: &str) -> bool {
+    reason.contains(TOO_LARGE)
+}
 
 /// The range of the keys that begin with `prefix` and come after `after`: first key, key behind the last.
 pub(super) fn range(prefix: &str, after: Option<&str>) -> (Vec<u8>, Vec<u8>) {

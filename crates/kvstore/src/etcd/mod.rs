@@ -24,8 +24,8 @@ pub use options::{EtcdOptions, EtcdTls, OptionsError};
 
 use crate::{
     error::StoreError,
-    model::{Header, LeaseId, LeasePurpose, Listing, Page, Status, Txn, TxnOutcome},
-    store::{Store, Watch},
+    model::{Header, LeaseId, LeasePurpose, Page, Status, Txn, TxnOutcome},
+    store::{PAGE, Store, Watch},
 };
 use connection::Connection;
 use watch::EtcdWatch;
@@ -120,17 +120,24 @@ impl Store for Etcd {
     ) -> Result<Page, StoreError> {
         let (from, end) = convert::range(prefix, after);
         let limit = limit.min(self.0.connection.page());
-        let options = GetOptions::new()
-            .with_range(end)
-            .with_limit(i64::try_from(limit).unwrap_or(0))
-            .with_revision(i64::try_from(revision).unwrap_or(i64::MAX));
-        let asked = |client: Client| {
-            // A page of large values may be larger than what gRPC takes by default.
-            let mut kv = client.kv_client().max_decoding_message_size(convert::MAX_MESSAGE);
-            let (from, options) = (from.clone(), options.clone());
-            async move { kv.get(from, Some(options)).await }
+        let options =
+            GetOptions::new().with_range(end).with_revision(i64::try_from(revision).unwrap_or(i64::MAX));
+        let list = async |limit: usize| {
+            let options = options.clone().with_limit(i64::try_from(limit).unwrap_or(0));
+            let asked = |client: Client| {
+                // A page of large values may be larger than what gRPC takes by default.
+                let mut kv = client.kv_client().max_decoding_message_size(convert::MAX_MESSAGE);
+                let (from, options) = (from.clone(), options.clone());
+                async move { kv.get(from, Some(options)).await }
+            };
+            self.0.connection.read("list", asked).await
         };
-        let answer = self.0.connection.read("list", asked).await;
+        let answer = match list(limit).await {
+            Err(StoreError::Unavailable { reason, .. }) if limit > PAGE && convert::is_too_large(&reason) => {
+                list(PAGE).await
+            }
+            answer => answer,
+        };
         let response = match answer {
             Ok(response) => response,
             Err(StoreError::Compacted { .. }) => {
@@ -141,19 +148,6 @@ impl Store for Etcd {
         let page = convert::page(response)?;
         self.note(page.header);
         Ok(page)
-    }
-
-    async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let limit = self.0.connection.page();
-        let mut page = self.list_page(prefix, None, limit, 0).await?;
-        let header = page.header;
-        let mut entries = page.entries;
-        while page.more {
-            let after = entries.last().map(|entry| entry.key.clone());
-            page = self.list_page(prefix, after.as_deref(), limit, header.revision).await?;
-            entries.append(&mut page.entries);
-        }
-        Ok(Listing { entries, header })
     }
 
     async fn watch(&self, prefix: &str, from: u64) -> Result<Box<dyn Watch>, StoreError> {

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 use x509_parser::{pem::parse_x509_pem, time::ASN1Time};
 
-use crate::store::PAGE;
+use crate::pages::LARGEST_PAGE;
 
 /// How to reach a cluster of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct EtcdOptions {
     pub bootstrap_qps: u32,
     /// Requests that may be under way at once (`etcd.maxInflight`); 0 as many as `qps`.
     pub max_inflight: u32,
-    /// Keys per page of a list (`etcd.limit`).
+    /// Keys per page of a list, at most (`etcd.limit`).
     pub page: usize,
     /// How often an idle connection is tried (`etcd.keepaliveHeartbeat`).
     pub keepalive_heartbeat: Duration,
@@ -122,7 +122,7 @@ impl EtcdOptions {
             qps: 20,
             bootstrap_qps: 10_000,
             max_inflight: 0,
-            page: PAGE,
+            page: LARGEST_PAGE,
             keepalive_heartbeat: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(25),
         }
@@ -156,7 +156,7 @@ impl EtcdOptions {
         read.qps = number("etcd.qps", read.qps)?;
         read.bootstrap_qps = number("etcd.bootstrapQps", read.bootstrap_qps.max(read.qps))?;
         read.max_inflight = number("etcd.maxInflight", read.qps)?;
-        read.page = number("etcd.limit", 256)? as usize;
+        read.page = number("etcd.limit", LARGEST_PAGE as u32)? as usize;
         let seconds = |key: &str, default: Duration| match options.get(key) {
             None => Ok(default),
             Some(text) => {

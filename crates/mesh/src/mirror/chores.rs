@@ -40,7 +40,7 @@ impl Mirror {
         if !due || !current || self.before_sweep != 0 || !self.remote_is_complete().await {
             return;
         }
-        if self.table.unclaimed().is_empty() {
+        if self.table.count_unclaimed() == 0 {
             self.sweep_at = None;
             return;
         }
@@ -126,7 +126,7 @@ impl Mirror {
         self.status.entries = self.table.len() as u64;
         self.status.pending = self.push.pending() as u64;
         let left = self.sweep_at.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
-        self.status.held = if left.is_some() { self.table.unclaimed().len() as u64 } else { 0 };
+        self.status.held = if left.is_some() { self.table.count_unclaimed() as u64 } else { 0 };
         self.status.held_until = left.and_then(|left| jiff::Timestamp::now().checked_add(left).ok());
         self.status.dropped.clear();
         for (reason, count) in self.sources.iter().flat_map(|source| &source.dropped) {

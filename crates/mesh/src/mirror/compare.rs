@@ -7,8 +7,11 @@ use std::{sync::Arc, time::Instant};
 
 use villus_kvstore::StoreError;
 
-use super::{Mirror, PIECE};
+use super::Mirror;
 use crate::status::State;
+
+/// Copies that are looked at together.
+const PIECE: usize = 1000;
 
 /// How far a comparison is.
 #[derive(Default)]

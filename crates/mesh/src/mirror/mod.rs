@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use villus_kvstore::{Entry, Event, Header, Pace, Pull, Pulled, Relisted, Store, StoreError};
+use villus_kvstore::{Entry, Event, Header, Pace, Pages, Pull, Pulled, Relisted, Store, StoreError};
 use villus_table::Stop;
 
 use crate::{
@@ -28,8 +28,6 @@ use crate::{
 };
 use compare::Comparison;
 
-/// Entries of a list that come together from the local store.
-const PIECE: usize = 1000;
 /// Nudges of single identities beyond which all are judged again.
 const SINGLY: usize = 64;
 /// How often what nobody waits for is looked at.
@@ -215,17 +213,12 @@ impl Mirror {
     /// Takes down what lies in the local store.
     async fn read_local(&mut self) -> Result<(), StoreError> {
         self.table = Table::default();
-        let target = self.plan.target.clone();
-        let mut page = self.plan.local.list_page(&target, None, PIECE, 0).await?;
-        let revision = page.header.revision;
-        loop {
-            for entry in &page.entries {
-                self.take_down(entry);
-            }
-            let (true, Some(last)) = (page.more, page.entries.last()) else { return Ok(()) };
-            let after = Arc::clone(&last.key);
-            page = self.plan.local.list_page(&target, Some(&after), PIECE, revision).await?;
+        let local = Arc::clone(&self.plan.local);
+        let mut pages = Pages::of(&self.plan.target);
+        while let Some(page) = pages.next(local.as_ref()).await? {
+            page.entries.iter().for_each(|entry| self.take_down(entry));
         }
+        Ok(())
     }
 
     fn take_down(&mut self, entry: &Entry) {
@@ -444,7 +437,7 @@ impl Mirror {
     fn act(&mut self, rest: &str, act: Act, value: Option<&Bytes>) {
         match act {
             Act::Keep => {}
-            Act::Put => self.push.set(rest.into(), value.cloned()),
+            Act::Put => self.push.set(self.table.key(rest), value.cloned()),
             Act::Delete => self.push.set(rest.into(), None),
             Act::Reread(source) => self.relist |= 1 << source,
         }
