@@ -201,7 +201,13 @@ pub fn run(only: &str) -> Result<Vec<Row>> {
     let plain = Pair { from: &plain_client.netns, to: v4(5).into() };
 
     let mut rows = Vec::new();
-    let beside = Beside { ours: &ours, baseline: &plain, name: "plain veth routing, no policy", only };
+    let beside = Beside {
+        ours: &ours,
+        baseline: &plain,
+        name: "plain veth routing, no policy",
+        only,
+        rounds: (ROUNDS, SECOND),
+    };
     beside.compare(&mut rows, ("TCP stream", "Gbit/s", Goal::AtLeast(1.05)), stream)?;
     beside.compare(&mut rows, ("request/response, average", "us", Goal::AtMost(1.02)), average)?;
     beside.compare(&mut rows, ("request/response, p99", "us", Goal::AtMost(1.05)), p99)?;
@@ -222,23 +228,23 @@ pub(crate) struct Pair<'a> {
 }
 
 /// Gbit/s of one stream.
-pub(crate) fn stream(pair: &Pair<'_>) -> Result<f64> {
-    load::stream(pair.from, pair.to, SECOND)
+pub(crate) fn stream(pair: &Pair<'_>, time: Duration) -> Result<f64> {
+    load::stream(pair.from, pair.to, time)
 }
 
 /// Average time of request and response, µs.
-pub(crate) fn average(pair: &Pair<'_>) -> Result<f64> {
-    Ok(load::round_trip(pair.from, pair.to, SECOND, Place::Any)?.0)
+pub(crate) fn average(pair: &Pair<'_>, time: Duration) -> Result<f64> {
+    Ok(load::round_trip(pair.from, pair.to, time, Place::Any)?.0)
 }
 
 /// 99th percentile of request and response, µs.
-pub(crate) fn p99(pair: &Pair<'_>) -> Result<f64> {
-    Ok(load::round_trip(pair.from, pair.to, SECOND, Place::Any)?.1)
+pub(crate) fn p99(pair: &Pair<'_>, time: Duration) -> Result<f64> {
+    Ok(load::round_trip(pair.from, pair.to, time, Place::Any)?.1)
 }
 
 /// Connections a second.
-pub(crate) fn connections(pair: &Pair<'_>) -> Result<f64> {
-    load::connections(pair.from, pair.to, SECOND)
+pub(crate) fn connections(pair: &Pair<'_>, time: Duration) -> Result<f64> {
+    load::connections(pair.from, pair.to, time)
 }
 
 /// What a ratio to the baseline must be.
@@ -260,6 +266,8 @@ pub(crate) struct Beside<'a> {
     pub(crate) name: &'a str,
     /// Cases whose name does not contain this are left out.
     pub(crate) only: &'a str,
+    /// How many rounds, and how long each measurement in them.
+    pub(crate) rounds: (usize, Duration),
 }
 
 impl Beside<'_> {
@@ -268,18 +276,19 @@ impl Beside<'_> {
         &self,
         rows: &mut Vec<Row>,
         (case, unit, goal): (&str, &str, Goal),
-        measure: impl Fn(&Pair<'_>) -> Result<f64>,
+        measure: impl Fn(&Pair<'_>, Duration) -> Result<f64>,
     ) -> Result<()> {
         if !case.contains(self.only) {
             return Ok(());
         }
         let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
-        measure(self.ours)?;
-        measure(self.baseline)?;
-        for _ in 0..ROUNDS {
-            a.push(measure(self.ours)?);
-            b.push(measure(self.baseline)?);
-            c.push(measure(self.baseline)?);
+        let (rounds, time) = self.rounds;
+        measure(self.ours, time)?;
+        measure(self.baseline, time)?;
+        for _ in 0..rounds {
+            a.push(measure(self.ours, time)?);
+            b.push(measure(self.baseline, time)?);
+            c.push(measure(self.baseline, time)?);
         }
         let (a, b, c) = (median(a), median(b), median(c));
         let ratio = a / b;

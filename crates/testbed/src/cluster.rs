@@ -153,7 +153,10 @@ impl Member {
         }
         let pins = Arc::new(Pins::detached().unwrap());
         let maps = Arc::new(Maps::open(&pins, &sizes()).unwrap());
-        let object = Object::load(&pins, &maps, &Hook::ALL).unwrap();
+        let object = match std::env::var_os("VILLUS_BENCH_OBJECT") {
+            Some(file) => Object::load_from(&std::fs::read(file).unwrap(), &pins, &maps, &Hook::ALL).unwrap(),
+            None => Object::load(&pins, &maps, &Hook::ALL).unwrap(),
+        };
         let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 4096).unwrap());
         let member = Self { number, host, pod, maps, object, pins, policies };
         let tunnel = member.prepare(between);
