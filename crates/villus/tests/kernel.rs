@@ -12,10 +12,11 @@ use std::{
 
 use common::{Said, command, villus};
 use villus_abi::{
-    Direction, Endpoint, IpcacheKey, IpcacheValue, Local, PolicyEntry, PolicyKey,
+    Direction, Endpoint, IpcacheKey, IpcacheValue, Local, Nat, NatKey4, PolicyEntry, PolicyKey,
     endpoint::{FLAG_ACTIVE, FLAG_AUDIT_INGRESS},
+    time::from_secs,
 };
-use villus_datapath::{Entries, Maps, Pins, PolicyMaps, Sizes, view_policy};
+use villus_datapath::{Entries, Maps, Pins, PolicyMaps, Sizes, now, view_policy};
 use villus_testbed::{alone, eventually};
 
 const IN: Direction = Direction::Ingress;
@@ -34,9 +35,12 @@ struct Kernel {
 
 impl Kernel {
     fn new() -> Self {
+        Self::with(Sizes { endpoints: 1024, ct_tcp: 1024, ct_any: 1024, frags: 1024, ..Sizes::default() })
+    }
+
+    fn with(sizes: Sizes) -> Self {
         let root = PathBuf::from("/tmp/bpf");
         let pins = Arc::new(Pins::open(&root).unwrap());
-        let sizes = Sizes { endpoints: 1024, ct_tcp: 1024, ct_any: 1024, frags: 1024, ..Sizes::default() };
         let maps = Arc::new(Maps::open(&pins, &sizes).unwrap());
         let policies = PolicyMaps::open(pins.clone(), maps.clone(), 2048).unwrap();
         Self { root, pins, maps, policies }
@@ -249,6 +253,42 @@ fn other_maps_are_listed() {
     let entries = squeezed(&kernel.villus(&["map", "get", "cilium_policy_00007"]).ok());
     assert_eq!(entries, ["Key Value State Error", "ingress from ANY, ANY Allow 0 0"]);
     assert!(kernel.villus(&["map", "get", "nothing"]).fails(1).contains("villus map list"));
+}
+
+#[test]
+fn masqueraded_packets_are_listed_and_forgotten() {
+    alone!();
+    let kernel = Kernel::with(Sizes { endpoints: 1024, nat: 1024, ..Sizes::default() });
+    assert_eq!(kernel.villus(&["bpf", "nat", "list"]).ok(), "");
+    let word = |octets: [u8; 4]| u32::from_ne_bytes(octets);
+    let out = NatKey4 {
+        src: word([10, 15, 0, 7]),
+        dst: word([192, 0, 2, 9]),
+        sport: 40_000_u16.to_be(),
+        dport: 443_u16.to_be(),
+        proto: 6,
+        ..NatKey4::default()
+    };
+    let lent = Nat {
+        addr: [word([192, 0, 2, 1]), 0, 0, 0],
+        port: 50_000_u16.to_be(),
+        created: now(),
+        expires: now().wrapping_add(from_secs(8000)),
+        ..Nat::default()
+    };
+    kernel.maps.nat.as_ref().unwrap().nat4.insert(&out, &lent).unwrap();
+    let listed = kernel.villus(&["bpf", "nat", "list"]).ok();
+    assert!(
+        listed.starts_with("TCP OUT 10.15.0.7:40000 -> 192.0.2.9:443 XLATE_SRC 192.0.2.1:50000 Created="),
+        "{listed}"
+    );
+    let json = kernel.villus(&["bpf", "nat", "list", "-n", "-o", "json"]).ok();
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&rows[0]["protocol"], &rows[0]["becomes"]), (&"6".into(), &"192.0.2.1:50000".into()));
+    let flush = |args: &[&str]| kernel.villus(&[&["bpf", "nat", "flush"], args].concat()).ok();
+    assert_eq!(flush(&["--dry-run"]), "would forget 1 entries\n");
+    assert_eq!(flush(&[]), "1 entries forgotten\n");
+    assert_eq!(kernel.villus(&["bpf", "nat", "list"]).ok(), "");
 }
 
 #[test]
