@@ -27,7 +27,9 @@ mod plain;
 mod residue;
 mod sandbox;
 mod sctp;
+mod surroundings;
 mod tally;
+mod translate;
 mod workload;
 
 pub use association::SctpAssociation;

@@ -21,16 +21,14 @@ use villus_datapath::{
     AttachMode, EventRing, Flows, Hook, Links, Mappings, Maps, Object, Pins, PolicyMaps, Sizes, hand_insert,
     hand_remove,
 };
-use villus_net::{
-    Delivery, DeviceChoice, Journal, Mac, Masquerade, NodeNetwork, NodeState, Recorder, SystemPaths,
-    remove_masquerade,
-};
+use villus_net::{Delivery, Journal, Mac, remove_masquerade};
 
 use crate::{
-    host::{Host, join},
+    host::Host,
     party::Addresses,
     residue::Residue,
     sandbox::eventually,
+    surroundings::{prepare_network, state_of, surroundings},
     workload::{Kind, Workload},
 };
 
@@ -358,9 +356,7 @@ impl Node {
         port: u16,
         proto: u8,
     ) -> PolicyKey {
-        let key = PolicyKey::new(identity, port, proto, direction);
-        hand_insert(&self.pins, &self.maps, workload.id, &key, &PolicyEntry::ALLOW).unwrap();
-        key
+        self.write(workload.id, PolicyKey::new(identity, port, proto, direction), &PolicyEntry::ALLOW)
     }
 
     /// Writes an entry that denies.
@@ -372,8 +368,11 @@ impl Node {
         port: u16,
         proto: u8,
     ) -> PolicyKey {
-        let key = PolicyKey::new(identity, port, proto, direction);
-        hand_insert(&self.pins, &self.maps, workload.id, &key, &PolicyEntry::DENY).unwrap();
+        self.write(workload.id, PolicyKey::new(identity, port, proto, direction), &PolicyEntry::DENY)
+    }
+
+    fn write(&self, id: u16, key: PolicyKey, entry: &PolicyEntry) -> PolicyKey {
+        hand_insert(&self.pins, &self.maps, id, &key, entry).unwrap();
         key
     }
 
@@ -411,17 +410,9 @@ impl Node {
         };
         self.maps.endpoints.insert(&SLOT_HOST, &record).unwrap();
         let links = Links::new(&self.pins);
+        let program = self.object.program(Hook::ToNetwork).unwrap();
         for &uplink in &self.uplinks {
-            self.host
-                .run(|| {
-                    links.attach(
-                        self.object.program(Hook::ToNetwork).unwrap(),
-                        Hook::ToNetwork,
-                        uplink,
-                        self.spec.attach,
-                    )
-                })
-                .unwrap();
+            self.host.run(|| links.attach(program, Hook::ToNetwork, uplink, self.spec.attach)).unwrap();
         }
         self.edit_config(|config| config.flags |= FLAG_HOST_POLICY);
     }
@@ -435,9 +426,7 @@ impl Node {
 
     /// Writes an entry of the node's own policy that allows.
     pub fn host_allow(&self, direction: Direction, identity: u32, port: u16, proto: u8) -> PolicyKey {
-        let key = PolicyKey::new(identity, port, proto, direction);
-        hand_insert(&self.pins, &self.maps, HOST_ID, &key, &PolicyEntry::ALLOW).unwrap();
-        key
+        self.write(HOST_ID, PolicyKey::new(identity, port, proto, direction), &PolicyEntry::ALLOW)
     }
 
     /// Removes an entry of the node's own policy.
@@ -469,52 +458,6 @@ impl Node {
     /// Forgets all flows, so that the next packet of each is a first one.
     pub fn flush_flows(&self) {
         self.flows().remove_if(|_, _| true).unwrap();
-    }
-
-    /// Translates on the node, with the host's own nftables, whatever is sent to `from` so that it reaches `to`.
-    pub fn translate(&self, from: IpAddr, to: IpAddr) {
-        self.service_table();
-        let family = if from.is_ipv4() { "ip" } else { "ip6" };
-        for chain in ["prerouting", "output"] {
-            self.host
-                .nft(&format!("add rule inet services {chain} {family} daddr {from} dnat {family} to {to}"));
-        }
-    }
-
-    /// Publishes a port of the node's own address, as container engines do.
-    pub fn publish(&self, proto: &str, port: u16, to: IpAddr, to_port: u16) {
-        self.service_table();
-        let (family, node, target) = match to {
-            IpAddr::V4(to) => ("ip", IpAddr::V4(Addresses::NODE.v4), format!("{to}:{to_port}")),
-            IpAddr::V6(to) => ("ip6", IpAddr::V6(Addresses::NODE.v6), format!("[{to}]:{to_port}")),
-        };
-        for chain in ["prerouting", "output"] {
-            self.host.nft(&format!(
-                "add rule inet services {chain} {family} daddr {node} {proto} dport {port} dnat {family} to {target}"
-            ));
-        }
-    }
-
-    /// Gives what comes back to its own sender by translation the router's source address, as container engines do.
-    pub fn hairpin(&self, workload: IpAddr) {
-        self.service_table();
-        let (family, router) = if workload.is_ipv4() {
-            ("ip", IpAddr::V4(Addresses::ROUTER.v4))
-        } else {
-            ("ip6", IpAddr::V6(Addresses::ROUTER.v6))
-        };
-        self.host.nft(&format!(
-            "add rule inet services postrouting {family} saddr {workload} {family} daddr {workload} snat {family} to {router}"
-        ));
-    }
-
-    fn service_table(&self) {
-        self.host.nft(
-            "add table inet services; \
-             add chain inet services prerouting { type nat hook prerouting priority dstnat; }; \
-             add chain inet services output { type nat hook output priority -100; }; \
-             add chain inet services postrouting { type nat hook postrouting priority 90; };",
-        );
     }
 
     /// Removes everything in the order of an agent, and checks that nothing of ours is left: neither in the node's
@@ -582,101 +525,4 @@ pub(crate) fn words(bytes: [u8; 16]) -> [u32; 4] {
 
 const fn full(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// The networks around the node, and the node's own device on them.
-fn surroundings(spec: &NodeSpec, host: &Host, outside: &Host, beyond: &Host) {
-    join(host, "up0", outside, "far", 1500);
-    match spec.uplink {
-        UplinkKind::Device => {}
-        UplinkKind::Vlan => {
-            for (host, device) in [(host, "up0"), (outside, "far")] {
-                host.ip(&format!("link add link {device} name {device}.7 type vlan id 7"));
-                host.ip(&format!("link set {device}.7 up"));
-            }
-        }
-        UplinkKind::Bond => {
-            host.ip("link set up0 down");
-            host.ip("link add bond0 type bond mode active-backup miimon 10");
-            host.ip("link set up0 master bond0");
-            host.ip("link set bond0 up");
-        }
-    }
-    let far = if spec.uplink == UplinkKind::Vlan { "far.7" } else { "far" };
-    join(outside, "out0", beyond, "in0", spec.beyond_mtu);
-    for (host, device, addresses) in [
-        (host, spec.uplink.device(), Addresses::NODE),
-        (outside, far, Addresses::OUTSIDE),
-        (outside, "out0", Addresses::OUTSIDE_FAR),
-        (beyond, "in0", Addresses::BEYOND),
-    ] {
-        host.add_address(device, &format!("{}/24", addresses.v4));
-        host.add_address(device, &format!("{}/64", addresses.v6));
-    }
-    outside.forward();
-    for (gateway, (far_gateway, node)) in Addresses::OUTSIDE
-        .all()
-        .into_iter()
-        .zip(Addresses::OUTSIDE_FAR.all().into_iter().zip(Addresses::NODE.all()))
-    {
-        host.default_via(gateway);
-        beyond.default_via(far_gateway);
-        let pool = if gateway.is_ipv4() { "10.9.0.0/24" } else { "fd09::/64" };
-        let virtuals = if gateway.is_ipv4() { "10.96.0.0/24" } else { "fd96::/64" };
-        for net in [pool, virtuals] {
-            outside.ip(&format!("route add {net} via {node}"));
-        }
-    }
-}
-
-/// The node's network as the agent would make it; the uplinks that it finds.
-fn prepare_network(spec: &NodeSpec, journal: &mut Journal) -> Vec<u32> {
-    let state = NodeState::read().unwrap();
-    let uplinks = state.uplinks(&DeviceChoice::default());
-    let names: Vec<String> = uplinks.used.iter().map(|uplink| uplink.name.clone()).collect();
-    assert!(names.contains(&spec.uplink.device().to_owned()), "{uplinks:?}");
-    let nowhere = |name: &str| format!("/nonexistent/{name}").into();
-    let network = NodeNetwork {
-        router_v4: Some(Addresses::ROUTER.v4),
-        router_v6: Some(Addresses::ROUTER.v6),
-        pools: vec!["10.9.0.0/24".parse().unwrap(), "fd09::/64".parse().unwrap()],
-        mtu: 1500,
-        uplinks: names,
-        system: SystemPaths {
-            networkd_state: nowhere("state"),
-            networkd_dir: nowhere("network"),
-            udev_state: nowhere("udev"),
-            sysctl_dir: nowhere("sysctl"),
-            reload: false,
-        },
-    };
-    let mut save = |_: &Journal| Ok(());
-    network.apply(&mut Recorder::new(journal, "memory".as_ref(), &mut save)).unwrap();
-    if !spec.direct && !spec.nat {
-        let masquerade = Masquerade {
-            pools: network.pools.clone(),
-            inner_devices: ["lxc*", "tap*", "near*", "villus_*"].map(str::to_owned).to_vec(),
-            ..Masquerade::default()
-        };
-        masquerade.apply().unwrap();
-    }
-    uplinks.used.iter().map(|uplink| uplink.index).collect()
-}
-
-/// What the node has of devices, addresses, routes, lasting neighbours, rules and parameters.
-fn state_of(host: &Host) -> String {
-    let mut text = String::new();
-    for what in ["-o link", "-o addr", "-4 route", "-6 route", "neigh"] {
-        for line in host.ip(&format!("{what} show")).lines() {
-            if what == "neigh" && !line.contains("PERMANENT") {
-                continue;
-            }
-            text.push_str(line.split(" valid_lft").next().unwrap_or_default().trim());
-            text.push('\n');
-        }
-    }
-    text.push_str(&host.command("nft", &["list", "ruleset"]));
-    let parameters =
-        "cd /proc/sys/net; grep -r . ipv4/ip_forward ipv?/conf/*/forwarding ipv4/conf/*/rp_filter";
-    text + &host.command("sh", &["-c", parameters])
 }
