@@ -128,8 +128,12 @@ struct Work<'a> {
     edits: &'a Edits,
     map: PolicyMap,
     known: Known,
-    /// Keys that are not the agent's: what stands there an operator wrote, and it stays.
+    /// Of the keys to be removed those that are not the agent's: what stands there an operator wrote, and it stays.
     others: BTreeSet<PolicyKey>,
+    /// Of the keys to be added, in their order, whether they were not the agent's: what stands there stays too.
+    new: [Vec<bool>; 2],
+    /// Those of them where something stood.
+    taken: Vec<PolicyKey>,
     added: usize,
     removed: usize,
     result: Result<()>,
@@ -162,9 +166,12 @@ impl PolicyMaps {
                 Err(error) => results.push((*endpoint, Err(error))),
             }
         }
-        let keys = work.iter().flat_map(|work| work.edits.written().map(|key| (work.endpoint, key)));
-        let keys: Vec<(u16, PolicyKey)> = keys.collect();
-        self.written.add_many(&pins, &keys)?;
+        for work in &mut work {
+            for (keys, new) in work.edits.add.iter().zip(&mut work.new) {
+                let new_ones = keys.iter().map(|(key, _)| self.written.add_one(&pins, work.endpoint, *key));
+                *new = new_ones.collect::<Result<_>>()?;
+            }
+        }
         self.step(Step::Recorded)?;
         for work in &mut work {
             work.result = self.widen(work, shapes);
@@ -210,9 +217,20 @@ impl PolicyMaps {
             None => self.slotted(endpoint)?,
         };
         let Some(map) = handle else { return Ok(None) };
-        let keys = edits.written().chain(edits.removed());
-        let others = keys.filter(|key| !self.written.contains(endpoint, key)).collect();
-        Ok(Some(Work { endpoint, edits, map, known, others, added: 0, removed: 0, result: Ok(()) }))
+        let others = edits.removed().filter(|key| !self.written.contains(endpoint, key)).collect();
+        let (new, taken) = Default::default();
+        Ok(Some(Work {
+            endpoint,
+            edits,
+            map,
+            known,
+            others,
+            new,
+            taken,
+            added: 0,
+            removed: 0,
+            result: Ok(()),
+        }))
     }
 
     fn widen(&self, work: &mut Work<'_>, shapes: &mut dyn ShapeSink) -> Result<()> {
@@ -254,13 +272,13 @@ impl PolicyMaps {
     fn end(&mut self, work: Vec<Work<'_>>, results: &mut Vec<(u16, Result<Option<Edited>>)>) -> Result<()> {
         let mut gone: Vec<(u16, PolicyKey)> = Vec::new();
         for work in work {
-            let Work { endpoint, edits, map, mut known, others, added, removed, result } = work;
+            let Work { endpoint, edits, map, mut known, taken, added, removed, result, .. } = work;
             if let Err(error) = result {
                 // All of it stays recorded: some of it may have been written.
                 results.push((endpoint, Err(error)));
                 continue;
             }
-            gone.extend(edits.removed().chain(others).map(|key| (endpoint, key)));
+            gone.extend(edits.removed().chain(taken).map(|key| (endpoint, key)));
             known.entries = (known.entries + added).saturating_sub(removed);
             let edited =
                 Edited { added, removed, shapes: known.shapes, size: (known.entries, known.capacity) };
@@ -281,15 +299,14 @@ impl PolicyMaps {
 impl Work<'_> {
     /// What is to be written in one stage. What stands under a key that is not the agent's stays.
     fn orders(&self, stage: usize) -> impl Iterator<Item = Order> + '_ {
-        let add = self.edits.add.get(stage).filter(|_| self.result.is_ok());
-        add.into_iter().flatten().map(|(key, entry)| {
-            let how = if self.others.contains(key) { Update::NoExist } else { Update::Any };
+        let add = self.edits.add.get(stage).zip(self.new.get(stage)).filter(|_| self.result.is_ok());
+        add.into_iter().flat_map(|(add, new)| add.iter().zip(new)).map(|((key, entry), new)| {
+            let how = if *new { Update::NoExist } else { Update::Any };
             Order { endpoint: self.endpoint, key: *key, entry: *entry, how }
         })
     }
 
-    /// Takes note of what became of orders, and writes what is undone. Keys that turned out to be free are the agent's from
-    /// now on.
+    /// Takes note of what became of orders, and writes what is undone.
     fn settle(&mut self, told: &[(Order, Outcome)]) -> Result<()> {
         for (order, outcome) in told {
             let is_written = match (outcome, order.how) {
@@ -298,8 +315,9 @@ impl Work<'_> {
                 (told, _) => *told == Outcome::Written,
             };
             if is_written {
-                self.others.remove(&order.key);
                 self.added += 1;
+            } else {
+                self.taken.push(order.key);
             }
         }
         Ok(())

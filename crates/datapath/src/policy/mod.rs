@@ -17,7 +17,7 @@ mod written;
 
 use std::{
     cell::OnceCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     os::fd::{AsFd, AsRawFd},
     sync::Arc,
@@ -139,7 +139,7 @@ pub struct PolicyMaps {
     maps: Arc<Maps>,
     written: Written,
     /// Maps that were written whole and hold what was written.
-    known: BTreeMap<u16, Known>,
+    known: HashMap<u16, Known>,
     most: u32,
     /// Made when it is first needed; nothing where the kernel does not take its program.
     writer: OnceCell<Option<Writer>>,
@@ -165,7 +165,7 @@ impl PolicyMaps {
         let _lock = pins.lock()?;
         pins.sweep()?;
         let written = Written::open(&pins)?;
-        let (known, writer) = (BTreeMap::new(), OnceCell::new());
+        let (known, writer) = (HashMap::new(), OnceCell::new());
         let mut this = Self { pins, maps, written, known, most, writer, on_step: None };
         let slots: BTreeMap<u32, u32> = this.maps.policies.entries()?.into_iter().collect();
         let mut unslotted = Vec::new();

@@ -8,7 +8,7 @@
 //! a page of one endpoint: a word that says whose it is, then keys.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     os::fd::AsFd,
     sync::atomic::Ordering,
 };
@@ -175,23 +175,25 @@ impl Written {
 
     /// Records keys of many endpoints that are about to be written.
     pub(crate) fn add_many(&mut self, pins: &Pins, keys: &[(u16, PolicyKey)]) -> Result<()> {
-        keys.iter().try_for_each(|(endpoint, key)| self.add_one(pins, *endpoint, *key))
+        keys.iter().try_for_each(|(endpoint, key)| self.add_one(pins, *endpoint, *key).map(drop))
     }
 
-    fn add_one(&mut self, pins: &Pins, endpoint: u16, key: PolicyKey) -> Result<()> {
+    /// Records a key that is about to be written; says whether it was not recorded before.
+    pub(crate) fn add_one(&mut self, pins: &Pins, endpoint: u16, key: PolicyKey) -> Result<bool> {
         let known = self.by_endpoint.entry(endpoint).or_default();
-        if known.contains(&key) {
-            return Ok(());
-        }
         if known.free.is_empty() {
+            if known.contains(&key) {
+                return Ok(false);
+            }
             self.take_page(pins, endpoint)?;
         }
-        let Some(known) = self.by_endpoint.get_mut(&endpoint) else { return Ok(()) };
+        let Some(known) = self.by_endpoint.get_mut(&endpoint) else { return Ok(false) };
+        let Entry::Vacant(vacant) = known.places.entry(key) else { return Ok(false) };
         if let Some(at) = known.free.pop() {
-            known.places.insert(key, at);
+            vacant.insert(at);
             self.set(at, pack(&key));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// One more page for an endpoint.
