@@ -52,8 +52,9 @@ pub(crate) struct Compiled {
     stale: bool,
     /// It does not fit; the policy is the last one that did.
     pub(crate) overflow: Option<Overflow>,
-    /// The flags of what stood where something else stands since the last sync.
-    before: BTreeMap<PolicyKey, Option<u8>>,
+    /// The flags of what stood where something else stands since the last sync; of a key that was changed again the first
+    /// count.
+    before: Vec<(PolicyKey, Option<u8>)>,
     pub(crate) version: u64,
 }
 
@@ -88,7 +89,7 @@ impl Subjects {
             policy: Arc::default(),
             stale: true,
             overflow: None,
-            before: BTreeMap::new(),
+            before: Vec::new(),
             version: 0,
         };
         self.ids.insert(subject.clone(), id);
@@ -225,7 +226,9 @@ impl Subjects {
     /// A subject's change since the last time.
     pub(crate) fn take_change(&mut self, id: SubjectId) -> Option<SubjectChange> {
         let compiled = self.by_id.get_mut(&id)?;
-        let before = std::mem::take(&mut compiled.before);
+        let mut before = std::mem::take(&mut compiled.before);
+        before.sort_by_key(|(key, _)| *key);
+        before.dedup_by_key(|(key, _)| *key);
         let edits = before.into_iter().filter_map(|(key, before)| {
             let before = before.map(|flags| PolicyEntry { flags, ..PolicyEntry::ALLOW });
             let after = compiled.policy.entry(&key);
@@ -241,9 +244,7 @@ impl Subjects {
 
 impl Compiled {
     fn remember(&mut self, edits: &[Edit]) {
-        for edit in edits {
-            self.before.entry(edit.key).or_insert(edit.before.map(|entry| entry.flags));
-        }
+        self.before.extend(edits.iter().map(|edit| (edit.key, edit.before.map(|entry| entry.flags))));
     }
 
     fn follow(&mut self, identity: NumericIdentity, numbers: &[u32], compiler: Compiler<'_>) {
@@ -262,7 +263,8 @@ impl Compiled {
             asks.extend(keys.map(|key| (key, number)));
         }
         // An ask may be there twice; what seems not to fit is compiled anew and counted exactly.
-        if self.policy.len_with(identity.0, asks.len()) > compiler.settings.max_entries {
+        let most = compiler.settings.max_entries;
+        if self.policy.len() + asks.len() > most && self.policy.len_with(identity.0, asks.len()) > most {
             self.stale = true;
             return;
         }
