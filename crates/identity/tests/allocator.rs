@@ -1,40 +1,22 @@
 //! Global identities: the protocol's keys to the byte, and what holds among nodes that share a store.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use villus_identity::{
-    AllocateError, Allocator, AllocatorConfig, Clusters, Gc, Identities, Reserved, new_identities,
-};
-use villus_kvstore::{Embedded, Fault, Memory, Store, Verb};
-use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
-use villus_table::Backoff;
+use common::{config, eventually, labels, memory};
+use villus_identity::{AllocateError, Allocator, AllocatorConfig, Gc, Identities, Reserved, new_identities};
+use villus_kvstore::{Embedded, Fault, Store, Verb};
+use villus_labels::{Labels, NumericIdentity};
 
 const IDS: &str = "cilium/state/identities/v1/id/";
 const VALUES: &str = "cilium/state/identities/v1/value/";
 const WEB: &str = "k8s:app=web;k8s:io.cilium.k8s.policy.cluster=c1;";
-
-fn config(node: &str) -> AllocatorConfig {
-    AllocatorConfig {
-        cluster_id: 0,
-        clusters: MaxConnectedClusters::C255,
-        node: node.to_owned(),
-        lease_ttl: Duration::from_secs(900),
-        lock_patience: Duration::from_secs(30),
-        timeout: Duration::from_secs(60),
-        attempts: 16,
-        pace: Backoff::try_new(Duration::from_millis(1), Duration::from_millis(20), 0.5).unwrap().into(),
-        patience: None,
-        stale_grace: Duration::from_secs(3600),
-        sync_interval: Duration::from_secs(300),
-        reserved: Reserved::new(),
-        others: Clusters::default(),
-    }
-}
 
 struct Node {
     allocator: Allocator,
@@ -52,29 +34,10 @@ async fn node(store: &Arc<dyn Store>, address: &str) -> Node {
     node_with(store, config(address)).await
 }
 
-fn labels(text: &str) -> Labels {
-    Labels::parse_kvstore(text).unwrap()
-}
-
-fn memory() -> (Memory, Arc<dyn Store>) {
-    let memory = Memory::new().unwrap();
-    (memory.clone(), Arc::new(memory))
-}
-
 async fn rows(store: &Arc<dyn Store>, prefix: &str) -> Vec<(String, String)> {
     let listing = store.list_prefix(prefix).await.unwrap();
     let row = |entry: &villus_kvstore::Entry| (entry.key.to_string(), entry.text().unwrap().to_owned());
     listing.entries.iter().map(row).collect()
-}
-
-async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
-    for _ in 0..6000 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    unreachable!("{what}");
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 //! memory with a death at every single operation, and on a real etcd by chance.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -12,12 +14,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use villus_identity::{Allocator, AllocatorConfig, Clusters, Gc, Reserved, new_identities};
+use common::{config, labels};
+use villus_identity::{Allocator, AllocatorConfig, Gc, Reserved, new_identities};
 use villus_kvstore::{
     Entry, Etcd, EtcdOptions, Header, LeaseId, LeasePurpose, Locks, Memory, Page, Status, Store, StoreError,
     Txn, TxnOutcome, Watch, keys,
 };
-use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
+use villus_labels::NumericIdentity;
 use villus_table::Backoff;
 use villus_testbed::EtcdServer;
 
@@ -25,21 +28,12 @@ const ONE: &str = "k8s:app=one;";
 const TWO: &str = "k8s:app=two;";
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn config(node: &str) -> AllocatorConfig {
+fn patient(node: &str) -> AllocatorConfig {
     AllocatorConfig {
-        cluster_id: 0,
-        clusters: MaxConnectedClusters::C255,
-        node: node.to_owned(),
-        lease_ttl: Duration::from_secs(900),
         lock_patience: Duration::from_secs(60),
         timeout: PATIENCE,
-        attempts: 16,
         pace: backoff().into(),
-        patience: None,
-        stale_grace: Duration::from_secs(3600),
-        sync_interval: Duration::from_secs(300),
-        reserved: Reserved::new(),
-        others: Clusters::default(),
+        ..config(node)
     }
 }
 
@@ -48,13 +42,9 @@ fn backoff() -> Backoff {
 }
 
 async fn agent(store: Arc<dyn Store>, node: &str) -> Allocator {
-    let allocator = Allocator::start(store, config(node), new_identities(&Reserved::new())).unwrap();
+    let allocator = Allocator::start(store, patient(node), new_identities(&Reserved::new())).unwrap();
     tokio::time::timeout(PATIENCE, allocator.synced()).await.unwrap();
     allocator
-}
-
-fn labels(text: &str) -> Labels {
-    Labels::parse_kvstore(text).unwrap()
 }
 
 /// What the store says: master keys by number, and the numbers that nodes use for each label set.

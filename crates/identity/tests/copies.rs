@@ -1,9 +1,12 @@
 //! Other clusters' entries, told by one layer or by several: whatever layer comes or goes, what one of them tells counts.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use bytes::Bytes;
+use common::{config, eventually, labels};
 use proptest::prelude::*;
 use villus_identity::{
     Allocator, AllocatorConfig, Clusters, Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes,
@@ -13,8 +16,7 @@ use villus_kvstore::{
     AddressKind, Batch, ClusterConfig, Entry, IpIdentityPair, Item, Memory, NodeAddress, NodeEntry, Relisted,
     Store,
 };
-use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
-use villus_table::Backoff;
+use villus_labels::{MaxConnectedClusters, NumericIdentity};
 
 /// The first numbers of clusters 1, this one, and 2.
 const OWN: u32 = 65_536;
@@ -279,48 +281,16 @@ fn what_is_not_in_its_clusters_range_is_refused_in_every_layer_and_taken_when_th
 
 // --- identities ---
 
-fn config() -> AllocatorConfig {
-    AllocatorConfig {
-        cluster_id: 1,
-        clusters: MaxConnectedClusters::C255,
-        node: "10.0.1.1".to_owned(),
-        lease_ttl: Duration::from_secs(900),
-        lock_patience: Duration::from_secs(30),
-        timeout: Duration::from_secs(60),
-        attempts: 16,
-        pace: Backoff::try_new(Duration::from_millis(1), Duration::from_millis(20), 0.5).unwrap().into(),
-        patience: None,
-        stale_grace: Duration::from_secs(3600),
-        sync_interval: Duration::from_secs(300),
-        reserved: Reserved::new(),
-        others: Clusters::default(),
-    }
-}
-
 async fn allocator(store: &Memory) -> (Allocator, Identities) {
-    let config = config();
+    let config = AllocatorConfig { cluster_id: 1, ..config("10.0.1.1") };
     let table = new_identities(&config.reserved);
     let allocator = Allocator::start(Arc::new(store.clone()), config, table.clone()).unwrap();
     allocator.synced().await;
     (allocator, table)
 }
 
-fn labels(text: &str) -> Labels {
-    Labels::parse_kvstore(text).unwrap()
-}
-
 fn copied(number: u32) -> String {
     format!("cilium/state/identities/v1/c2/id/{number}")
-}
-
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..6000 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    unreachable!("{what}");
 }
 
 #[tokio::test]
@@ -334,12 +304,12 @@ async fn an_identity_is_known_as_long_as_one_layer_tells_of_it() {
     assert!(known());
     let master = format!("cilium/state/identities/v1/id/{number}");
     store.update(&master, WEB.into(), None).await.unwrap();
-    eventually("the state tells of it", || allocator.rows().iter().any(|(n, _)| *n == number)).await;
+    eventually("the state tells of it", async || allocator.rows().iter().any(|(n, _)| *n == number)).await;
     apply(delete(Layer::Mesh, &copied(THEIRS + 1)));
     assert!(known(), "by the state");
     apply(put(Layer::Cache, &copied(THEIRS + 1), WEB));
     store.delete(&master).await.unwrap();
-    eventually("the state does not tell any more", || allocator.rows().is_empty()).await;
+    eventually("the state does not tell any more", async || allocator.rows().is_empty()).await;
     assert!(known(), "by the cache");
     assert_eq!(allocator.copied_rows().len(), 1);
     apply(delete(Layer::Cache, &copied(THEIRS + 1)));
@@ -372,7 +342,7 @@ async fn an_identity_is_its_clusters_in_the_copies_and_in_the_state() {
     for layer in [Layer::State, Layer::Mesh] {
         others.apply(layer, &told(layer, &[("c2", 2), ("c3", 3)]));
     }
-    let config = AllocatorConfig { others: others.clone(), ..config() };
+    let config = AllocatorConfig { cluster_id: 1, others: others.clone(), ..config("10.0.1.1") };
     let table = new_identities(&config.reserved);
     let master = |number: u32| format!("cilium/state/identities/v1/id/{number}");
     store.update(&master(THEIRS + 1), WEB.into(), None).await.unwrap();
@@ -395,7 +365,7 @@ async fn an_identity_is_its_clusters_in_the_copies_and_in_the_state() {
     }
     // The clusters have other ids now, and what was refused is looked at again.
     others.apply(Layer::State, &told(Layer::State, &[("c3", 5), ("c2", 3)]));
-    eventually("what is in the range now is known", || known((3 << 16) + 1)).await;
+    eventually("what is in the range now is known", async || known((3 << 16) + 1)).await;
 }
 
 #[tokio::test]

@@ -2,49 +2,32 @@
 //! the last word.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::{sync::Arc, time::Duration};
 
-use villus_identity::{
-    Allocator, AllocatorConfig, Clusters, Identities, KnownIdentities, Reserved, new_identities,
-};
-use villus_kvstore::{Memory, Store};
-use villus_labels::{Labels, MaxConnectedClusters, NumericIdentity};
-use villus_table::Backoff;
+use common::{config, labels, memory};
+use villus_identity::{Allocator, AllocatorConfig, Identities, KnownIdentities, Reserved, new_identities};
+use villus_kvstore::Store;
+use villus_labels::NumericIdentity;
 
 const WEB: &str = "k8s:app=web;";
 const DB: &str = "k8s:app=db;";
 
-fn labels(text: &str) -> Labels {
-    Labels::parse_kvstore(text).unwrap()
-}
-
-fn config() -> AllocatorConfig {
+/// Whoever asks is not kept waiting for the store.
+fn impatient() -> AllocatorConfig {
     AllocatorConfig {
-        cluster_id: 0,
-        clusters: MaxConnectedClusters::C255,
-        node: "10.0.0.1".to_owned(),
-        lease_ttl: Duration::from_secs(900),
         lock_patience: Duration::from_secs(5),
         timeout: Duration::from_secs(30),
-        attempts: 16,
-        pace: Backoff::try_new(Duration::from_millis(1), Duration::from_millis(20), 0.5).unwrap().into(),
         patience: Some(Duration::from_millis(20)),
-        stale_grace: Duration::from_secs(3600),
-        sync_interval: Duration::from_secs(300),
-        reserved: Reserved::new(),
-        others: Clusters::default(),
+        ..config("10.0.0.1")
     }
 }
 
 fn node(store: &Arc<dyn Store>, known: KnownIdentities) -> (Allocator, Identities) {
     let table = new_identities(&Reserved::new());
-    let allocator = Allocator::resume(Arc::clone(store), config(), table.clone(), known).unwrap();
+    let allocator = Allocator::resume(Arc::clone(store), impatient(), table.clone(), known).unwrap();
     (allocator, table)
-}
-
-fn memory() -> (Memory, Arc<dyn Store>) {
-    let memory = Memory::new().unwrap();
-    (memory.clone(), Arc::new(memory))
 }
 
 /// Waits until nothing is left to confirm.
