@@ -9,6 +9,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use villus_abi::{
     IpcacheKey, IpcacheValue,
     ipcache::{FAMILY_V4, FAMILY_V6, FLAG_PENDING, FLAG_ROUTED, STATIC_BITS},
@@ -89,7 +90,8 @@ pub struct Ipcache {
 
 #[derive(Default)]
 struct Inner {
-    claims: BTreeMap<IpNet, Vec<Claim>>,
+    /// Nearly all prefixes have one.
+    claims: BTreeMap<IpNet, SmallVec<[Claim; 1]>>,
     /// How many prefixes of each length there are, IPv4 first.
     lengths: [BTreeMap<u8, usize>; 2],
 }
@@ -192,17 +194,24 @@ impl Ipcache {
 
     /// All claims on a prefix, the winner first.
     pub fn claims(&self, prefix: IpNet) -> Vec<Claim> {
-        self.inner().claims.get(&prefix.trunc()).cloned().unwrap_or_default()
+        self.inner().claims.get(&prefix.trunc()).map(|claims| claims.to_vec()).unwrap_or_default()
     }
 
     /// All prefixes with all claims, the winner first: the rows of `ip list`.
     pub fn list(&self) -> Vec<(IpNet, Vec<Claim>)> {
-        self.inner().claims.iter().map(|(prefix, claims)| (*prefix, claims.clone())).collect()
+        self.inner().claims.iter().map(|(prefix, claims)| (*prefix, claims.to_vec())).collect()
     }
 
     /// The winners of this moment.
     pub fn snapshot(&self) -> Snapshot<IpNet, Winner> {
         self.winners.snapshot()
+    }
+
+    /// Gives back memory that is kept for prefixes to come: a long list in their order leaves half of it empty.
+    pub fn pack(&self) {
+        self.winners.pack();
+        let mut inner = self.inner();
+        inner.claims = std::mem::take(&mut inner.claims).into_iter().collect();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -225,8 +234,6 @@ impl Edit<'_> {
             }
             *old = claim;
         } else {
-            // Nearly all have one.
-            claims.reserve_exact(1);
             claims.push(claim);
         }
         sort(claims);
@@ -262,10 +269,10 @@ impl Edit<'_> {
         drop.iter().map(|(_, count)| count).sum()
     }
 
-    fn retain_of(&mut self, prefix: IpNet, keep: impl FnMut(&Claim) -> bool) -> bool {
+    fn retain_of(&mut self, prefix: IpNet, mut keep: impl FnMut(&Claim) -> bool) -> bool {
         let Some(claims) = self.inner.claims.get_mut(&prefix) else { return false };
         let before = claims.len();
-        claims.retain(keep);
+        claims.retain(|claim| keep(claim));
         let (changed, empty) = (claims.len() < before, claims.is_empty());
         if empty {
             self.inner.claims.remove(&prefix);

@@ -10,6 +10,9 @@ use crate::{
     witness::Witness,
 };
 
+/// So many entries of a list are much memory of which little is kept.
+const LARGE: usize = 10_000;
+
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -76,7 +79,7 @@ struct Known {
 /// A list as far as it has come.
 struct Gathered {
     why: Relisted,
-    known: BTreeMap<Arc<str>, Known>,
+    known: Vec<(Arc<str>, Known)>,
     items: Vec<Item>,
     /// Entries that are as they were, unless the store's past turns out to be another.
     same: Vec<Entry>,
@@ -155,7 +158,7 @@ impl Follow {
     /// Takes in an entry of a list.
     fn gather(&mut self, entry: Entry) {
         let Some(listing) = &mut self.listing else { return };
-        listing.known.insert(Arc::clone(&entry.key), Known::of(&entry));
+        listing.known.push((Arc::clone(&entry.key), Known::of(&entry)));
         let old = self.known.get(&entry.key).map(|old| old.revision);
         let is_news = old != Some(entry.mod_revision);
         if listing.why == Relisted::Compacted && is_news && entry.mod_revision <= self.revision {
@@ -171,7 +174,7 @@ impl Follow {
 
     /// A list is complete.
     fn conclude(&mut self, revision: u64) -> Option<Batch> {
-        let Gathered { why, known, mut items, same } = self.listing.take()?;
+        let Gathered { why, mut known, mut items, same } = self.listing.take()?;
         if why == Relisted::Rewound {
             items.extend(same.into_iter().map(|entry| Item::Put(Arc::new(entry))));
         }
@@ -179,7 +182,10 @@ impl Follow {
         if let Some(entry) = newest {
             self.witness = Some(Witness::of(entry));
         }
-        let before = std::mem::replace(&mut self.known, known);
+        if items.len() >= LARGE {
+            set_apart(&mut items, &mut known);
+        }
+        let before = std::mem::replace(&mut self.known, known.into_iter().collect());
         let gone = before.into_iter().filter(|(key, _)| !self.known.contains_key(key));
         let deleted = gone.map(|(key, old)| Item::Delete { key, revision, leased: old.leased });
         items.splice(0..0, deleted.collect::<Vec<_>>());
@@ -215,6 +221,25 @@ impl Follow {
     }
 }
 
+/// Keys outlive their entries. Lying between them they would keep all of their memory from being of use again: so they get
+/// memory of their own while that of the entries is taken.
+fn set_apart(items: &mut [Item], known: &mut [(Arc<str>, Known)]) {
+    let apart: Vec<Arc<str>> = known.iter().map(|(key, _)| Arc::from(&**key)).collect();
+    let mut next = 0;
+    for ((key, _), apart) in known.iter_mut().zip(apart) {
+        // Items are in the order of the list; some of the list may be none.
+        if let Some(Item::Put(entry)) = items.get_mut(next)
+            && Arc::ptr_eq(&entry.key, key)
+        {
+            next += 1;
+            if let Some(entry) = Arc::get_mut(entry) {
+                entry.key = Arc::clone(&apart);
+            }
+        }
+        *key = apart;
+    }
+}
+
 // === impl Item ===
 
 impl Item {
@@ -246,6 +271,40 @@ impl Known {
 
 impl Gathered {
     fn new(why: Relisted) -> Self {
-        Self { why, known: BTreeMap::new(), items: Vec::new(), same: Vec::new() }
+        Self { why, known: Vec::new(), items: Vec::new(), same: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_are_set_apart_are_the_same_and_shared() {
+        let entry = |n: u64| Entry {
+            key: format!("k/{n}").into(),
+            value: "v".into(),
+            create_revision: n,
+            mod_revision: n,
+            version: 1,
+            lease: None,
+        };
+        let entries: Vec<Entry> = (1..=5).map(entry).collect();
+        let mut known: Vec<_> =
+            entries.iter().map(|entry| (Arc::clone(&entry.key), Known::of(entry))).collect();
+        // The second is as it was.
+        let news = entries.into_iter().filter(|entry| entry.mod_revision != 2);
+        let mut items: Vec<Item> = news.map(|entry| Item::Put(Arc::new(entry))).collect();
+        let copy = |item: &Item| item.entry().map(|entry| Item::Put(Arc::new(entry.clone())));
+        let before: Vec<Item> = items.iter().filter_map(copy).collect();
+        let keys = known.clone();
+        set_apart(&mut items, &mut known);
+        assert_eq!(items, before);
+        for ((key, known), (was, _)) in known.iter().zip(&keys) {
+            assert!(key == was && !Arc::ptr_eq(key, was));
+            let item =
+                items.iter().filter_map(Item::entry).find(|entry| entry.mod_revision == known.revision);
+            assert!(item.is_none_or(|entry| Arc::ptr_eq(&entry.key, key)), "{key}");
+        }
     }
 }

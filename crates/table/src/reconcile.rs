@@ -240,7 +240,7 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
         }
     }
 
-    /// The rows' statuses, readable while the reconciler runs elsewhere.
+    /// The statuses of rows that the target does not hold as wanted, readable while the reconciler runs elsewhere.
     pub fn statuses(&self) -> Statuses<K> {
         self.statuses.clone()
     }
@@ -347,7 +347,7 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
                 Err(_) => counters.failures += 1,
             }
             match result {
-                Ok(()) => self.succeeded(now, op),
+                Ok(()) => self.succeeded(&op),
                 Err(message) => self.failed(now, op, message),
             }
         }
@@ -374,7 +374,7 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
                 self.full_failures = 0;
                 self.full_error = None;
                 self.full_due = Some(now + self.shortened(self.config.full_interval));
-                self.settle_all(now, rows);
+                self.settle_all(rows);
             }
             Err(message) => {
                 counters.full_failures += 1;
@@ -389,16 +389,9 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
         self.publish_reconciled();
     }
 
-    fn succeeded(&mut self, now: Instant, op: Op<K, V>) {
+    fn succeeded(&mut self, op: &Op<K, V>) {
         self.retries.remove(&op.key);
-        self.statuses.edit(|rows| match op.value {
-            Some(_) => {
-                rows.insert(op.key, done(now));
-            }
-            None => {
-                rows.remove(&op.key);
-            }
-        });
+        self.statuses.edit(|rows| rows.remove(&op.key));
     }
 
     fn failed(&mut self, now: Instant, op: Op<K, V>, message: String) {
@@ -422,18 +415,11 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
     }
 
     /// After a full comparison: all rows of the snapshot are done, and what is not in it is gone.
-    fn settle_all(&mut self, now: Instant, snapshot: &Snapshot<K, V>) {
+    fn settle_all(&mut self, snapshot: &Snapshot<K, V>) {
         let revision = snapshot.revision();
         self.retries.retain(|_, retry| retry.revision > revision);
         let retries = &self.retries;
-        self.statuses.edit(|rows| {
-            rows.retain(|key, _| retries.contains_key(key) || snapshot.get(key).is_some());
-            for (key, status) in rows.iter_mut() {
-                if status.state != RowState::Done && !retries.contains_key(key) {
-                    *status = done(now);
-                }
-            }
-        });
+        self.statuses.edit(|rows| rows.retain(|key, _| retries.contains_key(key)));
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -458,8 +444,4 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
     fn shortened(&mut self, interval: Duration) -> Duration {
         interval - interval.mul_f64(0.1 * self.chance.f64())
     }
-}
-
-fn done(now: Instant) -> RowStatus {
-    RowStatus { state: RowState::Done, since: now, deleting: false }
 }

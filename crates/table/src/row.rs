@@ -33,18 +33,26 @@ impl<V> Row<V> {
 /// They decide whether a consumer already knows a key, so that a key deleted and inserted again between two
 /// looks reads as an update and one inserted and deleted between two looks reads as nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Past(Vec<(Revision, Revision)>);
+pub(crate) struct Past(Option<Box<Lives>>);
+
+/// Few rows have any.
+#[derive(Clone, Debug, Default)]
+struct Lives(Vec<(Revision, Revision)>);
 
 impl Past {
     pub(crate) fn ended(mut self, created: Revision, deleted: Revision, seen_by_all: Revision) -> Self {
-        self.0.retain(|(_, end)| *end > seen_by_all);
-        self.0.push((created, deleted));
+        let lives = &mut self.0.get_or_insert_default().0;
+        lives.retain(|(_, end)| *end > seen_by_all);
+        lives.push((created, deleted));
         self
     }
 
     /// Whether a consumer that has seen everything up to `cursor` held the key at that time.
     pub(crate) fn known_at(&self, cursor: Revision) -> bool {
-        self.0.iter().any(|(created, deleted)| *created <= cursor && cursor < *deleted)
+        self.0
+            .iter()
+            .flat_map(|lives| &lives.0)
+            .any(|(created, deleted)| *created <= cursor && cursor < *deleted)
     }
 }
 

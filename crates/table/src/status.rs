@@ -1,4 +1,4 @@
-//! What became of each row at its target.
+//! What the target of a reconciler does not hold as wanted yet.
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +11,6 @@ use std::{
 pub enum RowState {
     /// Not yet tried.
     Pending,
-    /// The target holds it.
-    Done,
     /// The target refused it; it will be tried again.
     Error {
         /// What the target said last.
@@ -25,7 +23,7 @@ pub enum RowState {
 /// State of a row and since when it has had it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowStatus {
-    /// Pending, done or in error.
+    /// Pending or in error.
     pub state: RowState,
     /// When the row came into this state. A repeated error keeps the time of the first.
     pub since: Instant,
@@ -33,7 +31,7 @@ pub struct RowStatus {
     pub deleting: bool,
 }
 
-/// The statuses of a reconciler's rows: readable from anywhere, written by the reconciler alone.
+/// The statuses of rows that the target does not hold as wanted: readable from anywhere, written by the reconciler alone.
 #[derive(Debug)]
 pub struct Statuses<K> {
     rows: Arc<RwLock<BTreeMap<K, RowStatus>>>,
@@ -52,7 +50,7 @@ impl<K: Ord + Clone> Statuses<K> {
         Self { rows: Arc::new(RwLock::new(BTreeMap::new())) }
     }
 
-    /// Status of one row; `None` when the reconciler has not seen it, or has deleted it.
+    /// Status of one row; `None` when the target holds it as wanted, or the reconciler has not seen it.
     pub fn get(&self, key: &K) -> Option<RowStatus> {
         self.rows.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
@@ -60,8 +58,7 @@ impl<K: Ord + Clone> Statuses<K> {
     /// Rows that the target does not hold as wanted, with their status.
     pub fn unsettled(&self) -> Vec<(K, RowStatus)> {
         let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
-        let open = rows.iter().filter(|(_, status)| status.state != RowState::Done);
-        open.map(|(key, status)| (key.clone(), status.clone())).collect()
+        rows.iter().map(|(key, status)| (key.clone(), status.clone())).collect()
     }
 
     pub(crate) fn edit<R>(&self, edit: impl FnOnce(&mut BTreeMap<K, RowStatus>) -> R) -> R {

@@ -47,6 +47,7 @@ enum Action {
     Look(usize, usize),
     Join,
     Leave(usize),
+    Pack,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -59,6 +60,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (0usize..4, 1usize..6).prop_map(|(who, limit)| Action::Look(who, limit)),
         1 => Just(Action::Join),
         1 => (0usize..4).prop_map(Action::Leave),
+        1 => Just(Action::Pack),
     ]
 }
 
@@ -101,6 +103,11 @@ proptest! {
                 Action::Join => {}
                 Action::Leave(who) if who < consumers.len() => drop(consumers.swap_remove(who)),
                 Action::Leave(_) => {}
+                Action::Pack => {
+                    let before = table.revision();
+                    table.pack();
+                    prop_assert_eq!(table.revision(), before);
+                }
             }
             prop_assert_eq!(&rows(&table), &model);
         }

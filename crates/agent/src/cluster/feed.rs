@@ -141,6 +141,14 @@ impl Node {
         altered.unwrap_or_default()
     }
 
+    /// Gives back memory after much was read.
+    pub fn pack(&mut self) {
+        if let Some(remote) = &mut self.remote {
+            remote.pack();
+        }
+        self.ipcache.pack();
+    }
+
     /// Does what time has decided about entries of others. Returns when there is more to do, if that is soon.
     pub fn tick_cluster(&mut self) -> Option<Instant> {
         if self.freeze.is_frozen() {

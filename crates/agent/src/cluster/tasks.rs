@@ -9,6 +9,7 @@ use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store};
 use super::SharedStore;
 use super::feed::{Feed, Kind};
 use crate::agent::Agent;
+use crate::node::Node;
 
 /// Between two looks at a store that is well, and at one that is not, in a cluster of one node.
 const WELL: Duration = Duration::from_secs(30);
@@ -77,7 +78,12 @@ async fn follow(
         let Ok((altered, next)) = done else { return };
         if is_large {
             // Of what was read little is kept. An error means that the runtime ends.
-            let _ = tokio::task::spawn_blocking(villus_datapath::sys::return_memory).await;
+            let agent = agent.clone();
+            let packed = move || {
+                agent.locked(Node::pack);
+                villus_datapath::sys::return_memory();
+            };
+            let _ = tokio::task::spawn_blocking(packed).await;
         }
         due = next;
         if lost {

@@ -30,8 +30,8 @@ pub struct AddressRecord {
     #[serde(default)]
     pub key: u8,
     /// The named ports of its workload.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<NamedPort>,
+    #[serde(default, skip_serializing_if = "none")]
+    pub ports: Box<[NamedPort]>,
     /// The key was under a lease.
     pub leased: bool,
     /// It says of itself that this node's agent wrote it.
@@ -40,9 +40,11 @@ pub struct AddressRecord {
     /// Revision of its last write; 0 if that is of another past.
     #[serde(skip)]
     pub revision: u64,
-    /// Since when nobody stands behind it.
-    #[serde(skip)]
-    pub stale: Option<Instant>,
+}
+
+#[expect(clippy::borrowed_box, reason = "serde hands over what the field is")]
+fn none(ports: &Box<[NamedPort]>) -> bool {
+    ports.is_empty()
 }
 
 // === impl AddressRecord ===
@@ -58,7 +60,7 @@ impl AddressRecord {
         let pair = IpIdentityPair {
             mask: is_prefix.then_some(mask),
             key: self.key,
-            named_ports: self.ports.clone(),
+            named_ports: self.ports.to_vec(),
             ..IpIdentityPair::new(self.prefix.addr(), self.identity.0, self.host)
         };
         pair.to_json()
@@ -107,6 +109,11 @@ impl Remote {
         altered
     }
 
+    /// Gives back memory that is kept for addresses to come: a long list in the order of the keys leaves half of it empty.
+    pub fn pack(&mut self) {
+        self.addresses = std::mem::take(&mut self.addresses).into_iter().collect();
+    }
+
     /// Identities came or went: addresses that wait for them are resolved, those that lost theirs wait again.
     pub fn resolve(&mut self, identity: NumericIdentity, is_known: bool) {
         let keys: Vec<Arc<str>> = match is_known {
@@ -137,7 +144,7 @@ impl Remote {
             a.ours
                 && a.leased
                 && a.revision > 0
-                && a.stale.is_none()
+                && !self.stale.contains_key(key)
                 && around.ownership(key, None) == Ownership::Other
         };
         let left = self.addresses.iter().filter(|(key, address)| ours(key, address));
@@ -180,7 +187,7 @@ impl Remote {
             identity,
             host: pair.host_ip,
             key: pair.key,
-            ports: pair.named_ports,
+            ports: pair.named_ports.into(),
             leased: entry.lease.is_some(),
             ours: pair.metadata.starts_with(&writer),
             // A host's entry wins over a prefix that happens to be as long.
@@ -189,7 +196,6 @@ impl Remote {
             } else {
                 entry.mod_revision
             },
-            stale: None,
         })
     }
 

@@ -115,8 +115,8 @@ pub struct Remote {
     /// Whose the prefixes of endpoints are; they do not overlap.
     ranges: BTreeMap<IpNet, Arc<str>>,
     unresolved: BTreeMap<NumericIdentity, BTreeSet<Arc<str>>>,
-    /// Addresses that nobody stands behind.
-    stale: BTreeSet<Arc<str>>,
+    /// Addresses that nobody stands behind, and since when.
+    stale: BTreeMap<Arc<str>, Instant>,
     /// Deletions that wait for word of their owners, in the order of their times.
     held: VecDeque<(Instant, Arc<str>)>,
     /// What was deleted a moment ago while its owner was there.
@@ -152,7 +152,7 @@ impl Remote {
             hosts: HashMap::new(),
             ranges: BTreeMap::new(),
             unresolved: BTreeMap::new(),
-            stale: BTreeSet::new(),
+            stale: BTreeMap::new(),
             held: VecDeque::new(),
             buried: VecDeque::new(),
             ports: BTreeMap::new(),

@@ -26,7 +26,7 @@ impl Remote {
             return;
         }
         let all = self.ports.entry(address.identity).or_default();
-        for port in &address.ports {
+        for port in address.ports.iter() {
             let users = all.entry(port.clone()).or_default();
             *users = if more { *users + 1 } else { users.saturating_sub(1) };
             if *users == usize::from(more) {

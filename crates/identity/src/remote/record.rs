@@ -108,7 +108,7 @@ impl Remote {
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();
         for (key, address) in record.addresses {
-            let address = AddressRecord { revision: 0, stale: None, ..address };
+            let address = AddressRecord { revision: 0, ..address };
             self.put_address(&mut edit, key.into(), address, around);
         }
         self.touched = Touched::default();

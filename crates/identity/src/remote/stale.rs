@@ -52,8 +52,7 @@ impl Remote {
     /// Nobody stands behind an address any more.
     pub(super) fn lose_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, now: Instant) {
         let Some(address) = self.addresses.get_mut(key) else { return };
-        address.stale.get_or_insert(now);
-        self.stale.insert(Arc::clone(key));
+        self.stale.entry(Arc::clone(key)).or_insert(now);
         // Whoever claims it now has said so later.
         address.revision = 0;
         let address = address.clone();
@@ -144,10 +143,11 @@ impl Remote {
         let gone: Vec<Arc<str>> = self
             .stale
             .iter()
-            .filter_map(|key| self.addresses.get(key).map(|address| (key, address)))
-            .filter_map(|(key, address)| Some((key, address, address.stale?)))
-            .filter(|(_, address, since)| is_over(*since) || finished(address, *since))
-            .map(|(key, _, _)| Arc::clone(key))
+            .filter(|(key, since)| {
+                let address = self.addresses.get(*key);
+                address.is_some_and(|address| is_over(**since) || finished(address, **since))
+            })
+            .map(|(key, _)| Arc::clone(key))
             .collect();
         self.drop_addresses(gone);
     }
