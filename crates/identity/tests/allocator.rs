@@ -247,7 +247,7 @@ async fn entries_that_make_no_sense_are_left_out_and_reported_once() {
 }
 
 #[tokio::test]
-async fn slave_keys_of_longer_label_strings_are_not_ours() {
+async fn slave_keys_of_longer_label_strings_are_not_ours_and_refused_ones_are_looked_at_again() {
     let (_, store) = memory();
     let node = node(&store, "10.0.0.1").await;
     // Begins with our prefix, but its last `/` lies elsewhere.
@@ -258,6 +258,12 @@ async fn slave_keys_of_longer_label_strings_are_not_ours() {
     }
     let number = node.allocator.allocate(&labels("k8s:a=b;"), Some(NumericIdentity(777))).await.unwrap();
     assert_eq!(number.0, 777);
+    assert_eq!(node.allocator.refused().len(), 2);
+    // Nobody tells when one is mended or goes.
+    store.update(&format!("{VALUES}k8s:a=b;/10.0.0.8"), "777".into(), None).await.unwrap();
+    store.delete(&format!("{VALUES}k8s:a=b;/10.0.0.7")).await.unwrap();
+    node.allocator.reassert().await.unwrap();
+    assert_eq!(node.allocator.refused(), []);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use villus_kvstore::{Answer, Compare, Lock, Op, StoreError, Txn, TxnOutcome};
+use villus_kvstore::{Answer, Compare, Entry, Lock, Op, StoreError, Txn, TxnOutcome, keys};
 use villus_labels::{Labels, NumericIdentity, Scope};
 
 use super::{Shared, lock_name, master_key, slave_prefix};
@@ -156,9 +156,7 @@ impl Allocation<'_> {
             if entry.key.get(prefix.len()..).is_none_or(|node| node.contains('/')) {
                 continue;
             }
-            let number = entry.text().and_then(|text| text.parse().ok()).map(NumericIdentity);
-            let number = number.filter(|n| !n.is_reserved() && n.scope() == Scope::Global);
-            let Some(number) = number else {
+            let Some(number) = slave_number(entry) else {
                 let reason = "the value is not the number of a global identity".to_owned();
                 if self.shared.state().refuse(&entry.key, reason) {
                     tracing::warn!(key = &*entry.key, "a slave key holds no identity and is left out");
@@ -351,5 +349,24 @@ pub(super) async fn reassert(shared: &Shared) -> Result<u64, StoreError> {
         deleted?;
         shared.state().doomed.remove(&text);
     }
+    look_again(shared).await?;
     Ok(written)
+}
+
+/// Nobody watches slave keys: of those that were refused it is asked whether somebody has mended or deleted them.
+async fn look_again(shared: &Shared) -> Result<(), StoreError> {
+    let refused = shared.state().refused();
+    for (key, _) in refused.iter().filter(|(key, _)| key.starts_with(keys::IDENTITY_VALUES)) {
+        let entry = shared.store.get(key).await?;
+        if entry.is_none_or(|entry| slave_number(&entry).is_some()) {
+            shared.state().accept(key);
+        }
+    }
+    Ok(())
+}
+
+/// The number in a slave key.
+fn slave_number(entry: &Entry) -> Option<NumericIdentity> {
+    let number = entry.text().and_then(|text| text.parse().ok()).map(NumericIdentity);
+    number.filter(|n| !n.is_reserved() && n.scope() == Scope::Global)
 }
