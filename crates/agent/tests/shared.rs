@@ -7,13 +7,22 @@ use common::store::{
     LETS_IN, OUTSIDE, join_b, lets_in, metric, new, node_b, shared, status, value, who, with,
 };
 use common::{TestNode, allow, echoes};
-use villus_api::model::{FreezeRequest, NodeForget};
+use villus_api::model::{FreezeRequest, IpQuery, NodeForget};
 use villus_datapath::{Maps, Pins, view_policy};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
 #[test]
 fn the_agent() {
     common::be_the_agent();
+}
+
+/// What the node says that an address is pending for.
+fn waits_for(node: &TestNode, prefix: &str) -> String {
+    let all = node.client().ips(&IpQuery::default()).unwrap();
+    all.into_iter()
+        .find(|entry| entry.cidr == prefix)
+        .map(|entry| entry.metadata.waits_for)
+        .unwrap_or_default()
 }
 
 #[test]
@@ -28,6 +37,11 @@ fn the_published_lines_make_a_workload_known_until_they_are_deleted() {
     etcd.etcdctl(&["put", OUTSIDE[2].0, OUTSIDE[2].1]).unwrap();
     eventually("it is known and pending", || who(&node, "10.3.192.65/32") == Some((15_614_229, true)));
     assert!(!lets_in(&node, server.id(), 15_614_229));
+    assert_eq!(waits_for(&node, "10.3.192.65/32"), "the store has no identity 15614229");
+    let (key, value) = (OUTSIDE[2].0.replace("192.65", "192.66"), OUTSIDE[2].1.replace("192.65", "192.66"));
+    etcd.etcdctl(&["put", &key, &value.replace("15614229", "131073")]).unwrap();
+    let foreign = "nobody tells of identity 131073, of cluster 2";
+    eventually("so is another cluster's", || waits_for(&node, "10.3.192.66/32") == foreign);
     etcd.etcdctl(&["put", number, labels]).unwrap();
     etcd.etcdctl(&["put", OUTSIDE[1].0, OUTSIDE[1].1]).unwrap();
     eventually("it is resolved", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));

@@ -72,9 +72,10 @@ impl From<&IpListEntry> for IpRow {
             cidr: entry.cidr.clone(),
             identity: entry.identity,
             labels: Vec::new(),
-            source: match entry.metadata.pending {
-                true => format!("{} (pending)", entry.metadata.source),
-                false => entry.metadata.source.clone(),
+            source: match (entry.metadata.pending, entry.metadata.waits_for.as_str()) {
+                (false, _) => entry.metadata.source.clone(),
+                (true, "") => format!("{} (pending)", entry.metadata.source),
+                (true, what) => format!("{} (pending: {what})", entry.metadata.source),
             },
             host: entry.host_ip.clone(),
             encrypt_key: entry.encrypt_key,

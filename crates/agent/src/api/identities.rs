@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use villus_api::model::{Identity, IdentityEndpoints, IpListEntry, IpMetadata, IpQuery};
 use villus_api::{ApiError, ApiResult};
-use villus_labels::{Label, Labels, NumericIdentity, parse_prefix, source};
+use villus_labels::{Label, Labels, MaxConnectedClusters, NumericIdentity, parse_prefix, source};
 
 use super::model::identity_model;
 use crate::node::Node;
@@ -77,10 +77,27 @@ impl Node {
                     namespace: String::new(),
                     source: winner.rank.name().to_owned(),
                     pending: winner.mapping.pending,
+                    waits_for: match winner.mapping.pending {
+                        true => self.waited_for(identity),
+                        false => String::new(),
+                    },
                 },
             });
         }
         Ok(entries)
+    }
+
+    /// Which identity the store has not told, by its number and the cluster that gives it; nothing where labels are known.
+    fn waited_for(&self, identity: NumericIdentity) -> String {
+        let clusters = MaxConnectedClusters::from_number(self.config.node.max_connected_clusters);
+        let cluster = clusters.ok().and_then(|clusters| identity.cluster_id(clusters));
+        match cluster {
+            _ if self.identities.labels_of(identity).is_some() => String::new(),
+            Some(cluster) if cluster != self.config.node.cluster_id => {
+                format!("nobody tells of identity {identity}, of cluster {cluster}")
+            }
+            _ => format!("the store has no identity {identity}"),
+        }
     }
 }
 

@@ -94,4 +94,7 @@ pub struct IpMetadata {
     /// The prefix's addresses have identities of their own that may not have arrived.
     #[serde(skip_serializing_if = "is_default")]
     pub pending: bool,
+    /// What it is pending for, where that is known: the identity that the entry names and nobody has told of.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub waits_for: String,
 }

@@ -283,8 +283,13 @@ impl Mirror {
                     }
                 }
             }
+            let before = self.status.state;
             self.settle();
             self.say(false);
+            // Whoever waits for the canary waits no longer than it takes to write it.
+            if self.status.state != before {
+                tick.reset_immediately();
+            }
         }
     }
 
