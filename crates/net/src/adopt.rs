@@ -112,13 +112,19 @@ pub fn release_interface(adopted: &AdoptedLink) -> Result<(), Errors> {
     }
 }
 
-/// What the workload has said of its Ethernet address when the node's stack asked for it: the stack asks when it first
-/// sends to one of the workload's addresses. `None` until then.
+/// The workload's Ethernet address, where nobody has given it: that of a veth's other end, or what the workload has said
+/// when the node's stack asked for it, as it does when it first sends to one of the workload's addresses. `None` until then.
 ///
 /// # Errors
 /// When the kernel refuses the listing.
 pub fn learn_workload_mac(adopted: &AdoptedLink) -> Result<Option<Mac>, NetError> {
-    let neighbours = Rtnl::open()?.neighbours(adopted.index)?;
+    let mut host = Rtnl::open()?;
+    if let Some(link) = host.link_by_index(adopted.index)?
+        && let Some(mac) = other_end(&link, &mut host)?
+    {
+        return Ok(Some(mac));
+    }
+    let neighbours = host.neighbours(adopted.index)?;
     let said = neighbours.iter().filter(|n| !n.ours && adopted.addresses.contains(&n.ip));
     Ok(said.filter_map(|neighbour| neighbour.mac).find(|mac| mac.is_unicast()))
 }
@@ -176,10 +182,16 @@ fn why_unfit(
 }
 
 fn workload_mac(link: &Link, spec: &AdoptSpec<'_>, host: &mut Rtnl) -> Result<Option<Mac>, NetError> {
-    if spec.workload_mac.is_some() || link.kind.as_deref() != Some("veth") {
-        return Ok(spec.workload_mac);
+    match spec.workload_mac {
+        Some(mac) => Ok(Some(mac)),
+        None => other_end(link, host),
     }
+}
+
+/// The Ethernet address of a veth's other end, in whichever namespace it is.
+fn other_end(link: &Link, host: &mut Rtnl) -> Result<Option<Mac>, NetError> {
     let peer = match (link.lower, link.lower_netns) {
+        _ if link.kind.as_deref() != Some("veth") => None,
         (Some(index), Some(netns)) => host.link_in_netns(netns, index)?,
         (Some(index), None) => host.link_by_index(index)?,
         (None, _) => None,
