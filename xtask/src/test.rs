@@ -13,7 +13,7 @@ use crate::run::{as_root, cargo, is_ci, is_root, line, output, run, say};
 use crate::{object, old_kernel, tree};
 
 /// In CI a test that hangs must not hang the machine.
-const CI_LIMIT: &str = "35m";
+const CI_LIMIT: &str = "45m";
 /// Wire tests measure time and share one kernel: more of them at once only disturb each other.
 const MAX_THREADS: usize = 4;
 
