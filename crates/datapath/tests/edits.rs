@@ -37,6 +37,15 @@ fn agent(kernel: &(Arc<Pins>, Arc<Maps>)) -> PolicyMaps {
     PolicyMaps::open(kernel.0.clone(), kernel.1.clone(), 16_384).unwrap()
 }
 
+/// An agent that writes all maps by one call, or each entry by its own as where the kernel refuses that.
+fn writing(kernel: &(Arc<Pins>, Arc<Maps>), one_by_one: bool) -> PolicyMaps {
+    let mut agent = agent(kernel);
+    if one_by_one {
+        agent.write_one_by_one();
+    }
+    agent
+}
+
 fn key(identity: u32, port: u16) -> PolicyKey {
     PolicyKey::new(identity, port, 6, Direction::Ingress)
 }
@@ -112,10 +121,7 @@ fn a_map_that_is_known_is_edited_in_place_and_others_are_written_whole() {
 fn what_an_operator_wrote_is_neither_replaced_nor_removed() {
     for one_by_one in [false, true] {
         let kernel = kernel();
-        let mut agent = agent(&kernel);
-        if one_by_one {
-            agent.write_one_by_one();
-        }
+        let mut agent = writing(&kernel, one_by_one);
         let start = Entries::from([(key(1, 80), ALLOW)]);
         follow(&mut agent, &kernel, 1, &Entries::new(), &start);
         let (by_hand, range) = (key(2, 80), PolicyKey::block(2, 8000, 4, 6, Direction::Ingress));
@@ -140,10 +146,7 @@ fn what_an_operator_wrote_is_neither_replaced_nor_removed() {
 fn many_maps_are_written_at_once_and_each_is_told_what_became_of_its_own() {
     for one_by_one in [false, true] {
         let kernel = kernel();
-        let mut agent = agent(&kernel);
-        if one_by_one {
-            agent.write_one_by_one();
-        }
+        let mut agent = writing(&kernel, one_by_one);
         let start = Entries::from([(key(1, 80), ALLOW)]);
         for endpoint in 1..=ENDPOINTS {
             agent.apply(endpoint, &start, &mut &kernel.1.endpoints).unwrap();
@@ -256,10 +259,7 @@ proptest! {
         one_by_one in any::<bool>(),
     ) {
         let kernel = kernel();
-        let mut agent = agent(&kernel);
-        if one_by_one {
-            agent.write_one_by_one();
-        }
+        let mut agent = writing(&kernel, one_by_one);
         let mut wanted: BTreeMap<u16, Entries> = BTreeMap::new();
         for id in 1..=ENDPOINTS {
             agent.apply(id, &Entries::new(), &mut &kernel.1.endpoints).unwrap();

@@ -3,9 +3,9 @@
 
 mod common;
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use common::Said;
+use common::{Said, command_in_sandbox as command};
 use villus_testbed::{alone, eventually, run_ip as ip, try_run};
 
 /// An agent; its end ends it.
@@ -26,15 +26,6 @@ impl Drop for Agent {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = common::command(args);
-    for (option, place) in [("BPF_ROOT", "/tmp/bpf"), ("LIB_DIR", "/tmp/lib"), ("STATE_DIR", "/tmp/state")] {
-        command.env(format!("VILLUS_{option}"), place);
-    }
-    command.env("VILLUS_SOCK", "/tmp/villus.sock");
-    command
 }
 
 fn villus(args: &[&str]) -> Said {

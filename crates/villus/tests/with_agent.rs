@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::Said;
+use common::{Said, command_in_sandbox as command};
 use villus_testbed::{alone, eventually, run};
 
 /// The demo's policy, in the test's own /tmp: the checkout may lie below the one that it hides.
@@ -58,15 +58,6 @@ impl Drop for Node {
             let _ = child.wait();
         }
     }
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = common::command(args);
-    for (option, place) in [("BPF_ROOT", "/tmp/bpf"), ("LIB_DIR", "/tmp/lib"), ("STATE_DIR", "/tmp/state")] {
-        command.env(format!("VILLUS_{option}"), place);
-    }
-    command.env("VILLUS_SOCK", "/tmp/villus.sock");
-    command
 }
 
 fn villus(args: &[&str]) -> Said {

@@ -62,3 +62,13 @@ pub fn villus_with_input(args: &[&str], input: &str) -> Said {
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     said(&child.wait_with_output().unwrap())
 }
+
+/// The program in a sandbox of its own, where its places are below /tmp.
+pub fn command_in_sandbox(args: &[&str]) -> Command {
+    let mut command = command(args);
+    for (option, place) in [("BPF_ROOT", "/tmp/bpf"), ("LIB_DIR", "/tmp/lib"), ("STATE_DIR", "/tmp/state")] {
+        command.env(format!("VILLUS_{option}"), place);
+    }
+    command.env("VILLUS_SOCK", "/tmp/villus.sock");
+    command
+}
