@@ -1,7 +1,9 @@
 //! The table of masquerading, kept as it was made: others flush rulesets, and then what endpoints send outside would leave
 //! with addresses that nobody answers to.
 
-use villus_net::{Masquerade, NAT_TABLE, NetError, masquerade_rules, nft_generation};
+use std::net::IpAddr;
+
+use villus_net::{LeavesWith, Masquerade, NAT_TABLE, NetError, masquerade_rules, nft_generation};
 
 /// Which table it is, as a comparison names it.
 pub(crate) fn table_name() -> String {
@@ -49,6 +51,11 @@ impl Masquerading {
         }
         self.generation = Some(generation);
         Ok(false)
+    }
+
+    /// With whose address a connection leaves the node.
+    pub fn leaves_with(&self, src: IpAddr, dst: IpAddr) -> LeavesWith {
+        self.wanted.leaves_with(src, dst)
     }
 
     /// How it differs from what it should be.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 
 use common::{PATIENCE, TestNode, Workload, echoes};
-use villus_api::model::VerifyRequest;
+use villus_api::model::{Leaving, VerifyRequest, WhyReply, WhyRequest};
 use villus_datapath::{Mappings, Maps, Pins};
 use villus_net::{Netns, NetnsRef};
 use villus_testbed::{alone, eventually, run, run_ip as ip};
@@ -59,6 +59,28 @@ fn own(to: &str) -> IpAddr {
     if to.contains(':') { "2001:db8::2".parse().unwrap() } else { "192.0.2.2".parse().unwrap() }
 }
 
+fn ask_why(node: &TestNode, client: &Workload, to: &str) -> WhyReply {
+    let src = client.id().to_string();
+    let request = WhyRequest { src, dst: to.into(), port: "53/udp".into(), source_port: None };
+    node.client().why(&request).unwrap()
+}
+
+/// With what a workload's packets leave the node, by the kernel's maps and as is wanted.
+fn leaves(node: &TestNode, client: &Workload, to: &str) -> (Leaving, Leaving) {
+    let reply = ask_why(node, client, to);
+    assert!(reply.agree, "{reply:?}");
+    (reply.kernel.leaving.unwrap(), reply.wanted.leaving.unwrap())
+}
+
+fn leaving(by: &str, rule: &str, prefix: Option<&str>, lent: &[IpAddr]) -> Leaving {
+    Leaving {
+        by: by.into(),
+        rule: rule.into(),
+        prefix: prefix.map(str::to_owned),
+        addresses: lent.iter().map(ToString::to_string).collect(),
+    }
+}
+
 fn status(node: &TestNode) -> String {
     format!("{:?}", node.client().status_details().unwrap().lines)
 }
@@ -82,12 +104,21 @@ fn endpoints_leave_with_the_nodes_address_but_for_the_list() {
     }
     assert!(!tables().contains("villus"), "{}", tables());
     assert!(status(&node).contains("IPv4: BPF, IPv6: BPF"), "{}", status(&node));
+    for to in OUTSIDE {
+        let wanted = leaving("bpf", "masquerade", None, &[own(to)]);
+        assert_eq!(leaves(&node, &client, to), (wanted.clone(), wanted));
+    }
     let verify = || node.client().verify(&VerifyRequest::default()).unwrap();
     eventually("nothing differs", || verify().clean());
 
     std::fs::write(LIST, r#"{"nonMasqueradeCIDRs": ["192.0.2.0/24", "2001:db8::/64"]}"#).unwrap();
     for to in OUTSIDE {
         eventually("the list counts", || seen(&outside, &client, to) == at_home(to));
+        let prefix = if to.contains(':') { "2001:db8::/64" } else { "192.0.2.0/24" };
+        let wanted = leaving("bpf", "ip-masq-agent", Some(prefix), &[]);
+        assert_eq!(leaves(&node, &client, to), (wanted.clone(), wanted));
+        let because = format!("{prefix} is in the list of ip-masq-agent ({LIST})");
+        assert!(format!("{:?}", ask_why(&node, &client, to)).contains(&because));
     }
     std::fs::write(LIST, "nonMasqueradeCIDRs: [10.0.0.0/8, 192.0.2]\n").unwrap();
     eventually("what is wrong is named", || {
@@ -169,8 +200,14 @@ fn serves(outside: &Netns, at: SocketAddr) {
 fn open_connections_go_on_when_the_way_of_masquerading_changes() {
     alone!();
     let outside = outside();
-    let mut node = TestNode::started(&[("enable-bpf-masquerade", "false")]);
+    let native = ("ipv4-native-routing-cidr", "198.51.100.0/24");
+    let mut node = TestNode::started(&[("enable-bpf-masquerade", "false"), native]);
     let client = node.workload("client", &["k8s:app=client"]);
+    for to in OUTSIDE {
+        assert_eq!(leaves(&node, &client, to).0, leaving("nftables", "masquerade", None, &[]));
+    }
+    let native = leaving("nftables", "native-routing-cidr", Some(native.1), &[]);
+    assert_eq!(leaves(&node, &client, "198.51.100.9").0, native);
     let mut streams = Vec::new();
     for to in OUTSIDE {
         let to: IpAddr = to.parse().unwrap();

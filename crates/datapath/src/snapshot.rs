@@ -8,7 +8,7 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, Metric, Node, endpoint::FLAG_ACTIVE, ipcache::STATIC_BITS, time::Tick,
+    Local, Metric, Node, Uplink, endpoint::FLAG_ACTIVE, ipcache::STATIC_BITS, time::Tick,
 };
 
 use crate::{
@@ -42,6 +42,10 @@ pub struct Snapshot {
     pub ipcache: HashMap<IpcacheKey, IpcacheValue>,
     /// The nodes that a tunnel leads to, by each of their addresses, IPv4 as `::ffff:a.b.c.d`.
     pub nodes: HashMap<[u8; 16], Node>,
+    /// `MASQUERADE_*` by prefix, where our programs masquerade.
+    pub masquerade: HashMap<IpcacheKey, u32>,
+    /// The devices through which packets leave the node, by interface index, where our programs masquerade.
+    pub uplinks: HashMap<u32, Uplink>,
     /// IPv4 flows, TCP and others.
     pub flows4: HashMap<FlowKey4, Flow>,
     /// IPv6 flows, TCP and others.
@@ -84,6 +88,10 @@ impl Snapshot {
             let Ok(endpoint) = u16::try_from(slot) else { continue };
             policies.insert(slot, view_policy(pins, maps, endpoint)?);
         }
+        let (masquerade, uplinks) = match &maps.nat {
+            Some(nat) => (nat.prefixes.entries()?, nat.uplinks.entries()?),
+            None => Default::default(),
+        };
         Ok(Self {
             taken: now(),
             config: maps.config.get(&0)?,
@@ -94,6 +102,8 @@ impl Snapshot {
             policies,
             ipcache: maps.ipcache.entries()?.into_iter().collect(),
             nodes: maps.nodes.entries()?.into_iter().collect(),
+            masquerade: masquerade.into_iter().collect(),
+            uplinks: uplinks.into_iter().collect(),
             metrics: metrics(maps)?,
             ..Self::default()
         })

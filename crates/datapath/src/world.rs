@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use villus_abi::time;
-use villus_path::memory::{FlowKey, FragKey, Memory};
+use villus_path::memory::{FlowKey, FragKey, Memory, prefix};
 
 use crate::snapshot::Snapshot;
 
@@ -27,6 +27,11 @@ impl From<&Snapshot> for Memory {
         for (address, node) in &snapshot.nodes {
             world.nodes.insert(Ipv6Addr::from(*address).to_canonical(), *node);
         }
+        world.masquerade.extend(snapshot.masquerade.iter().map(|(key, flags)| {
+            let (address, length) = prefix(key);
+            (address, length, *flags)
+        }));
+        world.uplinks.extend(&snapshot.uplinks);
         let slotted = snapshot.policies.iter().filter(|(_, view)| view.in_slot.is_some());
         for (slot, view) in slotted {
             world.set_policy(*slot, view.entries.clone());

@@ -44,7 +44,7 @@ pub use left_over::remove_left_over;
 pub use mac::{InvalidMac, Mac};
 pub use monitor::{Monitor, MonitorStop, NetEvent};
 pub use nat::{
-    Mark, Masquerade, NAT_TABLE, NatCounters, masquerade_counters, masquerade_rules, nft_version,
+    LeavesWith, Mark, Masquerade, NAT_TABLE, NatCounters, masquerade_counters, masquerade_rules, nft_version,
     remove_masquerade,
 };
 pub use netns::{NAMED, Netns, NetnsId, NetnsRef, NetnsState, run_in};

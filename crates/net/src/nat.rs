@@ -1,6 +1,7 @@
 //! Masquerading of what workloads send out of the node: an nftables table of our own.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,17 @@ pub struct Masquerade {
     /// Devices through which nothing leaves the node: workloads' own, whatever their addresses. A `*` at the end
     /// stands for any rest.
     pub inner_devices: Vec<String>,
+}
+
+/// With whose address a connection leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeavesWith {
+    /// That of the device by which it leaves.
+    Lent,
+    /// Its own, for its destination lies in this prefix.
+    OwnTo(IpNet),
+    /// Its own, for it comes from nowhere that is masqueraded.
+    Own,
 }
 
 /// How many connections met a rule. A connection counts once, with the bytes of its first packet.
@@ -78,6 +90,23 @@ impl Masquerade {
         command::run(&nft()?, &["-f", "-"], &anew, FIX).map(drop)
     }
 
+    /// With whose address a connection leaves that no other rule of the host's translates.
+    #[must_use]
+    pub fn leaves_with(&self, src: IpAddr, dst: IpAddr) -> LeavesWith {
+        if !self.pools.iter().any(|pool| pool.contains(&src)) {
+            return LeavesWith::Own;
+        }
+        match self.inside().find(|net| net.contains(&dst)) {
+            Some(net) => LeavesWith::OwnTo(net),
+            None => LeavesWith::Lent,
+        }
+    }
+
+    /// Where nothing is masqueraded to.
+    fn inside(&self) -> impl Iterator<Item = IpNet> {
+        self.pools.iter().chain(&self.native).copied()
+    }
+
     fn check(&self) -> Result<(), NetError> {
         for device in &self.inner_devices {
             let name = device.strip_suffix('*').unwrap_or(device);
@@ -114,7 +143,7 @@ impl Masquerade {
         for device in &self.inner_devices {
             rules.push(format!("oifname \"{device}\" return"));
         }
-        let inside: Vec<IpNet> = self.pools.iter().chain(&self.native).copied().collect();
+        let inside: Vec<IpNet> = self.inside().collect();
         for (family, protocol, split) in [("ipv4", "ip", v4 as Split), ("ipv6", "ip6", v6 as Split)] {
             let pools = split(&self.pools);
             if !pools.is_empty() {

@@ -219,6 +219,7 @@ mod tests {
             verdict: "dropped".into(),
             reason: Some(133),
             reason_text: "Policy denied".into(),
+            leaving: None,
             steps: vec![step("flow", false), step("ingress policy", true)],
         };
         let reply = WhyReply {

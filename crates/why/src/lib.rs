@@ -6,12 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod judgement;
+mod leaving;
 mod question;
 mod reply;
 mod run;
 mod words;
 
 pub use judgement::{Judgement, Lookup};
+pub use leaving::{Leaving, Masquerader, Rule};
 pub use question::{Derivation, Error, Kind, Party, Question, Side};
+pub use reply::MASQUERADE;
 pub use run::{Explanation, Fate, Flow, Hook, Pass, why};
 pub use words::Names;

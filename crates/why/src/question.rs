@@ -7,9 +7,9 @@ use villus_abi::{
     Endpoint,
     config::FLAG_HOST_POLICY,
     endpoint::{FLAG_ACTIVE, HOST_ID, SLOT_HOST},
-    ipcache::{FLAG_PENDING, STATIC_BITS},
+    ipcache::FLAG_PENDING,
 };
-use villus_path::memory::{Memory, address4, address6};
+use villus_path::memory::{Memory, address4, address6, prefix};
 
 /// Why a question cannot be answered.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -205,12 +205,8 @@ fn of_endpoint(address: IpAddr, endpoint: &Endpoint) -> Side {
 fn outside(world: &Memory, address: IpAddr) -> Side {
     let (identity, pending, derived) = match world.ipcache.longest(address) {
         Some((key, value)) => {
-            let bytes = key.addr;
-            let network = match address {
-                IpAddr::V4(_) => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
-                IpAddr::V6(_) => IpAddr::from(bytes),
-            };
-            let prefix = format!("{network}/{}", key.prefixlen.saturating_sub(STATIC_BITS));
+            let (network, length) = prefix(&key);
+            let prefix = format!("{network}/{length}");
             let identity = if value.identity == 0 { WORLD } else { value.identity };
             (identity, value.flags & FLAG_PENDING != 0, Derivation::Ipcache { prefix })
         }

@@ -1,13 +1,16 @@
 //! An explanation as the API and the command line carry it.
 
-use villus_api::model::{Explanation as Reply, Step};
+use villus_api::model::{Explanation as Reply, Leaving as Leaves, Step};
 
 use crate::{
     judgement::{Judgement, Lookup},
     question::{Derivation, Kind, Side},
     run::{Explanation, Hook},
-    words::Names,
+    words::{Names, refused},
 };
+
+/// The stage that says with whose address a packet leaves.
+pub const MASQUERADE: &str = "masquerade";
 
 impl Explanation {
     /// The question in one line: who, whom, which port.
@@ -30,7 +33,7 @@ impl Explanation {
             if pass.reason != 0 && pass.judgements.is_empty() {
                 steps.push(Step {
                     stage: hook(pass.hook).into(),
-                    text: format!("refused before any policy is asked: {} ({})", pass.text, pass.reason),
+                    text: refused(pass),
                     endpoint: pass.endpoint,
                     decided: true,
                     ..Step::default()
@@ -47,6 +50,10 @@ impl Explanation {
         {
             last.decided = true;
         }
+        if let Some(leaving) = &self.leaving {
+            let text = format!("leaves with {}", leaving.text());
+            steps.push(Step { stage: MASQUERADE.into(), text, ..Step::default() });
+        }
         steps.push(Step { stage: "delivery".into(), text: self.ending(), ..Step::default() });
         let verdict = match (self.allowed, audited) {
             (false, _) => "dropped",
@@ -58,6 +65,12 @@ impl Explanation {
             verdict: verdict.into(),
             reason: dropped.then_some(self.reason),
             reason_text: if dropped { self.text.to_owned() } else { String::new() },
+            leaving: self.leaving.as_ref().map(|leaving| Leaves {
+                by: leaving.by.name().into(),
+                rule: leaving.rule.name().into(),
+                prefix: leaving.prefix.clone(),
+                addresses: leaving.lent.iter().map(ToString::to_string).collect(),
+            }),
             steps,
         }
     }

@@ -5,13 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 use villus_abi::Endpoint;
 use villus_path::{
-    Action, Outcome, Tunnel, Work, from_endpoint, from_network, from_overlay,
-    memory::{Build, FlowKey, Frame, Memory, NextHop, Step, Transport},
+    Action, MARK_OPENED, MARK_ROUTED, Outcome, Tunnel, Work, from_endpoint, from_network, from_overlay,
+    masquerade,
+    memory::{Build, FlowKey, Frame, Memory, NatKey, NextHop, Step, Transport},
     to_endpoint, to_network, to_overlay,
 };
 
 use crate::{
     judgement::{Judgement, judgements},
+    leaving::{Leaving, Masquerader, Rule, kept, source_of},
     question::{Error, Kind, Question, Side, addresses, record, side, source},
 };
 
@@ -105,6 +107,8 @@ pub struct Explanation {
     pub allowed: bool,
     /// What becomes of it.
     pub fate: Fate,
+    /// With whose address it leaves the node, if it is an endpoint's and leaves it beside the tunnel.
+    pub leaving: Option<Leaving>,
     /// Number of the drop reason; 0 if it was not dropped.
     pub reason: u8,
     /// The reason in the field's words.
@@ -130,11 +134,13 @@ pub fn why(world: &Memory, question: &Question) -> Result<Explanation, Error> {
         return Err(Error::NotOurs { src: from, dst: to });
     }
     let packet = packet(world, question, &src, &dst);
-    let mut run = Run { world, passes: Vec::new(), opened: Vec::new(), packet };
+    let mut run =
+        Run { world, passes: Vec::new(), opened: Vec::new(), lent: Vec::new(), packet, leaving: None };
     let fate = run.go(&src, &dst);
     for key in &run.opened {
         world.remove_flow(key);
     }
+    run.give_back();
     let (reason, text) = run.passes.last().map_or((0, ""), |pass| (pass.reason, pass.text));
     Ok(Explanation {
         src,
@@ -144,6 +150,7 @@ pub fn why(world: &Memory, question: &Question) -> Result<Explanation, Error> {
         passes: run.passes,
         allowed: fate != Fate::Dropped,
         fate,
+        leaving: run.leaving,
         reason,
         text,
     })
@@ -182,7 +189,9 @@ struct Run<'a> {
     world: &'a Memory,
     passes: Vec<Pass>,
     opened: Vec<FlowKey>,
+    lent: Vec<NatKey>,
     packet: Build,
+    leaving: Option<Leaving>,
 }
 
 type HookFn = fn(&Memory, &mut Frame, &mut Work) -> Outcome;
@@ -211,8 +220,9 @@ impl Run<'_> {
             match self.pass(Hook::FromEndpoint, from_endpoint, frame, Some(sender.id)) {
                 Action::Drop => return Fate::Dropped,
                 Action::Peer | Action::Device => return Fate::HandedOver,
-                Action::Neighbour => return Fate::LeavesDirectly,
+                Action::Neighbour => return self.leaves(sender, Fate::LeavesDirectly),
                 Action::Tunnel => return Fate::LeavesByTunnel,
+                Action::Pass if dst.kind == Kind::Outside => return self.leaves(sender, Fate::LeavesByStack),
                 Action::Pass => {}
             }
         } else if src.kind == Kind::Outside {
@@ -243,6 +253,51 @@ impl Run<'_> {
         }
     }
 
+    /// What an endpoint sends out of the node, on the uplinks that it may leave by.
+    fn leaves(&mut self, sender: Endpoint, fate: Fate) -> Fate {
+        let v6 = self.packet.dst.is_ipv6();
+        let by = Masquerader::of(self.world, v6);
+        let direct = fate == Fate::LeavesDirectly;
+        let rule = if by == Masquerader::Nftables && !direct { Rule::NotKnown } else { Rule::OwnAddress };
+        let mut leaving = Leaving { by, rule, prefix: None, lent: Vec::new() };
+        if by == Masquerader::Bpf && !self.world.uplinks.is_empty() {
+            self.packet.ttl -= 1;
+            let mark = if direct { MARK_ROUTED } else { MARK_OPENED };
+            let uplinks: Vec<u32> = self.world.uplinks.keys().copied().collect();
+            for (nth, uplink) in uplinks.into_iter().enumerate() {
+                let mut frame = Frame { mark, ..self.frame(uplink, sender.ifindex) };
+                // Of the first uplink everything is told, of others what they lend.
+                let (action, steps) =
+                    self.meets(Hook::ToNetwork, send, &mut frame, Some(sender.id), nth == 0);
+                self.give_back();
+                if action == Action::Drop {
+                    if nth == 0 {
+                        return Fate::Dropped;
+                    }
+                    continue;
+                }
+                match source_of(&frame.bytes, v6).filter(|source| *source != self.packet.src) {
+                    Some(source) => {
+                        leaving.rule = Rule::Masquerade;
+                        if !leaving.lent.contains(&source) {
+                            leaving.lent.push(source);
+                        }
+                    }
+                    None => (leaving.rule, leaving.prefix) = kept(&steps, self.packet.dst),
+                }
+            }
+        }
+        self.leaving = Some(leaving);
+        fate
+    }
+
+    /// Forgets what was lent.
+    fn give_back(&mut self) {
+        for key in self.lent.drain(..) {
+            self.world.remove_mapping(&key);
+        }
+    }
+
     /// What the tunnel between nodes says of packets from an address that lives behind it.
     fn tunnel_of(&self, address: IpAddr) -> Option<Tunnel> {
         let (_, row) = self.world.ipcache.longest(address)?;
@@ -260,27 +315,54 @@ impl Run<'_> {
     }
 
     fn pass(&mut self, hook: Hook, run: HookFn, mut frame: Frame, endpoint: Option<u16>) -> Action {
+        self.meets(hook, run, &mut frame, endpoint, true).0
+    }
+
+    /// A hook: what it decided, and what it looked at. What is `told` is one of the passes.
+    fn meets(
+        &mut self,
+        hook: Hook,
+        run: HookFn,
+        frame: &mut Frame,
+        endpoint: Option<u16>,
+        told: bool,
+    ) -> (Action, Vec<Step>) {
         self.world.record();
-        let outcome = run(self.world, &mut frame, &mut Work::default());
+        let outcome = run(self.world, frame, &mut Work::default());
         let steps = self.world.take_walk();
+        if told {
+            self.tell(hook, outcome, &steps, endpoint);
+        }
+        for step in &steps {
+            match step {
+                Step::Create { key, .. } => self.opened.push(*key),
+                Step::Claim { key, stored: true, .. } => self.lent.push(*key),
+                _ => {}
+            }
+        }
+        (outcome.action(), steps)
+    }
+
+    fn tell(&mut self, hook: Hook, outcome: Outcome, steps: &[Step], endpoint: Option<u16>) {
         let reason = outcome.reason();
         let dropped = outcome.action() == Action::Drop;
-        let judgements = judgements(&steps);
+        let judgements = judgements(steps);
         self.passes.push(Pass {
             hook,
             endpoint,
-            flow: flow_of(&steps),
+            flow: flow_of(steps),
             audited: !dropped && judgements.iter().any(|judgement| !judgement.allowed),
             judgements,
             reason: reason.0,
             text: if dropped { reason.text() } else { "" },
         });
-        self.opened.extend(steps.iter().filter_map(|step| match step {
-            Step::Create { key, .. } => Some(*key),
-            _ => None,
-        }));
-        outcome.action()
     }
+}
+
+/// Egress of an uplink where endpoints are masqueraded.
+fn send(world: &Memory, frame: &mut Frame, work: &mut Work) -> Outcome {
+    let outcome = to_network(world, frame, work);
+    if outcome.action() == Action::Pass { masquerade(world, frame, work) } else { outcome }
 }
 
 fn flow_of(steps: &[Step]) -> Flow {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use villus_abi::endpoint::SLOT_HOST;
+use villus_abi::{Reason, endpoint::SLOT_HOST};
 
 use crate::{
     judgement::{Judgement, Lookup},
@@ -24,6 +24,9 @@ impl Explanation {
         ];
         for pass in &self.passes {
             describe(pass, names, &mut lines);
+        }
+        if let Some(leaving) = &self.leaving {
+            lines.push(format!("leaves the node with {}", leaving.text()));
         }
         lines.push(self.ending());
         lines
@@ -81,11 +84,20 @@ fn describe(pass: &Pass, names: &Names<'_>, lines: &mut Vec<String>) {
         lines.push(if pass.reason == 0 {
             "  no policy is asked here".to_owned()
         } else {
-            format!("  refused before any policy is asked: {} ({})", pass.text, pass.reason)
+            format!("  {}", refused(pass))
         });
     }
     if pass.audited {
         lines.push("  audit mode lets it pass and reports it".to_owned());
+    }
+}
+
+/// What dropped a packet when no policy did.
+pub(crate) fn refused(pass: &Pass) -> String {
+    let (text, reason) = (pass.text, pass.reason);
+    match Reason(reason) {
+        Reason::NAT_NO_MAPPING | Reason::NAT_PROTOCOL => format!("cannot be masqueraded: {text} ({reason})"),
+        _ => format!("refused before any policy is asked: {text} ({reason})"),
     }
 }
 

@@ -4,12 +4,14 @@
 use std::net::IpAddr;
 
 use villus_abi::{
-    Config, Direction, Endpoint, IpcacheValue, Local, PolicyEntry, PolicyKey,
+    Config, Direction, Endpoint, IpcacheValue, Local, PolicyEntry, PolicyKey, Uplink,
+    config::{FLAG_DIRECT_V4, FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6},
     endpoint::{FLAG_ACTIVE, FLAG_AUDIT_INGRESS, FLAG_DELIVER_PEER, MASK_ALL},
-    ipcache::FLAG_PENDING,
+    ipcache::{FLAG_PENDING, FLAG_ROUTED},
+    nat::{MASQUERADE_FROM, MASQUERADE_NOT_TO},
 };
-use villus_path::memory::Memory;
-use villus_why::{Derivation, Error, Fate, Kind, Party, Question, why};
+use villus_path::memory::{Memory, word4, words6};
+use villus_why::{Derivation, Error, Fate, Kind, Leaving, Masquerader, Party, Question, Rule, why};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -168,6 +170,82 @@ fn endpoints_can_be_named_by_their_id() {
     assert_eq!(ask(&world, ip("1.1.1.1").into(), ip("2.2.2.2").into()), Err(strangers));
     let mixed = Error::Families { src: ip("1.1.1.1"), dst: ip("fd00::1") };
     assert_eq!(ask(&world, ip("1.1.1.1").into(), ip("fd00::1").into()), Err(mixed));
+}
+
+/// The same node, with two uplinks of which one has no IPv6 address, and masquerading as `flags` say.
+fn masquerading(flags: u32) -> Memory {
+    let mut world = world();
+    world.config.as_mut().unwrap().flags |= flags;
+    let v4 = |last| word4([192, 0, 2, last].into());
+    let lent = Uplink { ipv4: v4(1), ipv6: words6("2001:db8::1".parse().unwrap()), reserved: 0 };
+    world.uplinks.insert(7, lent);
+    world.uplinks.insert(8, Uplink { ipv4: v4(2), ..lent });
+    let both = MASQUERADE_FROM | MASQUERADE_NOT_TO;
+    world.masquerade = vec![
+        (ip("10.0.0.0"), 24, both),
+        (ip("fd00::"), 64, both),
+        (ip("198.51.100.0"), 24, MASQUERADE_NOT_TO),
+    ];
+    let node = IpcacheValue { identity: 6, ..IpcacheValue::default() };
+    world.ipcache.insert_prefix(ip("203.0.113.5"), 32, node);
+    let routed = IpcacheValue { identity: 1005, flags: FLAG_ROUTED, ..IpcacheValue::default() };
+    world.ipcache.insert_prefix(ip("203.0.113.77"), 32, routed);
+    world.add_endpoint(endpoint(5, 1005, 0), &[ip("10.7.0.5")]);
+    let all = |direction| (PolicyKey::new(0, 0, 0, direction), PolicyEntry::ALLOW);
+    world.set_policy(5, [all(Direction::Ingress), all(Direction::Egress)]);
+    world
+}
+
+#[test]
+fn what_leaves_says_with_whose_address() {
+    use Masquerader::{Bpf, Nftables, Nobody};
+    let world = masquerading(FLAG_MASQUERADE_V4 | FLAG_MASQUERADE_V6);
+    let both = vec![ip("192.0.2.1"), ip("192.0.2.2")];
+    for (src, dst, rule, prefix, lent) in [
+        ("10.0.0.1", "1.1.1.1", Rule::Masquerade, None, both),
+        ("fd00::1", "2001:db8:9::1", Rule::Masquerade, None, vec![ip("2001:db8::1")]),
+        ("10.0.0.1", "198.51.100.9", Rule::Prefix, Some("198.51.100.0/24"), vec![]),
+        ("10.0.0.1", "10.0.0.99", Rule::Prefix, Some("10.0.0.0/24"), vec![]),
+        ("10.0.0.1", "203.0.113.5", Rule::RemoteNode, None, vec![]),
+        ("10.0.0.1", "203.0.113.77", Rule::OwnAddress, None, vec![]),
+        ("10.7.0.5", "1.1.1.1", Rule::OwnAddress, None, vec![]),
+    ] {
+        let answer = why(&world, &question(src, dst, 443, 6)).unwrap();
+        let leaving = answer.leaving.clone().unwrap_or_else(|| panic!("{answer}"));
+        let wanted = Leaving { by: Bpf, rule, prefix: prefix.map(str::to_owned), lent };
+        assert_eq!(leaving, wanted, "{src} {dst}\n{answer}");
+        assert!(world.mappings().is_empty() && world.flows().is_empty(), "all is as it was");
+        let told = answer.reply(&|_| None).leaving.unwrap();
+        assert_eq!((told.by.as_str(), told.rule.as_str()), ("bpf", rule.name()));
+    }
+    let answer = why(&world, &question("10.0.0.1", "1.1.1.1", 443, 6)).unwrap();
+    let line = "leaves the node with the node's address 192.0.2.1 or 192.0.2.2, by eBPF";
+    assert!(answer.to_string().contains(line), "{answer}");
+    // Who stays, comes in, or is the node itself leaves with nothing.
+    for (src, dst) in [("10.0.0.1", "10.0.0.4"), ("10.0.0.1", "10.0.0.254"), ("1.1.1.1", "10.0.0.4")] {
+        assert_eq!(why(&world, &question(src, dst, 80, 6)).unwrap().leaving, None, "{src} {dst}");
+    }
+    for (flags, by, rule) in [
+        (0, Nftables, Rule::NotKnown),
+        (FLAG_DIRECT_V4, Nobody, Rule::OwnAddress),
+        (FLAG_MASQUERADE_V6, Nftables, Rule::NotKnown),
+    ] {
+        let answer = why(&masquerading(flags), &question("10.0.0.1", "1.1.1.1", 53, 17)).unwrap();
+        let leaving = answer.leaving.unwrap();
+        assert_eq!((leaving.by, leaving.rule), (by, rule), "{flags}");
+    }
+}
+
+#[test]
+fn what_cannot_be_lent_an_address_is_said_to_drop() {
+    let mut world = masquerading(FLAG_MASQUERADE_V4);
+    world.uplinks.values_mut().for_each(|uplink| uplink.ipv4 = 0);
+    let answer = why(&world, &question("10.0.0.1", "1.1.1.1", 53, 17)).unwrap();
+    assert_eq!((answer.fate, answer.reason, &answer.leaving), (Fate::Dropped, 167, &None), "{answer}");
+    assert!(
+        answer.to_string().contains("cannot be masqueraded: No mapping for NAT masquerade (167)"),
+        "{answer}"
+    );
 }
 
 #[test]

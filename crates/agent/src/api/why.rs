@@ -1,18 +1,22 @@
 //! Why a packet passes or does not: the packet path over the kernel's maps, and over the wanted state.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::PoisonError;
 
+use ipnet::IpNet;
 use villus_abi::policy::Direction;
 use villus_api::model::{Explanation as Reply, WhyReply, WhyRequest};
 use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_datapath::Snapshot;
 use villus_flows::PortProto;
 use villus_labels::NumericIdentity;
-use villus_path::memory::Memory;
+use villus_net::LeavesWith;
+use villus_path::memory::{Memory, prefix};
 use villus_policy::Verdict;
-use villus_why::{Explanation, Judgement, Party, Question, why};
+use villus_why::{Explanation, Judgement, MASQUERADE, Party, Question, Rule, why};
 
 use crate::kernel::IpcacheMap;
+use crate::nat::Origin;
 use crate::node::Node;
 
 impl Node {
@@ -29,8 +33,10 @@ impl Node {
         let snapshot =
             Snapshot::without_flows(&self.kernel.pins, &self.kernel.maps).map_err(ApiError::internal)?;
         let wrong = |error: villus_why::Error| ApiError::bad_request(error.to_string());
-        let kernel = why(&Memory::from(&snapshot), &question).map_err(wrong)?;
-        let wanted = why(&self.wanted_world(&snapshot), &question).map_err(wrong)?;
+        let mut kernel = why(&Memory::from(&snapshot), &question).map_err(wrong)?;
+        let mut wanted = why(&self.wanted_world(&snapshot), &question).map_err(wrong)?;
+        self.ask_table(&mut kernel);
+        self.ask_table(&mut wanted);
         let agree = (kernel.allowed, kernel.reason) == (wanted.allowed, wanted.reason);
         let names = |identity| self.labels_text(identity);
         Ok(WhyReply {
@@ -72,6 +78,11 @@ impl Node {
         world.addrs.extend(v4.map(|(ip, local)| (IpAddr::V4(Ipv4Addr::from(ip.to_ne_bytes())), local)));
         let v6 = self.wanted_addrs6().into_iter();
         world.addrs.extend(v6.map(|(ip, local)| (IpAddr::V6(Ipv6Addr::from(ip)), local)));
+        world.uplinks.extend(self.wanted_uplinks());
+        world.masquerade.extend(self.wanted_prefixes().iter().map(|(key, flags)| {
+            let (address, length) = prefix(key);
+            (address, length, *flags)
+        }));
         for (key, value) in IpcacheMap::wanted(&self.ipcache.snapshot()) {
             world.ipcache.insert(key, value);
         }
@@ -94,7 +105,53 @@ impl Node {
         for (step, judgement) in steps.zip(judgements) {
             step.because = self.because(judgement);
         }
+        self.name_origins(&mut reply);
         reply
+    }
+
+    /// Whether the table of nftables, where there is one, lends a packet an address.
+    fn ask_table(&self, explanation: &mut Explanation) {
+        let (src, dst) = (explanation.src.address, explanation.dst.address);
+        let Some(leaving) = explanation.leaving.as_mut().filter(|leaving| leaving.rule == Rule::NotKnown)
+        else {
+            return;
+        };
+        let Some(table) = &self.network.masquerading else { return };
+        let with = table.lock().unwrap_or_else(PoisonError::into_inner).leaves_with(src, dst);
+        (leaving.rule, leaving.prefix) = match with {
+            LeavesWith::Lent => (Rule::Masquerade, None),
+            LeavesWith::OwnTo(net) => (Rule::Prefix, Some(net.to_string())),
+            LeavesWith::Own => (Rule::OwnAddress, None),
+        };
+    }
+
+    /// Says where a prefix comes from to which nothing is masqueraded.
+    fn name_origins(&self, reply: &mut Reply) {
+        let Some(leaving) = reply.leaving.as_mut().filter(|leaving| leaving.rule == Rule::Prefix.name())
+        else {
+            return;
+        };
+        let Some(prefix) = leaving.prefix.as_ref().and_then(|prefix| prefix.parse::<IpNet>().ok()) else {
+            return;
+        };
+        let origins: Vec<(IpNet, Origin)> =
+            self.kept_prefixes().into_iter().filter(|(net, _)| net.contains(&prefix)).collect();
+        // Of a prefix that lies in others the nearest is named.
+        if let Some((_, nearest)) = origins.iter().max_by_key(|(net, _)| net.prefix_len()) {
+            leaving.rule = nearest.rule().into();
+        }
+        let because = origins.iter().map(|(net, origin)| match origin {
+            Origin::Node => format!("{net} is of endpoints of this node"),
+            Origin::OtherNode(name) => format!("{net} is of endpoints of node {name}"),
+            Origin::Native(option) => format!("{net} is {option}"),
+            Origin::List => match &self.config.masquerade.list {
+                Some(path) => format!("{net} is in the list of ip-masq-agent ({})", path.display()),
+                None => format!("{net} is in the list of ip-masq-agent"),
+            },
+        });
+        if let Some(step) = reply.steps.iter_mut().find(|step| step.stage == MASQUERADE) {
+            step.because = because.collect();
+        }
     }
 
     fn because(&self, judgement: &Judgement) -> Vec<String> {

@@ -8,6 +8,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use villus_abi::nat::{MASQUERADE_FROM, MASQUERADE_NOT_TO};
 use villus_abi::{IpcacheKey, Uplink};
+use villus_kvstore::NodeEntry;
 
 use crate::endpoint::word_of;
 use crate::kernel::{Wanted, make_equal};
@@ -15,6 +16,31 @@ use crate::network::Network;
 use crate::node::Node;
 
 pub(crate) use list::{List, read};
+
+/// Why nothing is masqueraded to a prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Endpoints of this node have its addresses.
+    Node,
+    /// Endpoints of another node, by its name, have them, and the network takes packets there as they are.
+    OtherNode(String),
+    /// It is the value of this option.
+    Native(&'static str),
+    /// It is in the operator's list.
+    List,
+}
+
+impl Origin {
+    /// As the API names it.
+    pub const fn rule(&self) -> &'static str {
+        match self {
+            Self::Node => "node-prefix",
+            Self::OtherNode(_) => "other-nodes-prefix",
+            Self::Native(_) => "native-routing-cidr",
+            Self::List => "ip-masq-agent",
+        }
+    }
+}
 
 /// What the agent knows about masquerading beside its options.
 #[derive(Debug, Default)]
@@ -47,17 +73,30 @@ pub(crate) fn parse(path: &Path, text: Option<&str>) -> Result<List, String> {
 }
 
 impl Node {
+    /// Prefixes to which nothing is masqueraded, each with why; one may be there for more than one reason.
+    pub fn kept_prefixes(&self) -> Vec<(IpNet, Origin)> {
+        let (v4, v6) = (&self.config.ipv4, &self.config.ipv6);
+        let own = self.network.prefixes.all().into_iter().map(|net| (net, Origin::Node));
+        let native = [
+            (v4.native_routing.map(IpNet::from), "ipv4-native-routing-cidr"),
+            (v6.native_routing.map(IpNet::from), "ipv6-native-routing-cidr"),
+        ];
+        let native = native.into_iter().filter_map(|(net, option)| Some((net?, Origin::Native(option))));
+        let list = self.nat.list.iter().map(|net| (*net, Origin::List));
+        own.chain(native).chain(list).chain(self.routed_ranges()).collect()
+    }
+
     /// What `villus_masquerade_v1` should hold. A prefix bears the flags of those around it: the longest alone answers.
     pub fn wanted_prefixes(&self) -> Wanted<IpcacheKey, u32> {
         if self.kernel.maps.nat.is_none() {
             return Wanted::new();
         }
-        let (v4, v6) = (&self.config.ipv4, &self.config.ipv6);
-        let both = MASQUERADE_FROM | MASQUERADE_NOT_TO;
-        let pools = self.network.prefixes.all().into_iter().map(|net| (net, both));
-        let native = v4.native_routing.map(IpNet::from).into_iter().chain(v6.native_routing.map(IpNet::from));
-        let kept = native.chain(self.nat.list.iter().copied()).chain(self.routed_ranges());
-        let all: Vec<(IpNet, u32)> = pools.chain(kept.map(|net| (net, MASQUERADE_NOT_TO))).collect();
+        let flag = |origin: &Origin| match origin {
+            Origin::Node => MASQUERADE_FROM | MASQUERADE_NOT_TO,
+            _ => MASQUERADE_NOT_TO,
+        };
+        let all: Vec<(IpNet, u32)> =
+            self.kept_prefixes().into_iter().map(|(net, origin)| (net, flag(&origin))).collect();
         let flags = |net: &IpNet| {
             all.iter().filter(|(around, _)| around.contains(net)).fold(0, |flags, (_, of)| flags | of)
         };
@@ -65,11 +104,15 @@ impl Node {
     }
 
     /// Endpoints' prefixes of other nodes, where the network takes packets to them as they are.
-    fn routed_ranges(&self) -> Vec<IpNet> {
+    fn routed_ranges(&self) -> Vec<(IpNet, Origin)> {
         if self.network.tunnel.is_some() {
             return Vec::new();
         }
-        self.other_nodes().iter().flat_map(|entry| entry.ranges().collect::<Vec<_>>()).collect()
+        let of = |entry: &NodeEntry| {
+            let of_node = |net| (net, Origin::OtherNode(entry.name.clone()));
+            entry.ranges().map(of_node).collect::<Vec<_>>()
+        };
+        self.other_nodes().iter().flat_map(|entry| of(entry)).collect()
     }
 
     /// What `villus_uplinks_v1` should hold.

@@ -48,7 +48,7 @@ pub use status::{
     Warning,
 };
 pub use verify::{Checked, Difference, DifferenceKind, VerifyReport, VerifyRequest};
-pub use why::{Explanation, Step, WhyReply, WhyRequest};
+pub use why::{Explanation, Leaving, Step, WhyReply, WhyRequest};
 
 /// Leaves out what is as it would be if it were left out.
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {

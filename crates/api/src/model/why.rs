@@ -57,8 +57,29 @@ pub struct Explanation {
     /// Its text.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason_text: String,
+    /// With whose address it leaves the node, if an endpoint sends it out of the node and not through the tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
     /// The steps, in the order in which the path takes them.
     pub steps: Vec<Step>,
+}
+
+/// With whose address a packet of an endpoint leaves the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Leaving {
+    /// Who masquerades: `bpf`, `nftables` or `nobody`.
+    pub by: String,
+    /// What decided: `masquerade` lends it the node's address. It keeps its own by `node-prefix`, `other-nodes-prefix`,
+    /// `native-routing-cidr` and `ip-masq-agent`, or `prefix` where only the kernel's maps say so; by `remote-node`; and by
+    /// `own-address`, where nothing says that it is masqueraded. `not-known` if the agent is not there to say.
+    pub rule: String,
+    /// The prefix that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// The addresses that it is lent, one for each uplink that lends another; empty where the device by which it leaves says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
 }
 
 /// One step of the packet path.

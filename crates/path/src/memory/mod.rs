@@ -24,7 +24,7 @@ use villus_abi::{
 
 pub use build::{Build, Transport, arp, checksum, ethernet};
 pub use frame::{Frame, NextHop};
-pub use prefixes::Prefixes;
+pub use prefixes::{Prefixes, prefix};
 pub use walk::{FlowKey, FragKey, NatKey, Step};
 
 use crate::{
@@ -397,8 +397,8 @@ impl World for Memory {
     }
 }
 
-/// The flags of the longest prefix that covers an address.
-fn flags_of(prefixes: &[(IpAddr, u8, u32)], address: IpAddr) -> u32 {
+/// The longest prefix that covers an address.
+fn covering(prefixes: &[(IpAddr, u8, u32)], address: IpAddr) -> Option<(IpAddr, u8, u32)> {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
         IpAddr::V6(v6) => v6.to_bits(),
@@ -408,7 +408,7 @@ fn flags_of(prefixes: &[(IpAddr, u8, u32)], address: IpAddr) -> u32 {
         of.is_ipv4() == address.is_ipv4() && bits(of) | rest == bits(address) | rest
     };
     let covering = prefixes.iter().filter(|(of, len, _)| covers(*of, *len));
-    covering.max_by_key(|(_, len, _)| *len).map_or(0, |(.., flags)| *flags)
+    covering.max_by_key(|(_, len, _)| *len).copied()
 }
 
 macro_rules! net {
@@ -464,7 +464,10 @@ macro_rules! net {
             }
 
             fn masquerades(&self, $a: &$addr) -> u32 {
-                flags_of(&self.masquerade, $address)
+                let address = $address;
+                let answer = covering(&self.masquerade, address);
+                self.note(|| Step::Masquerades { address, answer });
+                answer.map_or(0, |(.., flags)| flags)
             }
 
             fn nat(&self, key: &$nat_key) -> Option<&NatCell> {
@@ -472,7 +475,9 @@ macro_rules! net {
             }
 
             fn claim(&self, key: &$nat_key, nat: &Nat) -> bool {
-                self.$nat.get(key).is_none() && self.$nat.put(key, (*nat).into())
+                let stored = self.$nat.get(key).is_none() && self.$nat.put(key, (*nat).into());
+                self.note(|| Step::Claim { key: NatKey::$family(*key), nat: *nat, stored });
+                stored
             }
 
             fn release(&self, key: &$nat_key) {

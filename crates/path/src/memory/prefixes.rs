@@ -48,6 +48,17 @@ impl Prefixes {
     }
 }
 
+/// The address and length of a key's prefix.
+#[must_use]
+pub fn prefix(key: &IpcacheKey) -> (IpAddr, u8) {
+    let bytes = key.addr;
+    let address = match family(key) {
+        0 => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        _ => IpAddr::from(bytes),
+    };
+    (address, u8::try_from(key.prefixlen.saturating_sub(STATIC_BITS)).unwrap_or(u8::MAX))
+}
+
 /// The key of a whole address.
 fn key_of(address: IpAddr) -> IpcacheKey {
     match address {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use villus_abi::{
     Endpoint, Event, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Reason,
+    Local, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Reason,
 };
 
 use super::{word4, words6};
@@ -115,6 +115,22 @@ pub enum Step {
         address: IpAddr,
         /// The longest prefix that covers it, with its value.
         answer: Option<(IpcacheKey, IpcacheValue)>,
+    },
+    /// Whether an address is masqueraded, or one to which nothing is.
+    Masquerades {
+        /// The address.
+        address: IpAddr,
+        /// The longest prefix that covers it: address, length, `MASQUERADE_*` flags.
+        answer: Option<(IpAddr, u8, u32)>,
+    },
+    /// An entry of a masqueraded packet was stored where there was none.
+    Claim {
+        /// Its key.
+        key: NatKey,
+        /// The entry.
+        nat: Nat,
+        /// Whether there was none, and the table took it.
+        stored: bool,
     },
     /// The flow of a packet.
     Flow {
