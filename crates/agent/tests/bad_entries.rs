@@ -7,7 +7,7 @@ mod common;
 use common::store::{LETS_IN, OUTSIDE, lets_in, metric, new, shared, status, value, who, with};
 use common::{TestNode, echoes};
 use villus_api::EndpointRef;
-use villus_testbed::{Authority, EtcdServer, alone, eventually, run};
+use villus_testbed::{Authority, EtcdServer, alone, eventually};
 
 #[test]
 fn the_agent() {
@@ -212,8 +212,7 @@ fn a_restored_store_that_has_gone_on_beyond_what_was_seen_is_filled_again() {
         who(&node, "10.3.192.65/32") == Some((15_614_229, false)) && !value(&etcd, &key).is_empty()
     });
     // While the agent cannot look, the store is restored and used by others.
-    let pid = node.pid().to_string();
-    run("kill", &["-STOP", &pid]);
+    node.pause();
     etcd.kill();
     etcd.restore(&backup);
     etcd.resume();
@@ -221,7 +220,7 @@ fn a_restored_store_that_has_gone_on_beyond_what_was_seen_is_filled_again() {
     for n in 0..60 {
         etcd.etcdctl(&["put", "elsewhere", &n.to_string()]).unwrap();
     }
-    run("kill", &["-CONT", &pid]);
+    node.go_on();
     eventually("this node tells again", || !value(&etcd, &key).is_empty());
     eventually("what nobody tells again is stale", || {
         status(&node).contains("addresses count though nobody")

@@ -236,8 +236,7 @@ fn stopped_at_a_breakpoint_the_agent_harms_nothing_and_learns_afterwards_what_ha
     node.import(&allow("web", "server", "client", 80));
     server.serves(server.v4(), 80);
     let mut open = client.connects(server.v4(), 80).unwrap();
-    let pid = node.pid().to_string();
-    run("kill", &["-STOP", &pid]);
+    node.pause();
     let (to, id) = (client.v4().to_string(), EndpointRef::Id(doomed.id()));
     let args = ["-q", "-i", "0.01", "-c", "300", "-W", "30", &to];
     let ping = server.netns.run(|| run("ping", &args)).unwrap();
@@ -246,7 +245,7 @@ fn stopped_at_a_breakpoint_the_agent_harms_nothing_and_learns_afterwards_what_ha
     assert!(doomed.asks_in_vain(server.v4(), 80), "policy holds");
     drop(doomed);
     run("ip", &["netns", "del", "doomed"]);
-    run("kill", &["-CONT", &pid]);
+    node.go_on();
     eventually("what happened meanwhile is known", || {
         node.client().endpoint(&id).unwrap().status.state == EndpointState::Disconnected
     });

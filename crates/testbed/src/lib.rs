@@ -48,7 +48,7 @@ pub use node::{Node, NodeSpec, UplinkKind, kernel_has_link_kind};
 pub use party::{Addresses, Version, at};
 pub use plain::Plain;
 pub use residue::Residue;
-pub use sandbox::{eventually, inside};
+pub use sandbox::{eventually, inside, inside_as};
 pub use sctp::{SctpEcho, sctp_init, sctp_init_ack};
 pub use tally::{Delta, Tally};
 pub use workload::{Kind, Workload};

@@ -167,6 +167,16 @@ impl TestNode {
         child.wait().unwrap();
     }
 
+    /// Lets the agent stand still.
+    pub fn pause(&self) {
+        run("kill", &["-STOP", &self.pid().to_string()]);
+    }
+
+    /// Lets one that stands still go on.
+    pub fn go_on(&self) {
+        run("kill", &["-CONT", &self.pid().to_string()]);
+    }
+
     /// Tells the agent to end.
     pub fn stop(&mut self) {
         let mut child = self.agent.take().unwrap();

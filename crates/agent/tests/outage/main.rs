@@ -10,9 +10,9 @@ mod common;
 mod nodes;
 mod traffic;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use villus_testbed::{alone, eventually};
+use villus_testbed::{alone_as, eventually};
 
 use crate::{
     common::Workload,
@@ -20,8 +20,11 @@ use crate::{
     traffic::{PORT, Traffic},
 };
 
-/// How long a store is away: every retry waits as long as it ever does.
+/// How long a store is away: retries have come to wait as long as they ever do.
 const AWAY: Duration = Duration::from_secs(120);
+
+/// The shortest that may be said: what a node owns is gone when it has not been heard of for so long.
+const LEASE: &str = "25s";
 
 const BACKUP: &str = "/tmp/backup";
 
@@ -91,8 +94,16 @@ impl Scene {
         }
         for node in &self.nodes.all {
             eventually("the store is followed again", || node.kvstore().0 == "Ok");
+            eventually("somebody stands behind all that counts", || nodes::stale(node) == (0, 0));
         }
         self.traffic.goes_on();
+    }
+
+    /// A workload of node `n` that only those know who follow the store.
+    fn meanwhile(&mut self, n: usize) {
+        let name = format!("meanwhile{}", self.others.len());
+        let workload = self.nodes.all[n].workload(&name, &["k8s:role=friend", &format!("k8s:run={name}")]);
+        self.others.push(workload);
     }
 
     /// The addresses of all workloads are in the store again.
@@ -100,28 +111,29 @@ impl Scene {
         for workload in [&self.server].into_iter().chain(&self.others) {
             for address in [workload.v4(), workload.v6()] {
                 let key = format!("cilium/state/ip/v1/default/{address}");
-                eventually("the store has the address", || {
-                    self.nodes.etcdctl(&["get", &key]).is_some_and(|found| found.contains(&key))
-                });
+                eventually("the store has the address", || self.nodes.has(&key));
             }
         }
     }
 }
 
-fn a_dead_store_is_waited_for(routing: Routing) {
+#[test]
+fn a_dead_store_is_waited_for() {
+    let routing = Routing::of(&alone_as!(Routing::ALL));
     let mut scene = Scene::start(routing, &[]);
-    scene.converges();
     let leader = scene.nodes.etcd.iter().position(|member| member.leads()).unwrap();
     scene.nodes.etcd[leader].kill();
     scene.converges();
     scene.nodes.etcd[leader].resume();
     scene.nodes.etcd[leader].wait();
-    scene.converges();
-
-    scene.nodes.kill_etcd();
-    std::thread::sleep(AWAY);
     scene.traffic.goes_on();
+
+    // One after the other agents start anew in that time, so that each has waited for another time.
+    scene.nodes.kill_etcd();
+    let away = Instant::now();
     for n in 0..scene.nodes.all.len() {
+        std::thread::sleep(AWAY / 4);
+        scene.traffic.goes_on();
         scene.nodes.all[n].kill();
         scene.traffic.goes_on();
         scene.nodes.all[n].start();
@@ -129,50 +141,53 @@ fn a_dead_store_is_waited_for(routing: Routing) {
         let (state, message) = scene.nodes.all[n].kvstore();
         assert!(state != "Ok" && message.contains("snapshot"), "{state} {message}");
     }
+    std::thread::sleep(AWAY.saturating_sub(away.elapsed()));
+    scene.traffic.goes_on();
     scene.nodes.resume_etcd();
     scene.converges();
     scene.traffic.stop();
 }
 
 #[test]
-fn a_dead_store_is_waited_for_with_native_routing() {
-    alone!();
-    a_dead_store_is_waited_for(Routing::Native);
-}
+fn nodes_that_are_cut_off_catch_up_over_a_compaction_and_write_again_what_ran_out_with_their_leases() {
+    let routing = Routing::of(&alone_as!(Routing::ALL));
+    let mut scene = Scene::start(routing, &[("kvstore-lease-ttl", LEASE)]);
 
-#[test]
-fn a_dead_store_is_waited_for_with_a_tunnel() {
-    alone!();
-    a_dead_store_is_waited_for(Routing::Tunnel);
-}
+    // The others go on, and what happened is forgotten by the store before the node is back.
+    scene.nodes.cut(2);
+    scene.traffic.goes_on();
+    scene.meanwhile(0);
+    scene.nodes.compact();
+    scene.traffic.goes_on();
+    scene.nodes.mend(2);
+    scene.converges();
 
-#[test]
-fn a_node_without_the_store_catches_up_over_a_compaction() {
-    alone!();
-    let mut scene = Scene::start(Routing::Native, &[]);
-    for n in 0..3 {
-        scene.nodes.cut(n);
-        scene.traffic.goes_on();
-        // Others go on, and what happened is forgotten by the store before the node is back.
-        let other = (n + 1) % 3;
-        let late =
-            scene.nodes.all[other].workload(&format!("meanwhile{n}"), &["k8s:role=friend", "k8s:late=yes"]);
-        let status = scene.nodes.etcdctl(&["get", "nothing", "-w", "json"]).unwrap();
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        let revision = status["header"]["revision"].as_u64().unwrap();
-        scene.nodes.etcdctl(&["compact", &revision.to_string()]).unwrap();
-        scene.traffic.goes_on();
-        scene.nodes.mend(n);
-        scene.others.push(late);
-        scene.converges();
+    // One node's agent stands still, another's is cut off, both beyond what their leases last.
+    scene.nodes.all[0].pause();
+    scene.nodes.cut(1);
+    scene.meanwhile(2);
+    for key in [scene.nodes.key(0), scene.nodes.key(1)] {
+        eventually("the leases run out", || !scene.nodes.has(&key));
     }
-    scene.traffic.stop();
-}
+    for workload in [&scene.server, &scene.others[0]] {
+        let key = format!("cilium/state/ip/v1/default/{}", workload.v4());
+        eventually("what was under them is gone from the store", || !scene.nodes.has(&key));
+    }
+    scene.traffic.goes_on();
+    scene.nodes.compact();
+    let third = &scene.nodes.all[2];
+    let theirs = [&scene.server, &scene.others[0]].map(|workload| workload.v4().to_string());
+    eventually("both are silent", || nodes::stale(third).0 == 2);
+    for address in &theirs {
+        assert!(third.identity_of(address).is_some_and(|identity| identity >= 256), "{address} still counts");
+    }
+    scene.traffic.goes_on();
+    scene.nodes.all[0].go_on();
+    scene.nodes.mend(1);
+    scene.is_stored();
+    scene.converges();
 
-#[test]
-fn expired_leases_are_made_again() {
-    alone!();
-    let mut scene = Scene::start(Routing::Tunnel, &[]);
+    // All at once, of agents that live.
     let leases = scene.nodes.etcdctl(&["lease", "list"]).unwrap();
     let leases: Vec<&str> = leases.lines().skip(1).map(str::trim).collect();
     assert!(leases.len() >= 3, "each node has leases: {leases:?}");
@@ -186,9 +201,30 @@ fn expired_leases_are_made_again() {
     scene.traffic.stop();
 }
 
-fn a_wiped_store_is_filled_again_and_an_old_backup_is_brought_up_to_date(routing: Routing) {
+#[test]
+fn a_store_without_space_is_waited_for_and_one_that_was_wiped_or_is_an_old_backup_brought_up_to_date() {
+    let routing = Routing::of(&alone_as!(Routing::ALL));
     let mut scene = Scene::start(routing, &[]);
     scene.nodes.etcd[0].save(BACKUP.as_ref());
+    // As long as one argument of a command may be.
+    let junk = "x".repeat(120 << 10);
+    let mut n = 0;
+    while scene.nodes.etcdctl(&["put", &format!("junk/{n}"), &junk]).is_some() {
+        n += 1;
+        assert!(n < 1000, "the quota holds");
+    }
+    scene.traffic.goes_on();
+    for n in 0..scene.nodes.all.len() {
+        scene.nodes.all[n].kill();
+        scene.nodes.all[n].start();
+        scene.traffic.goes_on();
+    }
+    scene.nodes.etcdctl(&["del", "--prefix", "junk/"]).unwrap();
+    scene.nodes.compact();
+    for member in &scene.nodes.etcd {
+        member.etcdctl(&["defrag"]).unwrap();
+    }
+    scene.nodes.etcdctl(&["alarm", "disarm"]).unwrap();
     scene.converges();
 
     scene.nodes.kill_etcd();
@@ -204,46 +240,5 @@ fn a_wiped_store_is_filled_again_and_an_old_backup_is_brought_up_to_date(routing
     scene.is_stored();
     scene.converges();
     scene.is_stored();
-    scene.traffic.stop();
-}
-
-#[test]
-fn a_wiped_store_and_an_old_backup_do_no_harm_with_native_routing() {
-    alone!();
-    a_wiped_store_is_filled_again_and_an_old_backup_is_brought_up_to_date(Routing::Native);
-}
-
-#[test]
-fn a_wiped_store_and_an_old_backup_do_no_harm_with_a_tunnel() {
-    alone!();
-    a_wiped_store_is_filled_again_and_an_old_backup_is_brought_up_to_date(Routing::Tunnel);
-}
-
-#[test]
-fn a_store_without_space_is_waited_for() {
-    alone!();
-    let mut scene = Scene::start(Routing::Tunnel, &[]);
-    // As long as one argument of a command may be.
-    let junk = "x".repeat(120 << 10);
-    let mut n = 0;
-    while scene.nodes.etcdctl(&["put", &format!("junk/{n}"), &junk]).is_some() {
-        n += 1;
-        assert!(n < 1000, "the quota holds");
-    }
-    scene.traffic.goes_on();
-    for n in 0..scene.nodes.all.len() {
-        scene.nodes.all[n].kill();
-        scene.nodes.all[n].start();
-        scene.traffic.goes_on();
-    }
-    scene.nodes.etcdctl(&["del", "--prefix", "junk/"]).unwrap();
-    let status = scene.nodes.etcdctl(&["get", "nothing", "-w", "json"]).unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    scene.nodes.etcdctl(&["compact", &status["header"]["revision"].to_string()]).unwrap();
-    for member in &scene.nodes.etcd {
-        member.etcdctl(&["defrag"]).unwrap();
-    }
-    scene.nodes.etcdctl(&["alarm", "disarm"]).unwrap();
-    scene.converges();
     scene.traffic.stop();
 }

@@ -8,6 +8,7 @@ use crate::common::{TestNode, Workload};
 
 /// Where the members of etcd listen, as the nodes see it.
 const STORE: &str = "192.168.50.254";
+const CLUSTER: &str = "outage";
 
 /// The cluster. Gone with this value.
 pub struct Nodes {
@@ -20,6 +21,18 @@ pub struct Nodes {
 pub enum Routing {
     Native,
     Tunnel,
+}
+
+// === impl Routing ===
+
+impl Routing {
+    /// The names of all.
+    pub const ALL: [&str; 2] = ["native", "tunnel"];
+
+    /// The one of a name.
+    pub fn of(name: &str) -> Self {
+        if name == Self::ALL[0] { Self::Native } else { Self::Tunnel }
+    }
 }
 
 /// Name of the namespace that is node `n`.
@@ -70,7 +83,7 @@ impl Nodes {
         let node = name(n);
         let mut options = vec![
             ("node-name", node.as_str()),
-            ("cluster-name", "outage"),
+            ("cluster-name", CLUSTER),
             ("cluster-id", "1"),
             ("kvstore", "etcd"),
             ("kvstore-opt", "etcd.config=/tmp/etcd.yaml"),
@@ -104,6 +117,24 @@ impl Nodes {
         self.etcd.iter().find_map(|member| member.etcdctl(arguments))
     }
 
+    /// Whether the store has a key.
+    pub fn has(&self, key: &str) -> bool {
+        let found = self.etcdctl(&["get", "--keys-only", key]).expect("a member that answers");
+        found.contains(key)
+    }
+
+    /// The key of node `n`.
+    pub fn key(&self, n: usize) -> String {
+        format!("cilium/state/nodes/v1/{CLUSTER}/{}", name(n))
+    }
+
+    /// Makes the store forget what has happened so far.
+    pub fn compact(&self) {
+        let status = self.etcdctl(&["get", "nothing", "-w", "json"]).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        self.etcdctl(&["compact", &status["header"]["revision"].to_string()]).unwrap();
+    }
+
     /// Kills all members of etcd.
     pub fn kill_etcd(&mut self) {
         self.etcd.iter_mut().for_each(EtcdServer::kill);
@@ -124,6 +155,18 @@ impl Nodes {
     pub fn mend(&self, n: usize) {
         ip(&format!("-n {} route del blackhole {STORE}/32", name(n)));
     }
+}
+
+/// Nodes and addresses that count for an agent though nobody stands behind them any more.
+pub fn stale(node: &TestNode) -> (u64, u64) {
+    let metrics = node.client().metrics().unwrap();
+    let value = |name: &str, of: Option<&str>| {
+        let is_it = |metric: &&villus_api::model::MetricValue| {
+            metric.name == name && metric.labels.get("state").map(String::as_str) == of
+        };
+        metrics.iter().find(is_it).expect("a figure of the store").value as u64
+    };
+    (value("villus_kvstore_stale_nodes", None), value("villus_kvstore_addresses", Some("stale")))
 }
 
 impl TestNode {
