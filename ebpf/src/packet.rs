@@ -13,7 +13,7 @@ use aya_ebpf::{
 use villus_abi::{Config, Reason};
 use villus_path::{Neighbour, Net, Packet, Parse, Pick, Room, Tunnel, V4, V6, World};
 
-use crate::world::{self, Kernel};
+use crate::world::{self, HOPS, Kernel};
 
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;
 /// The outer UDP header carries no checksum, which IPv4 allows: that of the packet inside protects it.
@@ -113,20 +113,21 @@ impl Skb {
         }
     }
 
-    /// What the routing table says, as the device the packet came in by would ask it.
+    /// What the routing table says, as the device the packet came in by would ask it, and the MTU of that way.
     #[inline(always)]
-    fn fib(&mut self, query: &mut bpf_fib_lookup, next: &mut Neighbour) -> bool {
+    fn fib(&mut self, query: &mut bpf_fib_lookup, next: &mut Neighbour) -> Option<u32> {
         query.ifindex = self.ifindex();
         // SAFETY: `query` is as large as said.
         let answer = unsafe { fib_lookup(self.0.cast(), query, size_of::<bpf_fib_lookup>() as i32, 0) };
         // 0 is success; everything else is for the stack, which knows how to answer.
         if answer != 0 {
-            return false;
+            return None;
         }
         next.ifindex = query.ifindex;
         next.mac = query.dmac;
         next.own_mac = query.smac;
-        true
+        // SAFETY: the answer has written it over the length that was asked about; any bits are a number.
+        Some(unsafe { query.__bindgen_anon_1.mtu_result } as u32)
     }
 
     /// Whether the host has a socket for a packet with these ends. `size` is that of the family's part of them.
@@ -343,24 +344,44 @@ impl Packet for Skb {
 
     #[inline(never)]
     fn neighbour4(&mut self, src: u32, dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {
+        let (ifindex, ends) = (self.ifindex(), (src, dst));
+        let Some(cpu) = world::cpu() else { return false };
+        // Kept from the test for null by an opaque value: arithmetic before it is refused.
+        let hop = &cpu.hops4[core::hint::black_box(u32::from_be(dst) as usize) % HOPS];
+        if let Some(known) = hop.get(ifindex, ends, l3_len) {
+            *next = known;
+            return true;
+        }
         // SAFETY: all zeros is a valid query.
         let mut query: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
         query.family = AF_INET;
         query.__bindgen_anon_1.tot_len = l3_len as u16;
         query.__bindgen_anon_3.ipv4_src = src;
         query.__bindgen_anon_4.ipv4_dst = dst;
-        self.fib(&mut query, next)
+        let Some(mtu) = self.fib(&mut query, next) else { return false };
+        hop.set(ifindex, ends, mtu, *next);
+        true
     }
 
     #[inline(never)]
     fn neighbour6(&mut self, src: &[u32; 4], dst: &[u32; 4], l3_len: u32, next: &mut Neighbour) -> bool {
+        let (ifindex, ends) = (self.ifindex(), (*src, *dst));
+        let Some(cpu) = world::cpu() else { return false };
+        // Kept from the test for null by an opaque value: arithmetic before it is refused.
+        let hop = &cpu.hops6[core::hint::black_box(u32::from_be(dst[3]) as usize) % HOPS];
+        if let Some(known) = hop.get(ifindex, ends, l3_len) {
+            *next = known;
+            return true;
+        }
         // SAFETY: all zeros is a valid query.
         let mut query: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
         query.family = AF_INET6;
         query.__bindgen_anon_1.tot_len = l3_len as u16;
         query.__bindgen_anon_3.ipv6_src = *src;
         query.__bindgen_anon_4.ipv6_dst = *dst;
-        self.fib(&mut query, next)
+        let Some(mtu) = self.fib(&mut query, next) else { return false };
+        hop.set(ifindex, ends, mtu, *next);
+        true
     }
 }
 

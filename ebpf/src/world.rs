@@ -11,7 +11,7 @@ use villus_abi::{
     IpcacheValue, Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyKey, Reason, Uplink,
     endpoint::FLAG_ACTIVE, metrics, time, time::Tick,
 };
-use villus_path::{Ask, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
+use villus_path::{Ask, Neighbour, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
 
 use crate::maps;
 
@@ -56,9 +56,57 @@ pub struct Cpu {
     tick: Cell<Tick>,
     /// Slots of the endpoints whose devices were seen last, by the low bits of the interface index: guesses.
     slots: [Cell<u32>; SLOTS],
+    /// What the routing table said last of packets of each family, by the low bits of the destination.
+    pub hops4: [Hop<u32>; HOPS],
+    /// See `hops4`.
+    pub hops6: [Hop<[u32; 4]>; HOPS],
 }
 
 const SLOTS: usize = 8;
+/// Answers of the routing table that are kept, for each family.
+pub const HOPS: usize = 4;
+
+/// What the routing table said of packets from one address to another, good for the jiffy in which it said so.
+#[repr(C)]
+pub struct Hop<A> {
+    jiffy: Cell<u64>,
+    ifindex: Cell<u32>,
+    mtu: Cell<u32>,
+    src: Cell<A>,
+    dst: Cell<A>,
+    next: Cell<Neighbour>,
+}
+
+impl<A: Copy + PartialEq> Hop<A> {
+    /// The neighbour of a packet that came in by `ifindex` and is so long.
+    #[inline(always)]
+    pub fn get(&self, ifindex: u32, (src, dst): (A, A), len: u32) -> Option<Neighbour> {
+        let known = self.jiffy.get() == jiffy()
+            && self.ifindex.get() == ifindex
+            && self.dst.get() == dst
+            && self.src.get() == src
+            && len <= self.mtu.get();
+        if known { Some(self.next.get()) } else { None }
+    }
+
+    /// Keeps an answer.
+    #[inline(always)]
+    pub fn set(&self, ifindex: u32, (src, dst): (A, A), mtu: u32, next: Neighbour) {
+        self.jiffy.set(jiffy());
+        self.ifindex.set(ifindex);
+        self.mtu.set(mtu);
+        self.src.set(src);
+        self.dst.set(dst);
+        self.next.set(next);
+    }
+}
+
+/// The kernel's jiffy.
+#[inline(always)]
+fn jiffy() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_jiffies64() }
+}
 
 /// A CPU's element of the map SCRATCH.
 #[repr(C)]
@@ -76,7 +124,7 @@ fn scratch() -> *mut Scratch {
 
 /// What this CPU knows.
 #[inline(always)]
-fn cpu() -> Option<&'static Cpu> {
+pub fn cpu() -> Option<&'static Cpu> {
     let scratch = scratch();
     if scratch.is_null() {
         return None;
@@ -135,8 +183,7 @@ impl World for Kernel {
     /// Reading the clock costs more than a look-up; a jiffy is a fraction of a tick, so it is read once in each.
     #[inline(always)]
     fn now(&self) -> Tick {
-        // SAFETY: no arguments.
-        let jiffy = unsafe { bpf_jiffies64() };
+        let jiffy = jiffy();
         let Some(cpu) = cpu() else { return time::from_ns(self.now_ns()) };
         if cpu.jiffy.get() == jiffy {
             return cpu.tick.get();

@@ -88,6 +88,10 @@ impl Drop for Servers<'_> {
 
 fn swallow(mut stream: TcpStream) {
     let mut buffer = vec![0; 1 << 18];
+    // The first byte says where to run.
+    if stream.read_exact(&mut buffer[..1]).is_ok() {
+        let _ = pin(buffer[0]);
+    }
     while matches!(stream.read(&mut buffer), Ok(n) if n > 0) {}
 }
 
@@ -127,6 +131,22 @@ pub enum Place {
     Apart,
 }
 
+impl Place {
+    /// Apart, where there are two CPUs.
+    pub fn of_two() -> std::io::Result<Self> {
+        Ok(if std::thread::available_parallelism()?.get() < 2 { Self::Any } else { Self::Apart })
+    }
+
+    /// What [`pin`] takes, of the asking end and of the other.
+    fn pins(self) -> (u8, u8) {
+        match self {
+            Self::Any => (0, 0),
+            Self::Together => (1, 1),
+            Self::Apart => (1, 2),
+        }
+    }
+}
+
 fn once(mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut buffer = [0; MESSAGE];
@@ -146,9 +166,12 @@ fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Gbit/s of one TCP stream.
-pub fn stream(from: &Netns, to: IpAddr, time: Duration) -> Result<f64> {
+pub fn stream(from: &Netns, to: IpAddr, time: Duration, place: Place) -> Result<f64> {
+    let (own, other) = place.pins();
     run(from, move || {
+        pin(own)?;
         let mut stream = connect(SocketAddr::new(to, STREAM))?;
+        stream.write_all(&[other])?;
         let buffer = vec![0_u8; 1 << 18];
         let (start, mut sent) = (Instant::now(), 0_u64);
         while start.elapsed() < time {
@@ -160,11 +183,7 @@ pub fn stream(from: &Netns, to: IpAddr, time: Duration) -> Result<f64> {
 
 /// Average and 99th percentile of request and response, µs.
 pub fn round_trip(from: &Netns, to: IpAddr, time: Duration, place: Place) -> Result<(f64, f64)> {
-    let (own, other) = match place {
-        Place::Any => (0, 0),
-        Place::Together => (1, 1),
-        Place::Apart => (1, 2),
-    };
+    let (own, other) = place.pins();
     run(from, move || {
         pin(own)?;
         let mut stream = connect(SocketAddr::new(to, ECHO))?;
