@@ -16,7 +16,7 @@ use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
-use crate::cluster::{ClusterMesh, Feed, Freeze, Learned};
+use crate::cluster::{Calendar, ClusterMesh, Feed, Freeze, Learned};
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
@@ -68,6 +68,8 @@ pub(crate) struct Node {
     pub mesh_seen: Option<Header>,
     /// Whether what others say is applied.
     pub freeze: Freeze,
+    /// Whether this machine's calendar is that of the others.
+    pub calendar: Calendar,
     /// When the state of the cluster was written down that this agent began with.
     pub snapshot_saved: Option<jiff::Timestamp>,
     /// What was learned of the cluster since its state was written down, if there is a store that is shared.

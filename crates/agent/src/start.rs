@@ -120,6 +120,7 @@ impl Node {
             mesh,
             mesh_seen: snapshot.as_ref().and_then(Snapshot::mesh_seen),
             freeze: Default::default(),
+            calendar: Default::default(),
             snapshot_saved: snapshot.as_ref().map(|snapshot| snapshot.saved),
             // What was known before is not learned.
             learned: None,

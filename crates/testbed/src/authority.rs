@@ -1,11 +1,14 @@
 //! Authorities and certificates of tests.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
-/// Signs certificates for 127.0.0.1.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+/// Signs certificates for 127.0.0.1 and an address more, if there is one.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    addresses: Vec<String>,
+}
 
 impl Authority {
     /// One of this name.
@@ -13,12 +16,19 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer, addresses: vec!["127.0.0.1".to_owned()] }
+    }
+
+    /// Its certificates are for this address too.
+    pub fn also_for(mut self, address: &str) -> Self {
+        self.addresses.push(address.to_owned());
+        self
     }
 
     /// Writes its own certificate.
     pub fn write(&self, path: &Path) {
-        fs::write(path, self.0.pem()).unwrap();
+        fs::write(path, self.issuer.pem()).unwrap();
     }
 
     /// Writes `<name>.crt` and `<name>.key`, the common name being `name`.
@@ -40,12 +50,17 @@ impl Authority {
         });
     }
 
+    /// As [`Authority::issue`], of a certificate that is valid from one time to another.
+    pub fn issue_for(&self, directory: &Path, name: &str, (from, to): (SystemTime, SystemTime)) {
+        self.sign(directory, name, |params| (params.not_before, params.not_after) = (from.into(), to.into()));
+    }
+
     fn sign(&self, directory: &Path, name: &str, alter: impl FnOnce(&mut CertificateParams)) {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(self.addresses.clone()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         alter(&mut params);
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(directory.join(format!("{name}.crt")), certificate.pem()).unwrap();
         fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
     }

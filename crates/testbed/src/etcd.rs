@@ -79,9 +79,14 @@ impl EtcdServer {
     /// An etcd of one member that wants certificates of its clients. The folder holds `ca.crt` and `server.crt`,
     /// `server.key`, `admin.crt` and `admin.key`.
     pub fn secure(certificates: &Path) -> Self {
+        Self::secure_at("127.0.0.1", certificates)
+    }
+
+    /// As [`Self::secure`], on an address of this host for which its certificate is.
+    pub fn secure_at(address: &str, certificates: &Path) -> Self {
         let (directory, address, peer) = (
             tempfile::tempdir().unwrap(),
-            format!("127.0.0.1:{}", port("127.0.0.1")),
+            format!("{address}:{}", port(address)),
             format!("127.0.0.1:{}", port("127.0.0.1")),
         );
         let file = |name: &str| certificates.join(name).display().to_string();

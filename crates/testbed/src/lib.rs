@@ -14,6 +14,7 @@
 mod association;
 mod authority;
 mod capture;
+mod clock;
 mod cluster;
 mod dump;
 mod echo;
@@ -35,6 +36,7 @@ mod workload;
 pub use association::SctpAssociation;
 pub use authority::Authority;
 pub use capture::Capture;
+pub use clock::Clock;
 pub use cluster::{Between, Cluster, Member};
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
 pub use etcd::EtcdServer;

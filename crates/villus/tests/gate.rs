@@ -12,6 +12,7 @@ use std::{
 use common::{Said, command, said, villus};
 use serde_json::Value;
 use tempfile::TempDir;
+use villus_testbed::Clock;
 
 /// A node of a cluster of a thousand: a window of 20 min.
 struct Node(TempDir);
@@ -41,7 +42,15 @@ impl Node {
 
     /// A gate that waits for its turn; returns once it says so.
     fn waiting(&self, args: &[&str]) -> Waiting {
+        self.waiting_by(None, args)
+    }
+
+    /// The same, with a calendar of its own.
+    fn waiting_by(&self, clock: Option<&Clock>, args: &[&str]) -> Waiting {
         let mut command = self.command(&[&["gate", "--cluster-size=1000"], args].concat());
+        if let Some(clock) = clock {
+            clock.give(&mut command);
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut errors = BufReader::new(child.stderr.take().unwrap());
@@ -162,6 +171,36 @@ fn where_nothing_can_be_written_the_start_is_spread_all_the_same() {
     let said = node.gate(&["--window=50ms", "--lib-dir", file.to_str().unwrap()]);
     assert!(said.err.contains("the next will not know of it"), "{said:?}");
     assert!(said.ok().contains("its turn has come"));
+}
+
+#[test]
+fn a_calendar_that_is_off_by_an_hour_or_a_day_and_jumps_makes_nobody_wait_longer_or_start_sooner() {
+    const HOUR: i64 = 3600;
+    let node = Node::new();
+    let clock = Clock::new(&node.0.path().join("calendar"), -HOUR);
+    let gate = |off: i64, args: &[&str]| {
+        clock.set(off);
+        let mut command = node.command(&[&["gate"], args].concat());
+        said(&clock.give(&mut command).output().unwrap()).ok()
+    };
+    let asked = |off: i64, args: &[&str]| -> Value {
+        serde_json::from_str(&gate(off, &[args, &["-o", "json"]].concat())).unwrap()
+    };
+    assert_eq!(asked(-HOUR, &["--cluster-size=1000"])["reason"], "new");
+    let waiting = node.waiting_by(Some(&clock), &[]);
+    let first = asked(-HOUR, &["status", "--cluster-size=1000"]);
+    let mut least = first["wait"].as_f64().unwrap();
+    for off in [HOUR, 24 * HOUR, -24 * HOUR, 0] {
+        let status = asked(off, &["status", "--cluster-size=1000"]);
+        let wait = status["wait"].as_f64().unwrap();
+        assert_eq!(status["state"]["ticket"], first["state"]["ticket"], "the turn stays, {off}");
+        assert!((0.1..=least).contains(&wait), "{wait} of {least} with {off}");
+        least = wait;
+    }
+    // A grant is worth something for its time by the clock that does not jump.
+    gate(24 * HOUR, &["grant", "--for=10m"]);
+    clock.set(-24 * HOUR);
+    assert!(waiting.output().ok().contains("granted by an operator"));
 }
 
 #[test]

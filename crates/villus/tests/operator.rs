@@ -13,22 +13,27 @@ use std::{
 use common::{command, said, villus};
 use rustix::process::{Pid, Signal, kill_process};
 use villus_api::{Client, model::OperatorStatus};
-use villus_testbed::{EtcdServer, eventually};
+use villus_testbed::{Clock, EtcdServer, eventually};
+
+const HOUR: i64 = 3600;
 
 /// An operator under way. Killed with this value.
 struct Operator {
     child: Child,
     socket: String,
+    clock: Clock,
 }
 
 impl Operator {
-    fn start(server: &EtcdServer, directory: &Path, name: &str, more: &[&str]) -> Self {
+    /// One whose calendar is ahead by so many seconds, or behind.
+    fn start(server: &EtcdServer, directory: &Path, name: &str, seconds: i64, more: &[&str]) -> Self {
+        let clock = Clock::new(&directory.join(format!("{name}.clock")), seconds);
         let socket = directory.join(format!("{name}.sock")).display().to_string();
         let option = format!("etcd.address={}", server.url());
         let args = ["operator", "--name", name, "--operator-socket", &socket, "--kvstore-opt", &option];
-        let child =
-            command(&[&args[..], more].concat()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, socket }
+        let mut command = command(&[&args[..], more].concat());
+        let child = clock.give(&mut command).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, socket, clock }
     }
 
     fn status(&self) -> OperatorStatus {
@@ -63,7 +68,7 @@ fn free_port() -> u16 {
 }
 
 #[test]
-fn two_operators_one_leads_and_collects_and_the_other_takes_over() {
+fn two_operators_one_leads_and_collects_and_the_other_takes_over_whatever_their_clocks_say() {
     let server = EtcdServer::start();
     let directory = tempfile::tempdir().unwrap();
     let ids = "cilium/state/identities/v1/id";
@@ -72,13 +77,15 @@ fn two_operators_one_leads_and_collects_and_the_other_takes_over() {
     let options = ["--cluster-name", "c7", "--cluster-id", "7", "--identity-gc-interval", "200ms"];
     let address = format!("127.0.0.1:{}", free_port());
     let metrics = [&options[..], &["--operator-prometheus-serve-addr", &address]].concat();
-    let mut first = Operator::start(&server, directory.path(), "first", &metrics);
+    let mut first = Operator::start(&server, directory.path(), "first", HOUR, &metrics);
     first.until("the only one leads", |status| status.leads);
-    let second = Operator::start(&server, directory.path(), "second", &options);
+    first.clock.set(24 * HOUR);
+    let second = Operator::start(&server, directory.path(), "second", -24 * HOUR, &options);
     second.until("the other waits", |status| status.leader == "first");
     let status =
         first.until("the unused identity of the cluster goes", |status| status.collection.deleted_total == 1);
-    assert_eq!((status.cluster.as_str(), status.collection.skipped), ("c7", 1), "{status:?}");
+    let found = (status.cluster.as_str(), status.terms, status.collection.skipped);
+    assert_eq!(found, ("c7", 1, 1), "{status:?}");
     assert_eq!(
         server.etcdctl(&["get", "--prefix", ids, "--keys-only"]).unwrap().trim(),
         format!("{ids}/300")

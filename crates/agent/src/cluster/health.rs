@@ -1,8 +1,10 @@
 //! How the shared store is, in words.
 
+use jiff::Timestamp;
 use villus_api::model::ServiceState;
 use villus_identity::Usage;
 
+use super::calendar::Moment;
 use super::shared::Health;
 use super::{SharedStore, Snapshot};
 use crate::node::Node;
@@ -17,6 +19,7 @@ impl Node {
     pub fn note_store(&mut self, health: &Health) {
         let Some(shared) = self.identities.shared.clone() else { return };
         self.note_reach(&shared, health);
+        self.note_calendar(health);
         let waited = self.started.elapsed();
         let late = self.config.kvstore.list_timeout.filter(|limit| waited >= *limit);
         let late = late.filter(|_| !self.identities.allocator.is_synced());
@@ -63,6 +66,22 @@ impl Node {
                 )
             });
         }
+    }
+
+    /// Says when this machine's calendar is not that of the others.
+    fn note_calendar(&mut self, health: &Health) {
+        let now = Moment::now();
+        if let Some(jump) = self.calendar.tick(now) {
+            let jump = jump.as_secs();
+            tracing::warn!(
+                seconds = jump,
+                "this machine's clock has jumped; nothing that runs out depends on it"
+            );
+        }
+        if let Some(beat) = &health.beat {
+            self.calendar.compare(beat, now);
+        }
+        self.conditions.note("clock", self.calendar.problem());
     }
 
     fn note_reach(&mut self, shared: &SharedStore, health: &Health) {
@@ -123,7 +142,7 @@ impl Node {
         let identities = self.identities.allocator.usage().used;
         let what = format!("{identities} identities, {} addresses, {} nodes", counts.addresses, counts.nodes);
         match self.snapshot_saved.filter(|_| !self.awaited.is_empty()) {
-            Some(saved) => format!("from snapshot, age {}s: {what}", Snapshot::age(saved).as_secs()),
+            Some(saved) => format!("from snapshot, {}: {what}", Snapshot::age(saved, Timestamp::now())),
             None => what,
         }
     }

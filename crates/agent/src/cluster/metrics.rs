@@ -27,6 +27,8 @@ impl Node {
         add("villus_kvstore_refused_entries", &[], now as f64);
         let total = refused.total() + allocator.refused_total();
         add("villus_kvstore_refused_total", &[], total as f64);
+        add("villus_clock_offset_seconds", &[], self.calendar.offset().as_secs_f64());
+        add("villus_clock_jumps_total", &[], self.calendar.jumps() as f64);
         let published = shared.publisher.state();
         add("villus_kvstore_own_keys", &of("wanted"), published.wanted as f64);
         add("villus_kvstore_own_keys", &of("written"), published.written as f64);

@@ -1,6 +1,7 @@
 //! This node in its cluster: the store that nodes share, what it says of others, what this node says of itself there, and
 //! what of all that is on disk for a start without it.
 
+mod calendar;
 mod feed;
 mod forget;
 mod freeze;
@@ -15,6 +16,7 @@ mod shared;
 mod snapshot;
 pub(crate) mod tasks;
 
+pub(crate) use calendar::Calendar;
 pub(crate) use feed::Feed;
 pub(crate) use forget::forget;
 pub(crate) use freeze::Freeze;

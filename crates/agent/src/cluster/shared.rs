@@ -7,15 +7,19 @@ use villus_config::Config;
 use villus_identity::{Clusters, Publisher, PublisherConfig};
 use villus_kvstore::{
     ClusterConfig, ClusterSize, Etcd, EtcdOptions, Guard, Header, NodeEntry, Pace, Status, Store, Witness,
+    keys,
 };
 use villus_labels::MaxConnectedClusters;
 use villus_table::{Backoff, Stop};
 
+use super::calendar::Beat;
 use crate::AgentError;
 
 /// Between two failures in a row, of a cluster of one node.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Bytes that a time has at most.
+const BEAT: usize = 64;
 
 /// The store that nodes share. It need not be there.
 pub(crate) struct SharedStore {
@@ -44,6 +48,8 @@ pub(crate) struct Health {
     pub down_since: Option<Instant>,
     /// Looks that failed, all together.
     pub quorum_errors: u64,
+    /// The store's heartbeat, if there is one.
+    pub beat: Option<Beat>,
 }
 
 impl SharedStore {
@@ -97,6 +103,10 @@ impl SharedStore {
     /// Looks at it.
     pub async fn look(&self) -> Health {
         let status = self.guard.status().await;
+        let beat = match status.healthy {
+            true => self.store.get(keys::HEARTBEAT).await.ok().flatten(),
+            false => None,
+        };
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         if status.healthy {
             health.down_since = None;
@@ -105,6 +115,10 @@ impl SharedStore {
             health.quorum_errors += 1;
         }
         health.status = Some(status);
+        health.beat = beat.map(|entry| Beat {
+            revision: entry.mod_revision,
+            text: String::from_utf8_lossy(entry.value.get(..BEAT).unwrap_or(&entry.value)).into_owned(),
+        });
         health.clone()
     }
 

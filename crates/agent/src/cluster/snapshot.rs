@@ -2,7 +2,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -157,9 +156,13 @@ impl Snapshot {
         self.copies.iter().filter_map(row).collect()
     }
 
-    /// How long ago it was written; nothing if the clock went back meanwhile.
-    pub fn age(saved: Timestamp) -> Duration {
-        Duration::try_from(Timestamp::now().duration_since(saved)).unwrap_or_default()
+    /// How old one that was written then is now, in words; a clock that was or is wrong does not know.
+    pub fn age(saved: Timestamp, now: Timestamp) -> String {
+        let age = now.duration_since(saved).as_secs();
+        match age {
+            0.. => format!("age {age}s"),
+            _ => format!("age unknown (it says that it was written {}s from now: a clock was wrong)", -age),
+        }
     }
 }
 
@@ -245,5 +248,24 @@ impl Writer {
             std::fs::rename(&path, before)?;
         }
         file.finish().map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_of_a_snapshot_makes_sense_whatever_the_clock_was() {
+        let now = Timestamp::now();
+        for (ago, said) in
+            [(0, "age 0s"), (3600, "age 3600s"), (-1, "written 1s from now"), (-86_400, "86400s from now")]
+        {
+            let saved = now - jiff::SignedDuration::from_secs(ago);
+            let text = Snapshot::age(saved, now);
+            assert!(text.contains(said), "{text}");
+        }
+        assert!(Snapshot::age(Timestamp::MAX, Timestamp::MIN).contains("unknown"));
+        assert!(Snapshot::age(Timestamp::MIN, Timestamp::MAX).starts_with("age "));
     }
 }

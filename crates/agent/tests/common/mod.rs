@@ -16,7 +16,7 @@ use villus_api::model::{Endpoint, EndpointChangeRequest, PolicyImport};
 use villus_api::{Client, ClientError, EndpointRef};
 use villus_config::{Config, Sources};
 use villus_net::{Netns, NetnsRef};
-use villus_testbed::{run, try_run};
+use villus_testbed::{Clock, run, try_run};
 
 /// How long is waited for what must come: only a failure takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,6 +60,8 @@ pub struct TestNode {
     pub in_a_pod: bool,
     /// Where the agent's log goes; none: that of the test.
     pub log: Option<PathBuf>,
+    /// The agent's calendar; none: the right one.
+    pub clock: Option<Clock>,
 }
 
 impl TestNode {
@@ -88,7 +90,8 @@ impl TestNode {
         .into();
         all.retain(|(name, _)| !options.iter().any(|(other, _)| other == name));
         all.extend(options.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
-        Self { root, options: all, agent: None, netns: netns.map(str::to_owned), in_a_pod: false, log: None }
+        let netns = netns.map(str::to_owned);
+        Self { root, options: all, agent: None, netns, in_a_pod: false, log: None, clock: None }
     }
 
     /// A node with an agent that serves.
@@ -112,6 +115,9 @@ impl TestNode {
         let command = as_agent(&mut command, &self.options).stdout(Stdio::null());
         if self.in_a_pod {
             command.env(IN_A_POD, "10.96.0.1");
+        }
+        if let Some(clock) = &self.clock {
+            clock.give(command);
         }
         if let Some(log) = &self.log {
             command.stderr(std::fs::File::options().create(true).append(true).open(log).unwrap());

@@ -1,4 +1,5 @@
-//! Three nodes, one etcd of three members, traffic from node to node, and everything that can happen to a store.
+//! Three nodes, one etcd of three members, traffic from node to node, and everything that can happen to a store; and what a
+//! wrong calendar does.
 //!
 //! Each time: nothing that is allowed is lost, nothing that is denied arrives, and when the store is back the nodes
 //! agree again without a hand.
@@ -7,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod clock;
 mod nodes;
 mod traffic;
 

@@ -12,6 +12,7 @@ use std::{
 use etcd_client::{Client, ConnectOptions, Error};
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Code;
+use x509_parser::time::ASN1Time;
 
 use super::options::{EtcdOptions, EtcdTls, OptionsError, Rate};
 use crate::{error::StoreError, model::LeaseId};
@@ -151,7 +152,14 @@ impl Connection {
         }
         const BREAKS: [&str; 4] =
             ["connection closed", "broken pipe", "connection reset", "unexpected end of file"];
+        const TIMES: [&str; 2] = ["certificate not valid yet", "certificate expired"];
         let lower = reason.to_lowercase();
+        if TIMES.iter().any(|when| lower.contains(when)) {
+            let now = ASN1Time::now();
+            return format!(
+                "{reason}; that is the server's certificate, and by this machine's clock it is {now}: renew the one or set the other"
+            );
+        }
         if self.options.tls.is_none() || !BREAKS.iter().any(|how| lower.contains(how)) {
             return reason;
         }
