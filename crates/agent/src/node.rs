@@ -10,7 +10,7 @@ use villus_abi::Local;
 use villus_abi::endpoint::{ADDR_GATEWAY, SLOT_HOST};
 use villus_api::model::DaemonConfigurationSpec;
 use villus_config::Config;
-use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, PoolState, Rank, Remote, Winner};
+use villus_identity::{AddressPool, Claim, Ipcache, Mapping, Nodes, PoolState, Rank, Remote};
 use villus_kvstore::Header;
 use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
@@ -80,7 +80,7 @@ pub(crate) struct Node {
     /// Policies of the shared store, if there is one.
     pub cluster_policies: Option<ClusterPolicies>,
     pub ipcache: Ipcache,
-    pub ipcache_sync: Reconciler<IpNet, Winner>,
+    pub ipcache_sync: Reconciler<IpNet, Claim>,
     /// Not complete until every policy source was read once.
     pub ipcache_source: Option<Source>,
     pub pool: AddressPool,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    hash::{BuildHasher, RandomState},
     io,
     marker::PhantomData,
     os::fd::{AsFd, BorrowedFd},
@@ -200,13 +201,21 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// [`Error::Kernel`].
     pub fn entries(&self) -> Result<Vec<(K, V)>> {
         let mut all = Vec::new();
+        self.each(|key, value| all.push((key, value)))?;
+        Ok(all)
+    }
+
+    /// Shows every element once, for who need not have them all together.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn each(&self, mut visit: impl FnMut(K, V)) -> Result<()> {
         scan(&self.raw, |key, value| {
             if let (Some(key), Some(value)) = (from_bytes(key), from_bytes(value)) {
-                all.push((key, value));
+                visit(key, value);
             }
         })
-        .on("list", &self.name)?;
-        Ok(all)
+        .on("list", &self.name)
     }
 
     /// Number of elements, by counting them.
@@ -391,13 +400,16 @@ fn scan_buckets(raw: &RawMap, visit: &mut impl FnMut(&[u8], &[u8])) -> io::Resul
 /// Any other kind: key by key. When a key vanishes under us the kernel begins again, so what was seen is
 /// remembered, and an endless churn ends after a number of such beginnings.
 fn scan_keys(raw: &RawMap, visit: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-    let mut seen: HashSet<Vec<u8>> = HashSet::new();
+    // 128 bits of a key tell it from all others, and are less than the key.
+    let fingerprints = [RandomState::new(), RandomState::new()];
+    let fingerprint = |key: &[u8]| fingerprints.each_ref().map(|of| of.hash_one(key));
+    let mut seen: HashSet<[u64; 2]> = HashSet::new();
     let mut value = vec![0; raw.value_len()];
     let mut next = vec![0; raw.key_len()];
     let mut key: Option<Vec<u8>> = None;
     let mut repeats = 0_usize;
     while raw.next_key(key.as_deref(), &mut next)? {
-        if seen.contains(&next) {
+        if !seen.insert(fingerprint(&next)) {
             repeats += 1;
             if repeats > 16 * (seen.len() + BATCH) {
                 return Err(io::Error::new(
@@ -405,13 +417,10 @@ fn scan_keys(raw: &RawMap, visit: &mut impl FnMut(&[u8], &[u8])) -> io::Result<(
                     "the map changes too fast to be listed",
                 ));
             }
-        } else {
-            if raw.lookup(&next, &mut value)? {
-                visit(&next, &value);
-            }
-            seen.insert(next.clone());
+        } else if raw.lookup(&next, &mut value)? {
+            visit(&next, &value);
         }
-        key = Some(next.clone());
+        key.get_or_insert_default().clone_from(&next);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The ipcache: what the sources say about addresses, and who wins.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -70,37 +70,30 @@ pub struct Claim {
     pub mapping: Mapping,
 }
 
-/// The claim that holds for a prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Winner {
-    /// What the prefix maps to.
-    pub mapping: Mapping,
-    /// Kind of its source.
-    pub rank: Rank,
-    /// Who says so.
-    pub owner: Arc<str>,
-}
-
 /// All claims on all prefixes. Clones share them.
 #[derive(Clone)]
 pub struct Ipcache {
     inner: Arc<Mutex<Inner>>,
-    winners: Table<IpNet, Winner>,
+    winners: Table<IpNet, Claim>,
 }
 
 #[derive(Default)]
 struct Inner {
-    /// Nearly all prefixes have one.
-    claims: BTreeMap<IpNet, SmallVec<[Claim; 1]>>,
+    /// The claims that do not win, the next one first. Nearly all prefixes have none.
+    others: BTreeMap<IpNet, Vec<Claim>>,
     /// How many prefixes of each length there are, IPv4 first.
     lengths: [BTreeMap<u8, usize>; 2],
 }
 
+/// Claims on one prefix, the winner first.
+type Claims = SmallVec<[Claim; 1]>;
+
 /// A change of many claims that shows at once.
 pub struct Edit<'a> {
     inner: MutexGuard<'a, Inner>,
-    winners: &'a Table<IpNet, Winner>,
-    touched: BTreeSet<IpNet>,
+    winners: &'a Table<IpNet, Claim>,
+    /// Prefixes whose claims are others now.
+    touched: BTreeMap<IpNet, Claims>,
 }
 
 // === impl Rank ===
@@ -142,6 +135,15 @@ impl Mapping {
     }
 }
 
+// === impl Claim ===
+
+impl Claim {
+    /// Whether both say the same, of the same source, if not at the same time.
+    fn says_as(&self, other: &Self) -> bool {
+        (self.mapping, self.rank, &self.owner) == (other.mapping, other.rank, &other.owner)
+    }
+}
+
 // === impl Ipcache ===
 
 impl Default for Ipcache {
@@ -156,14 +158,14 @@ impl Ipcache {
         Self { inner: Arc::default(), winners: Table::new("ipcache") }
     }
 
-    /// The winners, as they are to be in the kernel.
-    pub fn winners(&self) -> &Table<IpNet, Winner> {
+    /// The winners, as they are to be in the kernel. A winner of which nothing but the revision is another is no change.
+    pub fn winners(&self) -> &Table<IpNet, Claim> {
         &self.winners
     }
 
     /// Begins a change; what it does shows when it is dropped, all at once. Others wait meanwhile.
     pub fn edit(&self) -> Edit<'_> {
-        Edit { inner: self.inner(), winners: &self.winners, touched: BTreeSet::new() }
+        Edit { inner: self.inner(), winners: &self.winners, touched: BTreeMap::new() }
     }
 
     /// Makes one claim. Returns whether it was news.
@@ -177,7 +179,7 @@ impl Ipcache {
     }
 
     /// The winner of the longest prefix that holds the address.
-    pub fn lookup(&self, address: IpAddr) -> Option<(IpNet, Winner)> {
+    pub fn lookup(&self, address: IpAddr) -> Option<(IpNet, Claim)> {
         let candidates: Vec<IpNet> = {
             let inner = self.inner();
             let lengths = &inner.lengths[family_index(address.is_ipv4())];
@@ -194,24 +196,27 @@ impl Ipcache {
 
     /// All claims on a prefix, the winner first.
     pub fn claims(&self, prefix: IpNet) -> Vec<Claim> {
-        self.inner().claims.get(&prefix.trunc()).map(|claims| claims.to_vec()).unwrap_or_default()
+        self.inner().claims(&self.winners, &prefix.trunc()).into_vec()
     }
 
     /// All prefixes with all claims, the winner first: the rows of `ip list`.
     pub fn list(&self) -> Vec<(IpNet, Vec<Claim>)> {
-        self.inner().claims.iter().map(|(prefix, claims)| (*prefix, claims.to_vec())).collect()
+        let inner = self.inner();
+        let winners = self.winners.snapshot();
+        let row = |(prefix, winner): (&IpNet, &Claim)| {
+            (*prefix, inner.with_others(prefix, winner).cloned().collect())
+        };
+        winners.iter().map(row).collect()
     }
 
     /// The winners of this moment.
-    pub fn snapshot(&self) -> Snapshot<IpNet, Winner> {
+    pub fn snapshot(&self) -> Snapshot<IpNet, Claim> {
         self.winners.snapshot()
     }
 
     /// Gives back memory that is kept for prefixes to come: a long list in their order leaves half of it empty.
     pub fn pack(&self) {
         self.winners.pack();
-        let mut inner = self.inner();
-        inner.claims = std::mem::take(&mut inner.claims).into_iter().collect();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -226,8 +231,7 @@ impl Edit<'_> {
     /// changes nothing. Returns whether it was news.
     pub fn upsert(&mut self, prefix: IpNet, claim: Claim) -> bool {
         let prefix = prefix.trunc();
-        let claims = self.inner.claims.entry(prefix).or_default();
-        let fresh = claims.is_empty();
+        let mut claims = self.claims(&prefix);
         if let Some(old) = claims.iter_mut().find(|old| old.rank == claim.rank && old.owner == claim.owner) {
             if old.revision > claim.revision || *old == claim {
                 return false;
@@ -236,11 +240,8 @@ impl Edit<'_> {
         } else {
             claims.push(claim);
         }
-        sort(claims);
-        if fresh {
-            self.inner.count(prefix, true);
-        }
-        self.touched.insert(prefix);
+        sort(&mut claims);
+        self.touched.insert(prefix, claims);
         true
     }
 
@@ -250,38 +251,36 @@ impl Edit<'_> {
         let prefix = prefix.trunc();
         self.retain_of(prefix, |claim| {
             claim.rank != rank || *claim.owner != *owner || claim.revision > revision
-        })
+        }) > 0
     }
 
     /// Takes back all claims for which `keep` says no: those of a source that ended, or those that a complete
     /// list does not hold any more. Returns how many.
     pub fn retain(&mut self, mut keep: impl FnMut(IpNet, &Claim) -> bool) -> usize {
-        let drop: Vec<(IpNet, usize)> = self
-            .inner
-            .claims
-            .iter()
-            .map(|(prefix, claims)| (*prefix, claims.iter().filter(|claim| !keep(*prefix, claim)).count()))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        for (prefix, _) in &drop {
-            self.retain_of(*prefix, |claim| keep(*prefix, claim));
-        }
-        drop.iter().map(|(_, count)| count).sum()
+        let winners = self.winners.snapshot();
+        let untouched = winners.iter().filter(|(prefix, _)| !self.touched.contains_key(prefix));
+        let untouched = untouched.filter(|(prefix, winner)| {
+            self.inner.with_others(prefix, winner).any(|claim| !keep(**prefix, claim))
+        });
+        let prefixes: Vec<IpNet> =
+            untouched.map(|(prefix, _)| *prefix).chain(self.touched.keys().copied()).collect();
+        prefixes.into_iter().map(|prefix| self.retain_of(prefix, |claim| keep(prefix, claim))).sum()
     }
 
-    fn retain_of(&mut self, prefix: IpNet, mut keep: impl FnMut(&Claim) -> bool) -> bool {
-        let Some(claims) = self.inner.claims.get_mut(&prefix) else { return false };
+    /// Returns how many claims went.
+    fn retain_of(&mut self, prefix: IpNet, mut keep: impl FnMut(&Claim) -> bool) -> usize {
+        let mut claims = self.claims(&prefix);
         let before = claims.len();
         claims.retain(|claim| keep(claim));
-        let (changed, empty) = (claims.len() < before, claims.is_empty());
-        if empty {
-            self.inner.claims.remove(&prefix);
-            self.inner.count(prefix, false);
+        let gone = before - claims.len();
+        if gone > 0 {
+            self.touched.insert(prefix, claims);
         }
-        if changed {
-            self.touched.insert(prefix);
-        }
-        changed
+        gone
+    }
+
+    fn claims(&self, prefix: &IpNet) -> Claims {
+        self.touched.get(prefix).cloned().unwrap_or_else(|| self.inner.claims(self.winners, prefix))
     }
 }
 
@@ -291,15 +290,30 @@ impl Drop for Edit<'_> {
             return;
         }
         let mut write = self.winners.write();
-        for prefix in &self.touched {
-            match self.inner.claims.get(prefix).and_then(|claims| claims.first()) {
-                Some(claim) => {
-                    let (mapping, rank, owner) = (claim.mapping, claim.rank, Arc::clone(&claim.owner));
-                    write.put_if_changed(*prefix, Winner { mapping, rank, owner });
+        for (prefix, claims) in std::mem::take(&mut self.touched) {
+            let mut claims = claims.into_iter();
+            match (claims.next(), write.get(&prefix)) {
+                (Some(winner), Some(old)) if winner.says_as(old) => {
+                    if winner.revision != old.revision {
+                        write.amend(&prefix, winner);
+                    }
                 }
-                None => {
-                    write.delete(prefix);
+                (Some(winner), old) => {
+                    if old.is_none() {
+                        self.inner.count(prefix, true);
+                    }
+                    write.put(prefix, winner);
                 }
+                (None, Some(_)) => {
+                    self.inner.count(prefix, false);
+                    write.delete(&prefix);
+                }
+                (None, None) => {}
+            }
+            let others: Vec<Claim> = claims.collect();
+            match others.is_empty() {
+                true => drop(self.inner.others.remove(&prefix)),
+                false => drop(self.inner.others.insert(prefix, others)),
             }
         }
         write.commit();
@@ -321,6 +335,17 @@ fn family_index(v4: bool) -> usize {
 // === impl Inner ===
 
 impl Inner {
+    /// All claims on a prefix, the winner first.
+    fn claims(&self, winners: &Table<IpNet, Claim>, prefix: &IpNet) -> Claims {
+        let winner = winners.get(prefix);
+        winner.iter().flat_map(|winner| self.with_others(prefix, winner)).cloned().collect()
+    }
+
+    /// A winner, and after it the other claims on its prefix.
+    fn with_others<'a>(&'a self, prefix: &IpNet, winner: &'a Claim) -> impl Iterator<Item = &'a Claim> {
+        std::iter::once(winner).chain(self.others.get(prefix).into_iter().flatten())
+    }
+
     fn count(&mut self, prefix: IpNet, more: bool) {
         let lengths = &mut self.lengths[family_index(matches!(prefix, IpNet::V4(_)))];
         let count = lengths.entry(prefix.prefix_len()).or_default();

@@ -29,7 +29,7 @@ pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, LocalError, PoolError};
 pub use gc::{Gc, GcReport};
 pub use identities::{Identities, new_identities};
-pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, Winner, from_kernel, to_kernel};
+pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, from_kernel, to_kernel};
 pub use local::{Checkpoint, LocalIdentities, NodeIdentities, Numbered};
 pub use nodes::{Node, NodeName, Nodes, new_nodes};
 pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};

@@ -157,6 +157,34 @@ fn many_claims_show_at_once_and_unchanged_winners_not_at_all() {
 }
 
 #[test]
+fn a_later_word_that_says_the_same_is_no_change_and_counts() {
+    let cache = Ipcache::new();
+    let mut feed = cache.winners().changes();
+    let prefix = net("10.0.0.1/32");
+    cache.upsert(prefix, claim(Rank::Kvstore, "a", 1, 300));
+    cache.upsert(prefix, claim(Rank::Generated, "policy", 1, 9));
+    feed.take();
+    assert!(cache.upsert(prefix, claim(Rank::Kvstore, "a", 5, 300)));
+    assert!(feed.take().is_empty());
+    let claims = cache.claims(prefix);
+    assert_eq!(
+        claims.iter().map(|claim| (claim.rank, claim.revision)).collect::<Vec<_>>(),
+        [(Rank::Kvstore, 5), (Rank::Generated, 1)]
+    );
+    assert_eq!(cache.list(), [(prefix, claims)]);
+    assert!(!cache.remove(prefix, Rank::Kvstore, "a", 3), "it has said so since");
+    {
+        // What is made and taken back within one change, and made again, never shows.
+        let mut edit = cache.edit();
+        assert!(edit.remove(prefix, Rank::Kvstore, "a", 5));
+        assert_eq!(edit.retain(|_, claim| claim.rank != Rank::Generated), 1);
+        assert!(edit.upsert(prefix, claim(Rank::Kvstore, "a", 6, 300)));
+    }
+    assert!(feed.take().is_empty());
+    assert_eq!(cache.claims(prefix), [claim(Rank::Kvstore, "a", 6, 300)]);
+}
+
+#[test]
 fn kernel_bytes_are_those_of_the_layout() {
     let mapping = Mapping {
         identity: NumericIdentity(298_951),

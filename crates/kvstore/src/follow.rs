@@ -12,6 +12,8 @@ use crate::{
 
 /// So many entries of a list are much memory of which little is kept.
 const LARGE: usize = 10_000;
+/// So many entries at least are in a part of a list.
+const PART: usize = 4096;
 
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +34,12 @@ pub enum Item {
 /// Changes that belong together: a transaction's, or a list's against what was known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// The prefix is as of this revision now.
+    /// The prefix is as of this revision now; after a part of a list only what is in it.
     pub revision: u64,
     /// The changes. A list without a difference is a batch without changes.
     pub items: Vec<Item>,
-    /// Whether this is the outcome of a list, and why it was made. Deletions in it were concluded.
+    /// Whether this is the outcome of a list, and why it was made. Deletions in it were concluded. Parts of a list that were
+    /// told before ([`Follow::in_parts`]) look like changes.
     pub relisted: Option<Relisted>,
 }
 
@@ -66,6 +69,7 @@ pub struct Follow {
     revision: u64,
     listing: Option<Gathered>,
     witness: Option<Witness>,
+    in_parts: bool,
 }
 
 /// A key that was passed on.
@@ -79,10 +83,15 @@ struct Known {
 /// A list as far as it has come.
 struct Gathered {
     why: Relisted,
+    revision: u64,
     known: Vec<(Arc<str>, Known)>,
     items: Vec<Item>,
     /// Entries that are as they were, unless the store's past turns out to be another.
     same: Vec<Entry>,
+    /// So many of the known were told in parts.
+    told: usize,
+    /// The newest write of those parts.
+    newest: Option<Witness>,
 }
 
 // === impl Follow ===
@@ -108,7 +117,15 @@ impl Follow {
             revision: 0,
             listing: None,
             witness: None,
+            in_parts: false,
         }
+    }
+
+    /// Tells a long first list in parts while it is read, each a batch of its own, so that all of it is never in memory at
+    /// once. The batch that has `relisted` comes after them: only then is nothing missing, and what is in none of them is
+    /// deleted.
+    pub fn in_parts(self) -> Self {
+        Self { in_parts: true, ..self }
     }
 
     /// The next batch. Cancelling loses nothing. `None` only when the runtime shuts down.
@@ -124,7 +141,7 @@ impl Follow {
     /// Lists the prefix once more and tells every entry again, whether or not it has changed: for who judges them by other
     /// rules now.
     pub fn again(&mut self) {
-        self.listing = None;
+        self.void();
         self.known.values_mut().for_each(|known| known.revision = 0);
         let (store, pace, witness) = (Arc::clone(&self.store), self.pace.clone(), self.witness.clone());
         self.pull = Pull::after(store, &self.prefix, pace, self.seen, witness);
@@ -137,11 +154,15 @@ impl Follow {
 
     fn take(&mut self, piece: Pulled) -> Option<Batch> {
         match piece {
-            Pulled::Listing { why, .. } => self.listing = Some(Gathered::new(why)),
+            Pulled::Listing { why, header } => {
+                self.void();
+                self.listing = Some(Gathered::new(why, header.revision));
+            }
             Pulled::Page(entries) => {
                 for entry in entries {
                     self.gather(entry);
                 }
+                return self.part();
             }
             Pulled::Listed(header) => {
                 self.seen = Some(header);
@@ -149,10 +170,28 @@ impl Follow {
             }
             Pulled::Changes(batch) => return self.changes(batch),
             Pulled::Watching => {}
-            // What was listed so far is void.
-            Pulled::Lost(_) => self.listing = None,
+            Pulled::Lost(_) => self.void(),
         }
         None
+    }
+
+    /// What was listed so far is void; what was told of it is known from before.
+    fn void(&mut self) {
+        let Some(Gathered { mut known, told, .. }) = self.listing.take() else { return };
+        known.truncate(told);
+        self.known.extend(known.into_iter().map(|(key, known)| (key, Known { revision: 0, ..known })));
+    }
+
+    /// Tells what was gathered of a list, if that is much and nothing can turn up that puts it in another light.
+    fn part(&mut self) -> Option<Batch> {
+        let listing = self.listing.as_mut()?;
+        if !self.in_parts || listing.why != Relisted::First || listing.items.len() < PART {
+            return None;
+        }
+        listing.told = listing.known.len();
+        let items = std::mem::take(&mut listing.items);
+        listing.newest = newest(&items, listing.newest.take());
+        Some(Batch { revision: listing.revision, items, relisted: None })
     }
 
     /// Takes in an entry of a list.
@@ -174,13 +213,12 @@ impl Follow {
 
     /// A list is complete.
     fn conclude(&mut self, revision: u64) -> Option<Batch> {
-        let Gathered { why, mut known, mut items, same } = self.listing.take()?;
+        let Gathered { why, mut known, mut items, same, newest: before, .. } = self.listing.take()?;
         if why == Relisted::Rewound {
             items.extend(same.into_iter().map(|entry| Item::Put(Arc::new(entry))));
         }
-        let newest = items.iter().filter_map(Item::entry).max_by_key(|entry| entry.mod_revision);
-        if let Some(entry) = newest {
-            self.witness = Some(Witness::of(entry));
+        if let Some(newest) = newest(&items, before) {
+            self.witness = Some(newest);
         }
         if items.len() >= LARGE {
             set_apart(&mut items, &mut known);
@@ -219,6 +257,14 @@ impl Follow {
             }
         }
     }
+}
+
+/// The newest of these writes and one from before.
+fn newest(items: &[Item], before: Option<Witness>) -> Option<Witness> {
+    let newest = items.iter().filter_map(Item::entry).max_by_key(|entry| entry.mod_revision);
+    let newer =
+        newest.filter(|entry| before.as_ref().is_none_or(|before| before.revision < entry.mod_revision));
+    newer.map(Witness::of).or(before)
 }
 
 /// Keys outlive their entries. Lying between them they would keep all of their memory from being of use again: so they get
@@ -270,8 +316,9 @@ impl Known {
 // === impl Gathered ===
 
 impl Gathered {
-    fn new(why: Relisted) -> Self {
-        Self { why, known: Vec::new(), items: Vec::new(), same: Vec::new() }
+    fn new(why: Relisted, revision: u64) -> Self {
+        let (known, items, same) = (Vec::new(), Vec::new(), Vec::new());
+        Self { why, revision, known, items, same, told: 0, newest: None }
     }
 }
 

@@ -74,6 +74,17 @@ impl Labels {
         Self::new(labels)
     }
 
+    /// The same set, whose labels that `other` has too lie in one memory with them.
+    #[must_use]
+    pub fn sharing(mut self, other: &Self) -> Self {
+        for label in Arc::get_mut(&mut self.0).into_iter().flatten() {
+            if let Some(same) = other.get(label.key()).filter(|same| *same == label) {
+                *label = same.clone();
+            }
+        }
+        self
+    }
+
     /// The label string of the kvstore: `source:key=value;` for each label, sorted by key, nothing escaped.
     #[must_use]
     pub fn to_kvstore(&self) -> String {

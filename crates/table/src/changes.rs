@@ -1,6 +1,7 @@
 //! The change feed of one consumer.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -50,6 +51,8 @@ pub struct Changes<K, V> {
 /// A look that is yielded in parts: the table as it was when the look began, and how far it was yielded.
 struct Round<K, V> {
     state: State<K, V>,
+    /// Rows that are still to be yielded, by the revision of their last write.
+    live: VecDeque<(Revision, K)>,
     yielded: Revision,
 }
 
@@ -113,10 +116,10 @@ impl<K: Ord + Clone, V: Clone> Changes<K, V> {
     /// with the next call, from the table as it was when the look began; a transaction is then seen in parts.
     /// Ask [`Changes::is_behind`] whether there is more: a call may yield nothing in between.
     pub fn take_up_to(&mut self, limit: usize) -> Vec<Change<K, V>> {
-        let round = self.round.take().unwrap_or_else(|| self.begin());
-        let (changes, yielded) = round.collect(self.cursor, limit);
-        if yielded < round.state.revision {
-            self.round = Some(Round { yielded, ..round });
+        let mut round = self.round.take().unwrap_or_else(|| self.begin());
+        let changes = round.collect(self.cursor, limit);
+        if round.yielded < round.state.revision {
+            self.round = Some(round);
         } else {
             self.cursor = round.state.revision;
         }
@@ -129,42 +132,51 @@ impl<K: Ord + Clone, V: Clone> Changes<K, V> {
             state.clone()
         });
         self.shared.forget_seen();
-        Round { state, yielded: self.cursor }
+        let live = state.written_after(self.cursor).into();
+        Round { state, live, yielded: self.cursor }
     }
 }
 
 // === impl Round ===
 
 impl<K: Ord + Clone, V: Clone> Round<K, V> {
-    /// The next changes for a consumer that knew the table as of `cursor`, and the revision they reach.
-    fn collect(&self, cursor: Revision, limit: usize) -> (Vec<Change<K, V>>, Revision) {
-        let mut live = self.state.order.range(self.yielded + 1..).peekable();
+    /// The next changes for a consumer that knew the table as of `cursor`.
+    fn collect(&mut self, cursor: Revision, limit: usize) -> Vec<Change<K, V>> {
         let mut dead = self.state.graves.range(self.yielded + 1..).peekable();
         let mut changes = Vec::new();
         while changes.len() < limit {
-            let next_live = live.peek().map(|(revision, _)| **revision);
+            let next_live = self.live.front().map(|(revision, _)| *revision);
             let next_dead = dead.peek().map(|(revision, _)| **revision);
             let take_live = match (next_live, next_dead) {
-                (None, None) => return (changes, self.state.revision),
+                (None, None) => {
+                    self.yielded = self.state.revision;
+                    return changes;
+                }
                 (Some(live), Some(dead)) => live < dead,
                 (live, _) => live.is_some(),
             };
             if take_live {
-                changes.extend(live.next().and_then(|(revision, key)| self.written(cursor, *revision, key)));
+                let next = self.live.pop_front();
+                changes.extend(next.and_then(|(revision, key)| written(&self.state, cursor, revision, key)));
             } else {
                 changes.extend(dead.next().and_then(|(revision, grave)| deleted(cursor, *revision, grave)));
             }
         }
-        let reached = changes.last().map_or(self.yielded, |last| last.revision);
-        (changes, reached)
+        self.yielded = changes.last().map_or(self.yielded, |last| last.revision);
+        changes
     }
+}
 
-    fn written(&self, cursor: Revision, revision: Revision, key: &K) -> Option<Change<K, V>> {
-        let row = self.state.rows.get(key)?;
-        let known = row.created <= cursor || row.past.known_at(cursor);
-        let kind = if known { Kind::Updated } else { Kind::Inserted };
-        Some(Change { key: key.clone(), kind, value: row.value.clone(), revision })
-    }
+fn written<K: Ord + Clone, V: Clone>(
+    state: &State<K, V>,
+    cursor: Revision,
+    revision: Revision,
+    key: K,
+) -> Option<Change<K, V>> {
+    let row = state.rows.get(&key)?;
+    let known = row.created <= cursor || row.past.known_at(cursor);
+    let kind = if known { Kind::Updated } else { Kind::Inserted };
+    Some(Change { key, kind, value: row.value.clone(), revision })
 }
 
 fn deleted<K: Clone, V: Clone>(

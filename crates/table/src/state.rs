@@ -1,4 +1,4 @@
-//! The committed content of a table: rows, their order of change, and graves.
+//! The committed content of a table: rows, the order of those that not all consumers have seen, and graves.
 //!
 //! All three are persistent maps: cloning shares everything, so that a write transaction works on its own
 //! copy and a snapshot is never disturbed.
@@ -13,9 +13,12 @@ use crate::{
 };
 
 pub(crate) struct State<K, V> {
-    pub(crate) rows: OrdMap<K, Arc<Row<V>>>,
-    /// Live rows by the revision of their last write.
-    pub(crate) order: OrdMap<Revision, K>,
+    pub(crate) rows: OrdMap<K, Row<V>>,
+    /// Live rows by the revision of their last write, those after `settled`.
+    order: OrdMap<Revision, K>,
+    /// Every consumer has seen what was written up to here. Nearly all rows lie there, and their order is found again for a
+    /// new consumer.
+    settled: Revision,
     /// Deleted rows by the revision of their deletion.
     pub(crate) graves: OrdMap<Revision, Arc<Grave<K, V>>>,
     /// Where a key's grave lies.
@@ -28,6 +31,7 @@ impl<K, V> Clone for State<K, V> {
         Self {
             rows: self.rows.clone(),
             order: self.order.clone(),
+            settled: self.settled,
             graves: self.graves.clone(),
             buried: self.buried.clone(),
             revision: self.revision,
@@ -40,6 +44,7 @@ impl<K, V> Default for State<K, V> {
         Self {
             rows: OrdMap::new(),
             order: OrdMap::new(),
+            settled: 0,
             graves: OrdMap::new(),
             buried: OrdMap::new(),
             revision: 0,
@@ -52,17 +57,20 @@ impl<K: Ord + Clone, V: Clone> State<K, V> {
     pub(crate) fn put(&mut self, key: K, value: V) -> Option<V> {
         self.revision += 1;
         let revision = self.revision;
-        let old = self.rows.get(&key).cloned();
-        let (created, past) = match &old {
-            Some(row) => {
-                self.order.remove(&row.revision);
-                (row.created, row.past.clone())
-            }
-            None => (revision, self.exhume(&key)),
-        };
         self.order.insert(revision, key.clone());
-        self.rows.insert(key, Arc::new(Row { value, revision, created, past }));
-        old.map(|row| row.value.clone())
+        if let Some(row) = self.rows.get_mut(&key) {
+            self.order.remove(&row.revision);
+            row.revision = revision;
+            return Some(std::mem::replace(&mut row.value, value));
+        }
+        let past = self.exhume(&key);
+        self.rows.insert(key, Row { value, revision, created: revision, past });
+        None
+    }
+
+    /// Replaces the value of a row and nothing else of it. Says whether there is such a row.
+    pub(crate) fn amend(&mut self, key: &K, value: V) -> bool {
+        self.rows.get_mut(key).map(|row| row.value = value).is_some()
     }
 
     /// Deletes a row at the next revision and returns its value; `None`, and no new revision, without one.
@@ -70,20 +78,48 @@ impl<K: Ord + Clone, V: Clone> State<K, V> {
         let (key, row) = self.rows.remove_with_key(key)?;
         self.revision += 1;
         self.order.remove(&row.revision);
-        let past = row.past.clone().ended(row.created, self.revision, seen_by_all);
+        let past = row.past.ended(row.created, self.revision, seen_by_all);
         let grave = Grave { key: key.clone(), last: row.value.clone(), past };
         self.graves.insert(self.revision, Arc::new(grave));
         self.buried.insert(key, self.revision);
-        Some(row.value.clone())
+        Some(row.value)
     }
 
     /// The same in as little memory as it takes.
     pub(crate) fn packed(&self) -> Self {
-        Self { rows: packed(&self.rows), order: packed(&self.order), ..self.clone() }
+        Self { rows: packed(&self.rows), ..self.clone() }
     }
 
-    /// Forgets graves that every consumer has seen.
+    /// Live rows that were written after this revision, in the order of their writes.
+    pub(crate) fn written_after(&self, revision: Revision) -> Vec<(Revision, K)> {
+        if revision >= self.settled {
+            let order = self.order.range(revision + 1..);
+            return order.map(|(revision, key)| (*revision, key.clone())).collect();
+        }
+        let rows = self.rows.iter().filter(|(_, row)| row.revision > revision);
+        let mut order: Vec<_> = rows.map(|(key, row)| (row.revision, key.clone())).collect();
+        order.sort_unstable_by_key(|(revision, _)| *revision);
+        order
+    }
+
+    /// Whether nothing is kept for consumers that have not seen it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.graves.is_empty() && self.order.is_empty()
+    }
+
+    /// Forgets what is kept for consumers and was seen by all of them.
     pub(crate) fn forget(&mut self, seen_by_all: Revision) {
+        self.settled = self.settled.max(seen_by_all);
+        match self.order.get_max() {
+            Some((last, _)) if *last <= seen_by_all => self.order = OrdMap::new(),
+            _ => {
+                while let Some(first) =
+                    self.order.get_min().map(|(first, _)| *first).filter(|first| *first <= seen_by_all)
+                {
+                    self.order.remove(&first);
+                }
+            }
+        }
         while let Some((revision, grave)) = self.graves.get_min() {
             if *revision > seen_by_all {
                 return;

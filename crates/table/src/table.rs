@@ -114,7 +114,7 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         let state = self.shared.read(Clone::clone);
         let before = state.revision;
         let seen_by_all = self.shared.seen_by_all(before);
-        Write { shared: &self.shared, state, before, seen_by_all, _guard: guard }
+        Write { shared: &self.shared, state, before, amended: false, seen_by_all, _guard: guard }
     }
 
     /// Writes one row in a transaction of its own and returns the value that was there.
@@ -200,9 +200,9 @@ impl<K, V> Shared<K, V> {
 }
 
 impl<K: Ord + Clone, V: Clone> Shared<K, V> {
-    /// Forgets deletions that all consumers have seen, unless a writer is at work: its commit does the same.
+    /// Forgets what all consumers have seen, unless a writer is at work: its commit does the same.
     pub(crate) fn forget_seen(&self) {
-        if self.read(|state| state.graves.is_empty()) {
+        if self.read(State::is_settled) {
             return;
         }
         let Ok(_guard) = self.writer.try_lock() else { return };
@@ -223,6 +223,7 @@ pub struct Write<'t, K, V> {
     shared: &'t Shared<K, V>,
     state: State<K, V>,
     before: Revision,
+    amended: bool,
     seen_by_all: Revision,
     _guard: MutexGuard<'t, ()>,
 }
@@ -250,6 +251,12 @@ impl<K: Ord + Clone, V: Clone> Write<'_, K, V> {
         }
         self.put(key, value);
         true
+    }
+
+    /// Puts another value in a row's place that says the same to every consumer: the row keeps its revision, and nobody hears
+    /// of it. Without such a row nothing happens.
+    pub fn amend(&mut self, key: &K, value: V) {
+        self.amended |= self.state.amend(key, value);
     }
 
     /// Deletes a row and returns its value. Without such a row nothing happens.
@@ -287,7 +294,8 @@ impl<K: Ord + Clone, V: Clone> Write<'_, K, V> {
     /// revision. Without any write the revision stays and nobody is woken.
     pub fn commit(mut self) -> Revision {
         let revision = self.state.revision;
-        if revision == self.before {
+        let is_news = revision != self.before;
+        if !is_news && !self.amended {
             return revision;
         }
         {
@@ -296,14 +304,16 @@ impl<K: Ord + Clone, V: Clone> Write<'_, K, V> {
             self.state.forget(self.shared.seen_by_all(revision));
             *state = self.state;
         }
-        self.shared.ring(revision);
+        if is_news {
+            self.shared.ring(revision);
+        }
         revision
     }
 }
 
 /// Immutable rows of one moment.
 pub struct Snapshot<K, V> {
-    rows: imbl::OrdMap<K, Arc<Row<V>>>,
+    rows: imbl::OrdMap<K, Row<V>>,
     revision: Revision,
 }
 
@@ -315,7 +325,7 @@ impl<K, V> Clone for Snapshot<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V> Snapshot<K, V> {
+impl<K: Ord + Clone, V: Clone> Snapshot<K, V> {
     /// Revision of the table at that moment.
     pub fn revision(&self) -> Revision {
         self.revision
@@ -328,7 +338,7 @@ impl<K: Ord + Clone, V> Snapshot<K, V> {
 
     /// One row with its revisions.
     pub fn row(&self, key: &K) -> Option<&Row<V>> {
-        self.rows.get(key).map(Arc::as_ref)
+        self.rows.get(key)
     }
 
     /// How many rows there are.
@@ -348,7 +358,7 @@ impl<K: Ord + Clone, V> Snapshot<K, V> {
 
     /// All rows with their revisions, in the order of their keys.
     pub fn rows(&self) -> impl Iterator<Item = (&K, &Row<V>)> {
-        self.rows.iter().map(|(key, row)| (key, row.as_ref()))
+        self.rows.iter()
     }
 
     /// Rows whose keys lie in `range`, in the order of their keys.

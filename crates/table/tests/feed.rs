@@ -177,6 +177,41 @@ fn a_dropped_consumer_holds_nothing_back() {
 }
 
 #[test]
+fn an_amended_row_keeps_its_revision_and_nobody_hears_of_it() {
+    let table = Table::new("test");
+    let mut feed = table.changes();
+    table.put(1, "a");
+    feed.take();
+    let mut write = table.write();
+    write.amend(&1, "b");
+    write.amend(&2, "no such row");
+    assert_eq!(write.commit(), 1);
+    assert!(!feed.is_behind() && feed.take().is_empty());
+    assert_eq!((table.get(&1), table.get(&2)), (Some("b"), None));
+    assert_eq!(table.snapshot().row(&1).unwrap().revision(), 1);
+    // Who comes later gets the row as it is.
+    let changes = table.changes().take();
+    assert_eq!(changes, [Change { key: 1, kind: Kind::Inserted, value: "b", revision: 1 }]);
+}
+
+#[test]
+fn a_late_consumer_gets_rows_that_all_others_saw_in_the_order_of_their_writes() {
+    let table = Table::new("test");
+    let mut early = table.changes();
+    for n in [3, 1, 2] {
+        table.put(n, n);
+        early.take();
+    }
+    let mut late = table.changes();
+    table.put(0, 0);
+    let keys = |changes: Vec<Change<i32, i32>>| changes.iter().map(|change| change.key).collect::<Vec<_>>();
+    assert_eq!(keys(late.take_up_to(2)), [3, 1]);
+    table.put(3, 4);
+    early.take();
+    assert_eq!(keys(late.take()), [2, 0, 3]);
+}
+
+#[test]
 fn a_snapshot_is_not_disturbed_and_a_transaction_shows_at_once() {
     let table = Table::new("test");
     table.put(1, 1);

@@ -50,6 +50,11 @@ async fn follow(
         others.mark_unchanged();
     }
     let mut follow = Follow::resume(store, &feed.prefix(), shared.pace.clone(), past);
+    if feed.kind == Kind::Addresses {
+        // None depends on another: they may come one after the other.
+        follow = follow.in_parts();
+    }
+    let mut read = 0;
     let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
     loop {
@@ -73,10 +78,12 @@ async fn follow(
         if is_shared {
             shared.note_witness(follow.witness(), lost);
         }
-        let is_large = batch.items.len() >= LARGE;
+        read += batch.items.len();
+        let is_large = batch.relisted.is_some() && read >= LARGE;
         let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
         let Ok((altered, next)) = done else { return };
         if is_large {
+            read = 0;
             // Of what was read little is kept. An error means that the runtime ends.
             let agent = agent.clone();
             let packed = move || {

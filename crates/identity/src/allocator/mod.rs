@@ -335,7 +335,7 @@ impl Allocator {
     /// The number of a label set, if this node knows one. Takes no reference.
     pub fn lookup(&self, labels: &Labels) -> Option<NumericIdentity> {
         let reserved = self.shared.config.reserved.number(labels);
-        reserved.or_else(|| self.shared.state().known(&labels.to_kvstore()))
+        reserved.or_else(|| self.shared.state().known(&labels.to_kvstore(), labels))
     }
 
     /// The numbers of this cluster.
@@ -428,7 +428,7 @@ impl Shared {
             state.shadowed.remove(&number)
         };
         if let Some(labels) = labels {
-            self.state().add_master(&labels.to_kvstore(), number);
+            self.state().add_master(&labels, number);
             self.table.put(number, labels);
         } else if number.is_interim() {
             self.table.delete(&number);

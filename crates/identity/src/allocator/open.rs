@@ -23,7 +23,7 @@ pub(super) fn assume(
     }
     let is_theirs = |number: &NumericIdentity| write.get(number).is_none_or(|has| has == labels);
     let ours = |number: &NumericIdentity| shared.range.contains(&number.0) || number.is_interim();
-    let known = state.known(text).or_else(|| had.filter(|number| ours(number) && is_theirs(number)));
+    let known = state.known(text, labels).or_else(|| had.filter(|number| ours(number) && is_theirs(number)));
     let interim = || NumericIdentity::INTERIM_RANGE.map(NumericIdentity).find(|n| write.get(n).is_none());
     let used_up = || {
         let used = NumericIdentity::INTERIM_RANGE.count() as u64;

@@ -131,7 +131,7 @@ impl Allocation<'_> {
                 return Ok(number);
             }
         }
-        let known = self.shared.state().masters(self.text);
+        let known = self.shared.state().masters(self.labels);
         for number in known {
             if self.take_known(lock, number).await? {
                 return Ok(number);
@@ -228,7 +228,7 @@ impl Allocation<'_> {
         write.commit();
         let mut state = self.shared.state();
         state.doomed.remove(self.text);
-        state.add_master(self.text, number);
+        state.add_master(self.labels, number);
         state.shadowed.remove(&number);
         if !self.confirm {
             state.begin_use(self.text, number, self.labels);
@@ -242,7 +242,7 @@ impl Allocation<'_> {
             Answer::Put | Answer::Deleted(_) => None,
         });
         if entry.flatten().and_then(|entry| entry.text()) != Some(self.text) {
-            self.shared.state().remove_master(self.text, number);
+            self.shared.state().remove_master(self.labels, number);
         }
     }
 

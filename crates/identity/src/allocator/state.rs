@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
+use smallvec::SmallVec;
 use villus_labels::{Labels, NumericIdentity};
 
 use super::copies::Copies;
@@ -18,8 +19,10 @@ pub(super) struct State {
     pub(super) stated: HashSet<NumericIdentity>,
     /// What copies of other clusters' master keys say.
     pub(super) copies: Copies,
-    /// Label string to the numbers whose master keys say so. More than one is a leak that GC mends.
-    masters: HashMap<String, BTreeSet<NumericIdentity>>,
+    /// Labels to the numbers whose master keys say so, sorted. More than one is a leak that GC mends.
+    masters: HashMap<Labels, SmallVec<[NumericIdentity; 4]>>,
+    /// Labels that were learned last.
+    last: Labels,
     /// Label string to what this node uses.
     used: HashMap<String, Used>,
     /// Label strings whose slave key of ours is to go, with its value.
@@ -52,6 +55,7 @@ impl State {
             stated: HashSet::new(),
             copies: Copies::default(),
             masters: HashMap::new(),
+            last: Labels::default(),
             used: HashMap::new(),
             doomed: BTreeMap::new(),
             shadowed: BTreeMap::new(),
@@ -150,27 +154,36 @@ impl State {
     }
 
     /// A number of the label set: the one in use here, or the lowest known of this cluster.
-    pub(super) fn known(&self, text: &str) -> Option<NumericIdentity> {
+    pub(super) fn known(&self, text: &str, labels: &Labels) -> Option<NumericIdentity> {
         let used = self.used.get(text).map(|used| used.number);
-        used.or_else(|| self.masters(text).first().copied())
+        used.or_else(|| self.masters(labels).first().copied())
     }
 
-    /// All numbers of this cluster whose master keys hold this label string. Another cluster's are its own: they go with
+    /// All numbers of this cluster whose master keys hold these labels. Another cluster's are its own: they go with
     /// it.
-    pub(super) fn masters(&self, text: &str) -> Vec<NumericIdentity> {
-        let all = self.masters.get(text).into_iter().flatten();
+    pub(super) fn masters(&self, labels: &Labels) -> Vec<NumericIdentity> {
+        let all = self.masters.get(labels).into_iter().flatten();
         all.filter(|number| self.range.contains(&number.0)).copied().collect()
     }
 
-    pub(super) fn add_master(&mut self, text: &str, number: NumericIdentity) {
-        self.masters.entry(text.to_owned()).or_default().insert(number);
+    /// The same labels, in one memory with the last ones where both are alike: most identities have much in common.
+    pub(super) fn beside_last(&mut self, labels: Labels) -> Labels {
+        self.last = labels.sharing(&self.last);
+        self.last.clone()
     }
 
-    pub(super) fn remove_master(&mut self, text: &str, number: NumericIdentity) {
-        if let Some(numbers) = self.masters.get_mut(text) {
-            numbers.remove(&number);
+    pub(super) fn add_master(&mut self, labels: &Labels, number: NumericIdentity) {
+        let numbers = self.masters.entry(labels.clone()).or_default();
+        if let Err(at) = numbers.binary_search(&number) {
+            numbers.insert(at, number);
+        }
+    }
+
+    pub(super) fn remove_master(&mut self, labels: &Labels, number: NumericIdentity) {
+        if let Some(numbers) = self.masters.get_mut(labels) {
+            numbers.retain(|known| *known != number);
             if numbers.is_empty() {
-                self.masters.remove(text);
+                self.masters.remove(labels);
             }
         }
     }

@@ -20,7 +20,8 @@ pub(super) fn remember(shared: &Shared, known: KnownIdentities) -> Past {
     for (number, labels) in known.rows {
         keys.push((master_key(number).into(), false));
         state.stated.insert(number);
-        state.add_master(&labels.to_kvstore(), number);
+        let labels = state.beside_last(labels);
+        state.add_master(&labels, number);
         write.put_if_changed(number, labels);
     }
     drop(state);
@@ -95,7 +96,7 @@ fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
 fn end(state: &mut State, write: &mut Write<'_, NumericIdentity, Labels>, number: NumericIdentity) {
     state.stated.remove(&number);
     if let Some(labels) = write.get(&number) {
-        state.remove_master(&labels.to_kvstore(), number);
+        state.remove_master(labels, number);
     }
     match state.copies.labels(number) {
         Some(labels) => drop(write.put_if_changed(number, labels.clone())),
@@ -116,9 +117,10 @@ fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &
             state.stale.remove(&number);
             state.stated.insert(number);
             if let Some(old) = write.get(&number).filter(|old| **old != labels) {
-                state.remove_master(&old.to_kvstore(), number);
+                state.remove_master(old, number);
             }
-            state.add_master(&labels.to_kvstore(), number);
+            let labels = state.beside_last(labels);
+            state.add_master(&labels, number);
             write.put_if_changed(number, labels);
         }
         Err(reason) => {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use villus_kvstore::{Batch, Fault, Follow, Item, Memory, Past, Relisted, Store, Verb};
+use villus_kvstore::{Batch, Entry, Fault, Follow, Item, Memory, Op, Past, Relisted, Store, Txn, Verb};
 
 use crate::{each, put, quick, shown_items};
 
@@ -259,4 +259,61 @@ async fn a_write_from_before_a_restart_tells_that_the_past_is_another() {
     memory.restore(&other_past(&backup, &writes, false).await).await.unwrap();
     let mut again = Follow::resume(Arc::clone(&store), "p/", quick(), past);
     assert_eq!(again.next().await.unwrap().relisted, Some(Relisted::Rewound));
+}
+
+/// Takes batches up to the one that ends a list; says how many came before it.
+async fn take_list(follow: &mut Follow, rows: &mut BTreeMap<String, String>) -> usize {
+    for parts in 0.. {
+        let batch = tokio::time::timeout(Duration::from_secs(60), follow.next()).await.unwrap().unwrap();
+        for item in &batch.items {
+            match item {
+                Item::Put(entry) => {
+                    rows.insert(entry.key.to_string(), entry.text().unwrap().to_owned());
+                }
+                Item::Delete { key, .. } => {
+                    assert!(batch.relisted.is_some(), "nothing is concluded from a part");
+                    assert!(rows.remove(&**key).is_some(), "known: {key}");
+                }
+            }
+        }
+        if batch.relisted.is_some() {
+            return parts;
+        }
+    }
+    unreachable!("some batch ends the list")
+}
+
+#[tokio::test]
+async fn a_long_first_list_in_parts_ends_with_what_is_gone_and_begins_again_after_an_interruption() {
+    let (memory, store, _) = setup();
+    let numbers: Vec<u32> = (0..30_000).collect();
+    for some in numbers.chunks(100) {
+        let put = |n: &u32| Op::put(format!("p/{n:05}"), n.to_string(), None);
+        store.txn(some.iter().map(put).fold(Txn::new(), Txn::then)).await.unwrap();
+    }
+    let wanted = || async {
+        let entries = store.list_prefix("p/").await.unwrap().entries;
+        let row = |entry: &Entry| (entry.key.to_string(), entry.text().unwrap().to_owned());
+        entries.iter().map(row).collect::<BTreeMap<_, _>>()
+    };
+    let past = Past { keys: vec![("p/00000".into(), false), ("p/gone".into(), true)], ..Past::default() };
+    let mut rows: BTreeMap<String, String> =
+        past.keys.iter().map(|(key, _)| (key.to_string(), String::new())).collect();
+    let mut follow = Follow::resume(Arc::clone(&store), "p/", quick(), past).in_parts();
+    assert!(take_list(&mut follow, &mut rows).await > 1);
+    assert_eq!(rows, wanted().await);
+    assert_eq!(follow.witness().unwrap().key, "p/29999");
+
+    let mut follow = Follow::start(Arc::clone(&store), "p/", quick()).in_parts();
+    let mut rows = BTreeMap::new();
+    let part = follow.next().await.unwrap();
+    assert!(part.relisted.is_none() && part.items.len() < 20_000, "{}", part.items.len());
+    rows.extend(part.items.iter().map(|item| (item.key().to_string(), String::new())));
+    assert!(rows.contains_key("p/00001"));
+    store.delete("p/00001").await.unwrap();
+    put(&store, "p/00002", "other").await;
+    // Some page after that part cannot be read: the list is made anew.
+    memory.inject(Verb::List, Fault::Refused, 1);
+    take_list(&mut follow, &mut rows).await;
+    assert_eq!(rows, wanted().await);
 }

@@ -1,0 +1,20 @@
+//! Memory that is given back.
+#![allow(clippy::unwrap_used)]
+
+fn resident_of_files() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Alone in its process, so that nobody else reads the program meanwhile.
+#[test]
+fn what_the_program_has_read_of_itself_goes_and_comes_back() {
+    let text: String = (0..1000).map(|n| format!("{n:?} {:?}", Some(n as f64 / 3.0))).collect();
+    let before = resident_of_files();
+    villus_datapath::sys::return_memory();
+    let after = resident_of_files();
+    assert!(after < before, "{after} KB were {before} KB");
+    let again: String = (0..1000).map(|n| format!("{n:?} {:?}", Some(n as f64 / 3.0))).collect();
+    assert_eq!(again, text);
+}
