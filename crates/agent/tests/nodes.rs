@@ -3,8 +3,11 @@
 
 mod common;
 
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
 use common::{TestNode, Workload, allow, echoes};
 use villus_api::model::VerifyRequest;
+use villus_net::NetnsRef;
 use villus_testbed::{EtcdServer, alone, eventually, run, try_run};
 
 #[test]
@@ -16,6 +19,7 @@ fn the_agent() {
 fn network() {
     run("ip", &["link", "add", "br0", "type", "bridge", "mcast_snooping", "0"]);
     run("ip", &["addr", "add", "192.0.2.1/24", "dev", "br0"]);
+    run("ip", &["addr", "add", "2001:db8::1/64", "dev", "br0", "nodad"]);
     run("ip", &["link", "set", "br0", "up"]);
     for n in 1..=3 {
         let (node, port) = (format!("n{n}"), format!("p{n}"));
@@ -67,7 +71,38 @@ fn asks(from: &Workload, to: &Workload) -> bool {
     from.asks(to.v4(), 80) && from.asks(to.v6(), 80)
 }
 
+/// From where somebody hears a datagram that a workload sends. What the neighbour table delays is sent again.
+fn heard(workload: &Workload, v6: bool, server: &UdpSocket) -> IpAddr {
+    server.set_nonblocking(true).unwrap();
+    let socket = workload.udp(if v6 { workload.v6() } else { workload.v4() }, 0);
+    let (mut from, mut buffer) = (None, [0; 8]);
+    eventually("a datagram is heard", || {
+        socket.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        from = server.recv_from(&mut buffer).ok().map(|(_, from)| from.ip());
+        from.is_some()
+    });
+    from.unwrap()
+}
+
+/// What stays in the cluster keeps its addresses, what leaves it bears the node's.
+fn leaves_masqueraded(client: &Workload, other: &Workload) {
+    let bind = |ip: IpAddr| UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap();
+    for (v6, stranger, own, node) in [
+        (false, "192.0.2.1", "192.0.2.11", "192.0.2.13"),
+        (true, "2001:db8::1", "2001:db8::11", "2001:db8::13"),
+    ] {
+        let (at_home, there) = if v6 { (client.v6(), other.v6()) } else { (client.v4(), other.v4()) };
+        assert_eq!(heard(client, v6, &bind(stranger.parse().unwrap())), own.parse::<IpAddr>().unwrap());
+        assert_eq!(heard(client, v6, &other.udp(there, 7000)), at_home, "a pod of another node");
+        let there = NetnsRef::Name("n3".into()).open().unwrap();
+        let there = there.run(|| bind(node.parse().unwrap())).unwrap();
+        assert_eq!(heard(client, v6, &there), at_home, "another node");
+    }
+}
+
 fn between(mode: &[(&str, &str)]) {
+    let masquerades = mode.contains(&("enable-bpf-masquerade", "true"));
     network();
     let etcd = EtcdServer::cluster_at("192.0.2.1", 1, &[]);
     let mut nodes = [1, 2, 3].map(|n| node(n, &etcd[0], mode));
@@ -85,6 +120,9 @@ fn between(mode: &[(&str, &str)]) {
     assert!(other.asks_in_vain(server.v4(), 80) && other.asks_in_vain(server.v6(), 80));
     let mut open = client.connects(server.v4(), 80).unwrap();
     assert!(echoes(&mut open));
+    if masquerades {
+        leaves_masqueraded(&client, &other);
+    }
 
     // A route that somebody takes comes back; one of somebody else's stays.
     run("ip", &["-n", "n1", "route", "add", "10.99.0.0/24", "via", "192.0.2.12"]);
@@ -103,6 +141,9 @@ fn between(mode: &[(&str, &str)]) {
     }
     eventually("all is as it should be", || nodes.iter().all(is_clean));
     assert!(asks(&client, &server) && other.asks_in_vain(server.v4(), 80));
+    if masquerades {
+        leaves_masqueraded(&client, &other);
+    }
 }
 
 #[test]
@@ -119,6 +160,12 @@ fn workloads_of_three_nodes_meet_by_direct_routes() {
         ("enable-ipv4-masquerade", "false"),
         ("enable-ipv6-masquerade", "false"),
     ]);
+}
+
+#[test]
+fn workloads_of_three_nodes_meet_by_direct_routes_and_are_masqueraded_to_others() {
+    alone!();
+    between(&[("auto-direct-node-routes", "true"), ("enable-bpf-masquerade", "true")]);
 }
 
 #[test]

@@ -49,6 +49,13 @@ impl Sizes {
     /// Least and most entries of a flow map (`bpf-maps` reference 2.1).
     pub const FLOWS: std::ops::RangeInclusive<u32> = 1 << 10..=1 << 24;
 
+    /// As many entries of masqueraded packets as go with the flow maps: two thirds of both.
+    #[must_use]
+    pub fn nat_share(&self) -> u32 {
+        let share = self.ct_tcp.saturating_add(self.ct_any) / 3 * 2;
+        share.clamp(*Self::FLOWS.start(), *Self::FLOWS.end())
+    }
+
     /// Default sizes with flow maps that take `ratio` of `memory` bytes together, TCP twice as many as others
     /// and never fewer than 16Ki and 8Ki.
     #[must_use]

@@ -53,6 +53,8 @@ struct Kernel {
     policies: BTreeMap<u16, PolicyMap>,
     ring: EventRing,
     counted: BTreeMap<u32, Metric>,
+    /// This kernel can give programs the sum of the whole packet.
+    sums: bool,
 }
 
 impl Kernel {
@@ -66,6 +68,8 @@ impl Kernel {
         let policies = JUDGED.map(|id| (id, slotted(&maps, id))).into_iter().collect();
         let ring = EventRing::open(&maps).unwrap();
         let (tunnelled, _calls) = tunnelled(object.program(Place::FromOverlay).unwrap().as_fd());
+        let whole_sum = SkbContext { whole_sum: true, ..SkbContext::default() };
+        let sums = object.program(Place::FromNetwork).unwrap().test_run(&[0; 64], &whole_sum).is_ok();
         Self {
             _pins: pins,
             maps,
@@ -76,6 +80,7 @@ impl Kernel {
             policies,
             ring,
             counted: BTreeMap::new(),
+            sums,
         }
     }
 
@@ -162,7 +167,8 @@ impl Kernel {
         self.object.program(place).unwrap()
     }
 
-    /// Runs a packet: what the program returned, decided, and left of packet and mark.
+    /// Runs a packet: what the program returned, decided, and left of packet and mark. On an uplink it comes as from a device
+    /// that hands on the whole packet's sum, which has to be right afterwards.
     fn run(&self, step: &Step) -> Ran {
         let frame = &step.frame;
         let context = SkbContext {
@@ -170,6 +176,7 @@ impl Kernel {
             ingress_ifindex: frame.ingress_ifindex,
             ifindex: frame.ifindex,
             gso_size: frame.gso_size,
+            whole_sum: self.sums && frame.gso_size == 0 && matches!(step.hook, Hook::Network | Hook::Out),
             ..SkbContext::default()
         };
         let ran = match frame.tunnel {

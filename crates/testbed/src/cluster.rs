@@ -14,7 +14,7 @@ use villus_abi::{
     metrics,
 };
 use villus_datapath::{
-    AttachMode, Flows, Hook, Links, Maps, Object, Pins, PolicyMaps, Sizes, hand_insert, hand_remove,
+    AttachMode, Features, Flows, Hook, Links, Maps, Object, Pins, PolicyMaps, Sizes, hand_insert, hand_remove,
 };
 use villus_net::{
     CONTAINER_DEVICE, EndpointLinkSpec, Journal, Mac, NodeHop, NodeNetwork, Recorder, SystemPaths,
@@ -23,8 +23,9 @@ use villus_net::{
 
 use crate::{
     host::{Host, join},
-    node::words,
+    node::{UplinkKind, words},
     party::Version,
+    surroundings::{bond, tag},
 };
 
 /// Identity of the node itself, of other nodes, and of everybody else.
@@ -71,6 +72,7 @@ pub struct Member {
     pub maps: Arc<Maps>,
     /// The programs.
     pub object: Object,
+    uplink: UplinkKind,
     pins: Arc<Pins>,
     policies: Mutex<PolicyMaps>,
 }
@@ -119,15 +121,26 @@ impl Cluster {
     /// Builds so many nodes, whose pods may do nothing yet.
     #[must_use]
     pub fn new(between: Between, count: u8) -> Self {
+        Self::over(UplinkKind::Device, between, count)
+    }
+
+    /// As [`Self::new`], with other uplinks. The members of bonds end at the ports `p1` and `q1` for node 1, and so on.
+    #[must_use]
+    pub fn over(uplink: UplinkKind, between: Between, count: u8) -> Self {
         let lan = Host::new("network");
         lan.ip("link add br0 type bridge mcast_snooping 0");
         lan.ip("link set br0 up");
+        let mut device = "br0";
+        if uplink.has_tag() {
+            tag(&lan, device);
+            device = "br0.7";
+        }
         for version in Version::ALL {
             let net = if version == Version::V4 { 24 } else { 64 };
-            lan.add_address("br0", &format!("{}/{net}", Self::stranger(version)));
+            lan.add_address(device, &format!("{}/{net}", Self::stranger(version)));
         }
         let members: Vec<Member> =
-            (1..=count).map(|number| Member::new(&lan, between, number, count)).collect();
+            (1..=count).map(|number| Member::new(&lan, uplink, between, number, count)).collect();
         for member in &members {
             member.pod.wait_until_quiet(CONTAINER_DEVICE);
         }
@@ -142,26 +155,35 @@ impl Cluster {
 }
 
 impl Member {
-    fn new(lan: &Host, between: Between, number: u8, count: u8) -> Self {
+    fn new(lan: &Host, uplink: UplinkKind, between: Between, number: u8, count: u8) -> Self {
         let (host, pod) = (Host::new(&format!("node {number}")), Host::new(&format!("pod {number}")));
         let port = format!("p{number}");
-        join(&host, "up0", lan, &port, MTU);
-        lan.ip(&format!("link set {port} master br0"));
+        if uplink.has_bond() {
+            bond(&host, lan, "br0", [&port, &format!("q{number}")]);
+        } else {
+            join(&host, "up0", lan, &port, MTU);
+            lan.ip(&format!("link set {port} master br0"));
+        }
+        if uplink.has_tag() {
+            tag(&host, if uplink.has_bond() { "bond0" } else { "up0" });
+        }
         for version in Version::ALL {
             let net = if version == Version::V4 { 24 } else { 64 };
-            host.add_address("up0", &format!("{}/{net}", node_ip(version, number)));
+            host.add_address(uplink.device(), &format!("{}/{net}", node_ip(version, number)));
         }
         let pins = Arc::new(Pins::detached().unwrap());
         let maps = Arc::new(Maps::open(&pins, &sizes()).unwrap());
+        // Programs that nobody uses are not verified.
+        let hooks: &[Hook] = if between == Between::Tunnel { &Hook::ALL } else { &Hook::WITHOUT_TUNNEL };
         let object = match std::env::var_os("VILLUS_BENCH_OBJECT") {
-            Some(file) => Object::load_from(&std::fs::read(file).unwrap(), &pins, &maps, &Hook::ALL).unwrap(),
-            None => Object::load(&pins, &maps, &Hook::ALL).unwrap(),
+            Some(file) => Object::load_from(&std::fs::read(file).unwrap(), &pins, &maps, hooks).unwrap(),
+            None => Object::load(&pins, &maps, hooks).unwrap(),
         };
         let policies = Mutex::new(PolicyMaps::open(pins.clone(), maps.clone(), 4096).unwrap());
-        let member = Self { number, host, pod, maps, object, pins, policies };
+        let member = Self { number, host, pod, maps, object, uplink, pins, policies };
         let tunnel = member.prepare(between);
         member.learn(between, count, tunnel);
-        member.attach("up0", &[Hook::FromNetwork]);
+        member.attach(uplink.device(), &[Hook::FromNetwork]);
         if tunnel.is_some() {
             member.attach(villus_net::TUNNEL_DEVICE, &Hook::OF_TUNNEL);
         }
@@ -182,7 +204,7 @@ impl Member {
             router_v6: Some(router_v6),
             pools: Version::ALL.map(|version| range(version, self.number)).to_vec(),
             mtu: MTU,
-            uplinks: vec!["up0".to_owned()],
+            uplinks: vec![self.uplink.device().to_owned()],
             system: SystemPaths {
                 networkd_state: nowhere("state"),
                 networkd_dir: nowhere("network"),
@@ -253,7 +275,7 @@ impl Member {
         let hop = match device {
             Some(device) => NodeHop { device, gateway: None, source: Some(self.router(version)), mtu: None },
             None => NodeHop {
-                device: self.host.index("up0"),
+                device: self.host.index(self.uplink.device()),
                 gateway: Some(node_ip(version, other)),
                 source: Some(self.router(version)),
                 mtu: None,
@@ -307,7 +329,7 @@ impl Member {
             self.maps.devices.insert(&ifindex, &slot).unwrap();
             let links = Links::new(&self.pins);
             for hook in [Hook::FromEndpoint, Hook::ToEndpoint] {
-                links.attach(self.object.program(hook).unwrap(), hook, ifindex, AttachMode::Tcx).unwrap();
+                links.attach(self.object.program(hook).unwrap(), hook, ifindex, attach_mode()).unwrap();
             }
         };
         self.host
@@ -324,7 +346,7 @@ impl Member {
         let (index, links) = (self.host.index(device), Links::new(&self.pins));
         for hook in hooks {
             self.host
-                .run(|| links.attach(self.object.program(*hook).unwrap(), *hook, index, AttachMode::Tcx))
+                .run(|| links.attach(self.object.program(*hook).unwrap(), *hook, index, attach_mode()))
                 .unwrap();
         }
     }
@@ -416,6 +438,11 @@ impl Member {
     pub fn flows(&self) -> Flows {
         Flows::new(self.maps.clone())
     }
+}
+
+/// The better way of attaching that the kernel has.
+fn attach_mode() -> AttachMode {
+    if Features::probe().has_tcx() { AttachMode::Tcx } else { AttachMode::Tc }
 }
 
 fn key(ip: IpAddr, length: Option<u8>) -> IpcacheKey {

@@ -49,8 +49,10 @@ pub enum UplinkKind {
     Device,
     /// A VLAN device on it, `up0.7`.
     Vlan,
-    /// A bond above it, `bond0`.
+    /// A bond of it and `up1`, `bond0`. They use one at a time, and end at the ports `far0` and `far1` of a bridge.
     Bond,
+    /// A VLAN device on that, `bond0.7`.
+    BondVlan,
 }
 
 impl UplinkKind {
@@ -61,7 +63,16 @@ impl UplinkKind {
             Self::Device => "up0",
             Self::Vlan => "up0.7",
             Self::Bond => "bond0",
+            Self::BondVlan => "bond0.7",
         }
+    }
+
+    pub(crate) const fn has_bond(self) -> bool {
+        matches!(self, Self::Bond | Self::BondVlan)
+    }
+
+    pub(crate) const fn has_tag(self) -> bool {
+        matches!(self, Self::Vlan | Self::BondVlan)
     }
 }
 

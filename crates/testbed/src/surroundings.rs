@@ -4,29 +4,25 @@ use villus_net::{DeviceChoice, Journal, Masquerade, NodeNetwork, NodeState, Reco
 
 use crate::{
     host::{Host, join},
-    node::{NodeSpec, UplinkKind},
+    node::NodeSpec,
     party::Addresses,
 };
 
 /// The networks around the node, and the node's own device on them.
 pub(crate) fn surroundings(spec: &NodeSpec, host: &Host, outside: &Host, beyond: &Host) {
-    join(host, "up0", outside, "far", 1500);
-    match spec.uplink {
-        UplinkKind::Device => {}
-        UplinkKind::Vlan => {
-            for (host, device) in [(host, "up0"), (outside, "far")] {
-                host.ip(&format!("link add link {device} name {device}.7 type vlan id 7"));
-                host.ip(&format!("link set {device}.7 up"));
-            }
-        }
-        UplinkKind::Bond => {
-            host.ip("link set up0 down");
-            host.ip("link add bond0 type bond mode active-backup miimon 10");
-            host.ip("link set up0 master bond0");
-            host.ip("link set bond0 up");
-        }
+    if spec.uplink.has_bond() {
+        outside.ip("link add far type bridge mcast_snooping 0");
+        outside.ip("link set far up");
+        bond(host, outside, "far", ["far0", "far1"]);
+    } else {
+        join(host, "up0", outside, "far", 1500);
     }
-    let far = if spec.uplink == UplinkKind::Vlan { "far.7" } else { "far" };
+    let mut far = "far";
+    if spec.uplink.has_tag() {
+        tag(host, if spec.uplink.has_bond() { "bond0" } else { "up0" });
+        tag(outside, far);
+        far = "far.7";
+    }
     join(outside, "out0", beyond, "in0", spec.beyond_mtu);
     for (host, device, addresses) in [
         (host, spec.uplink.device(), Addresses::NODE),
@@ -51,6 +47,25 @@ pub(crate) fn surroundings(spec: &NodeSpec, host: &Host, outside: &Host, beyond:
             outside.ip(&format!("route add {net} via {node}"));
         }
     }
+}
+
+/// Gives a device a VLAN device above it.
+pub(crate) fn tag(host: &Host, device: &str) {
+    host.ip(&format!("link add link {device} name {device}.7 type vlan id 7"));
+    host.ip(&format!("link set {device}.7 up"));
+}
+
+/// Joins a host by two veth pairs, whose ends there are a bond that uses one at a time, with the bridge of another. The other
+/// ends have the names of `ports`.
+pub(crate) fn bond(host: &Host, other: &Host, bridge: &str, ports: [&str; 2]) {
+    host.ip("link add bond0 type bond mode active-backup miimon 10");
+    for (member, port) in ["up0", "up1"].into_iter().zip(ports) {
+        join(host, member, other, port, 1500);
+        other.ip(&format!("link set {port} master {bridge}"));
+        host.ip(&format!("link set {member} down"));
+        host.ip(&format!("link set {member} master bond0"));
+    }
+    host.ip("link set bond0 up");
 }
 
 /// The node's network as the agent would make it; the uplinks that it finds.

@@ -14,7 +14,7 @@ use villus_abi::{Direction::Egress, Reason, nat::NAT_LEAST};
 use villus_datapath::{AttachMode, Hook, Object, Sizes};
 use villus_testbed::{
     Addresses, Blocked, EchoServer, Host, Kind, Node, NodeSpec, Ping, SctpEcho, TcpEcho, UdpEcho, Version,
-    Workload, eventually, try_run,
+    Workload, eventually, join, try_run,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -104,6 +104,62 @@ fn who_uses_a_port_that_is_lent_gets_another_the_node_itself_too() {
         assert_eq!(ports.len(), 3, "{ports:?}");
         assert_eq!(server.echo(b"still").unwrap().seen.port(), 40_000);
     }
+    drop((one, two));
+    node.finish();
+}
+
+#[test]
+fn what_the_hosts_own_nat_has_lent_is_told_apart_from_what_endpoints_are() {
+    let (node, one, two) = pair(NodeSpec::default());
+    // A container that is no endpoint, masqueraded by rules of somebody else.
+    let guest = Host::new("guest");
+    join(&node.host, "guest0", &guest, "eth0", 1500);
+    for (host, device, nets) in [
+        (&node.host, "guest0", ["172.30.0.1/24", "fd30::1/64"]),
+        (&guest, "eth0", ["172.30.0.2/24", "fd30::2/64"]),
+    ] {
+        nets.iter().for_each(|net| host.add_address(device, net));
+    }
+    for gateway in ["172.30.0.1", "fd30::1"] {
+        guest.default_via(gateway.parse().unwrap());
+    }
+    node.host.nft(
+        "add table inet others
+         add chain inet others out { type nat hook postrouting priority srcnat; }
+         add rule inet others out ip saddr 172.30.0.0/24 oifname \"up0\" masquerade
+         add rule inet others out ip6 saddr fd30::/64 oifname \"up0\" masquerade",
+    );
+    for v in Version::ALL {
+        for (round, order) in (0..).zip([[&guest, &one.host, &two.host], [&one.host, &guest, &two.host]]) {
+            let port = 9000 + round;
+            let server = node.beyond.run(|| UdpSocket::bind(beyond(v, port))).unwrap();
+            server.set_read_timeout(Some(SOON)).unwrap();
+            let sockets = order.map(|host| {
+                let socket = host.run(|| UdpSocket::bind(any(v, 40_000))).unwrap();
+                socket.connect(beyond(v, port)).unwrap();
+                socket.set_read_timeout(Some(SOON)).unwrap();
+                socket
+            });
+            let mut ports = BTreeSet::new();
+            for turn in 0..3 {
+                for (who, socket) in (0_u8..).zip(&sockets) {
+                    socket.send(&[who]).unwrap();
+                    let mut buffer = [0; 8];
+                    let (length, seen) = server.recv_from(&mut buffer).unwrap();
+                    assert_eq!((seen.ip(), &buffer[..length]), (Addresses::NODE.of(v), &[who][..]));
+                    assert!(who != 0 || seen.port() == 40_000, "the first one keeps its port");
+                    ports.insert(seen.port());
+                    server.send_to(&[who], seen).unwrap();
+                    assert_eq!(socket.recv(&mut buffer).unwrap(), 1, "{v:?} {turn} {who}");
+                    assert_eq!(buffer[0], who);
+                }
+            }
+            assert_eq!(ports.len(), 3, "{ports:?}");
+        }
+    }
+    node.host.nft("delete table inet others");
+    drop(guest);
+    eventually("the guest's device is gone", || !node.host.ip("link show").contains("guest0"));
     drop((one, two));
     node.finish();
 }

@@ -18,13 +18,13 @@ use system::System;
 const LOADED: &str = "OBJECT-LOADED";
 /// What it prints at its end.
 const END: &str = "END-OF-TESTS";
-/// Seconds. QEMU emulates the processor; the whole thing takes two minutes, more on a busy machine.
+/// Seconds. QEMU emulates the processor; the whole thing takes three minutes, more on a busy machine.
 const LIMIT: &str = "1200";
 /// Modules that the wire tests need.
 const MODULES: &str =
-    "veth tun bonding 8021q sctp sch_ingress cls_bpf nf_tables nft_chain_nat nft_masq nft_nat nft_ct";
+    "veth tun bridge bonding 8021q sctp sch_ingress cls_bpf nf_tables nft_chain_nat nft_masq nft_nat nft_ct";
 /// Folders of modules among which those are, with all that they need.
-const FOLDERS: [&str; 15] = [
+const FOLDERS: [&str; 16] = [
     "arch/x86/crypto",
     "crypto",
     "drivers/net/bonding",
@@ -33,6 +33,7 @@ const FOLDERS: [&str; 15] = [
     "lib",
     "net/802",
     "net/8021q",
+    "net/bridge",
     "net/ipv4",
     "net/ipv6",
     "net/llc",

@@ -14,9 +14,7 @@ pub(super) fn of(config: &Config) -> Sizes {
         sizes.ct_any = any;
     }
     if super::config::masquerades(config) {
-        let share = sizes.ct_tcp.saturating_add(sizes.ct_any) / 3 * 2;
-        let share = share.clamp(*Sizes::FLOWS.start(), *Sizes::FLOWS.end());
-        sizes.nat = config.masquerade.nat_max.unwrap_or(share);
+        sizes.nat = config.masquerade.nat_max.unwrap_or_else(|| sizes.nat_share());
     }
     sizes
 }

@@ -187,6 +187,8 @@ pub struct SkbContext {
     pub gso_size: u32,
     /// Bytes of the packet that are linear, Ethernet header included; 0 is all of it (others need Linux 6.19).
     pub linear: u32,
+    /// The packet comes as from a device that hands on the sum of all of it, and must leave with one that is right (Linux 6.16).
+    pub whole_sum: bool,
 }
 
 /// `struct __sk_buff`.
@@ -244,6 +246,9 @@ pub struct TestRun {
     pub context: SkbContext,
 }
 
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
+const TEST_CHECKSUM_COMPLETE: u32 = 1 << 2;
+
 #[repr(C)]
 struct TestAttr {
     prog_fd: u32,
@@ -269,7 +274,8 @@ struct TestAttr {
 /// With more than one repetition the packet of the next run is what the one before left.
 ///
 /// # Errors
-/// `EINVAL` for a packet shorter than an Ethernet header, `ENODEV` for an interface that is not there.
+/// `EINVAL` for a packet shorter than an Ethernet header, `ENODEV` for an interface that is not there; with `whole_sum`
+/// `EBADMSG` where the sum is wrong afterwards, and `EINVAL` from a kernel that does not know it.
 pub fn test_run(fd: BorrowedFd<'_>, packet: &[u8], context: &SkbContext, repeat: u32) -> io::Result<TestRun> {
     let length = u32::try_from(packet.len()).map_err(|_| invalid("packet too large"))?;
     let room = packet.len() + 512;
@@ -290,7 +296,7 @@ pub fn test_run(fd: BorrowedFd<'_>, packet: &[u8], context: &SkbContext, repeat:
             ctx_size_out: 192,
             ctx_in: addr(&ctx_in),
             ctx_out: addr_mut(&mut ctx_out),
-            flags: 0,
+            flags: if context.whole_sum { TEST_CHECKSUM_COMPLETE } else { 0 },
             cpu: 0,
             batch_size: 0,
             pad: 0,
@@ -340,5 +346,6 @@ const fn from_raw(raw: &RawSkb) -> SkbContext {
         gso_segs: raw.gso_segs,
         gso_size: raw.gso_size,
         linear: raw.data_end,
+        whole_sum: false,
     }
 }

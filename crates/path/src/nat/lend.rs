@@ -41,7 +41,7 @@ pub(crate) fn open<F: Pick, W: World + Net<F>, P: Packet>(
     let addressed = facts.proto == SCTP;
     let keep = addressed || facts.proto == F::ICMP || kept >= NAT_LEAST;
     let start = start(config.nat_seed, facts);
-    let own = p.ingress_ifindex() == 0;
+    let own = facts.src == mapping.addr;
     let mut found = keep && p.lend(w, room, kept, own);
     let mut tried = 0;
     while !found && !addressed && tried < NAT_TRIES {
@@ -62,7 +62,7 @@ pub(crate) fn open<F: Pick, W: World + Net<F>, P: Packet>(
     made
 }
 
-/// Tries to lend a port (host order) to the packet in the room. `own` says that it is the host's, and keeps its own.
+/// Tries to lend a port (host order) to the packet in the room. `own` says that it has the address and port already.
 #[inline(always)]
 pub fn lend<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,

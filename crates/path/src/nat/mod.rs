@@ -1,7 +1,8 @@
 //! Masquerading on the uplinks: what endpoints send out of the cluster leaves with the uplink's address and a port that tells
 //! its answers apart; answers and errors about it are turned back before anything else looks at them.
 //!
-//! A mapping lives as long as a flow would. The node's own packets are left alone, unless a mapping has their port already.
+//! A mapping lives as long as a flow would. The node's own packets are left alone, unless a mapping has their port already. What the
+//! host's NAT has lent the address for others that it forwards is mapped as well, and keeps its port if nobody has it.
 
 mod lend;
 mod quote;
@@ -72,19 +73,19 @@ fn outward<F: Pick, W: World + Net<F>, P: Packet>(
         let written = quote::outward(w, p, room, now);
         return done(w, p, room, config, written);
     }
-    let own = p.ingress_ifindex() == 0;
-    if own {
-        if !may_collide(w, p, config, &room.facts) {
-            return Outcome::PASS;
-        }
-    } else if <W as Net<F>>::masquerades(w, &room.facts.src) & MASQUERADE_FROM == 0 {
+    let made = p.ingress_ifindex() == 0;
+    // What is forwarded with the uplink's address has it of the host's NAT.
+    let own = made || <W as Net<F>>::masquerades(w, &room.facts.src) & MASQUERADE_FROM == 0;
+    if own && !may_collide(w, p, config, &room.facts) {
         return Outcome::PASS;
     }
     let reason = key(w, p, room, now);
     let maps = reason.0 == 0 && matches!(room.facts.kind, Kind::Tcp | Kind::Datagram | Kind::Question);
     if !(maps && is_mapped(w, room, now)) {
         let reason = if own {
-            if !is_lent(w, room) {
+            // Sockets are looked up where ports are lent; what the host's NAT lends cannot be, and is written down.
+            let counts = if made { is_lent(w, room) } else { leaves_the_cluster(w, config, &room.facts) };
+            if !counts {
                 return Outcome::PASS;
             }
             Reason::FORWARDED
@@ -146,7 +147,7 @@ fn done<F: Pick, W: World, P: Packet>(
     if written { Outcome::PASS } else { dropped(w, p, config, room, Reason::WRITE) }
 }
 
-/// Whether a packet of the node's own may have a port that an endpoint's packets have been lent.
+/// Whether a packet that bears the uplink's address already may have a port that an endpoint's packets have been lent.
 #[inline(always)]
 fn may_collide<F: Pick, W: World + Net<F>, P: Packet>(
     w: &W,

@@ -26,6 +26,8 @@ use super::{
 
 /// Endpoints of a random node; 0 is the node.
 pub const IDS: [u16; 4] = [1, 2, 3, 4];
+/// The interface of containers that are no endpoints.
+pub const FOREIGN: u32 = 77;
 /// Those that have a policy: endpoints, and the node.
 pub const JUDGED: [u16; 5] = [HOST, 1, 2, 3, 4];
 /// A slot that never holds a policy map.
@@ -240,7 +242,8 @@ impl Random {
         let hook = if from.is_some() || build.src == lent(v6) { Hook::Out } else { Hook::Network };
         let ingress = match (hook, from) {
             (Hook::Out, Some(id)) => ifindex(id),
-            (Hook::Out, None) => 0,
+            // The node itself, or somebody whom its NAT has lent the address.
+            (Hook::Out, None) => self.pick(&[0, 0, FOREIGN]),
             _ => UPLINK,
         };
         let mut bytes = build.frame();

@@ -329,6 +329,45 @@ fn the_nodes_own_packets_pass_unless_their_port_is_lent() {
 }
 
 #[test]
+fn what_the_hosts_nat_has_lent_the_address_is_told_apart_whoever_came_first() {
+    let translated = |lab: &Lab, packet: &Build| egress(lab, Frame::new(packet.frame(), UPLINK).via(77));
+    for v6 in [false, true] {
+        for (ask, answer) in PAIRS {
+            let own = ask(lent(v6), 40_000, outside(v6));
+            let endpoints = ask(addr(v6, CLIENT), 40_000, outside(v6));
+            let icmp = matches!(own.transport, Transport::Icmp { .. });
+            let back = |lab: &Lab, port| enter(lab, &answer(outside(v6), lent(v6), port));
+            // The endpoint first.
+            let lab = self::lab();
+            leave(&lab, CLIENT, &endpoints).unwrap();
+            let sent = translated(&lab, &own).unwrap();
+            let port = port_of(&sent, v6, icmp);
+            assert_ne!(port, 40_000);
+            assert_eq!(sent, from(&own, lent(v6), port).frame());
+            assert_eq!(back(&lab, port), answer(outside(v6), lent(v6), 40_000).frame());
+            assert_eq!(back(&lab, 40_000), answer(outside(v6), addr(v6, CLIENT), 40_000).frame());
+            // The host's NAT first.
+            let lab = self::lab();
+            assert_eq!(translated(&lab, &own).unwrap(), own.frame());
+            let sent = leave(&lab, CLIENT, &endpoints).unwrap();
+            let port = port_of(&sent, v6, icmp);
+            assert_ne!(port, 40_000);
+            assert_eq!(translated(&lab, &own).unwrap(), own.frame(), "it keeps what it had");
+            assert_eq!(back(&lab, 40_000), answer(outside(v6), lent(v6), 40_000).frame());
+            assert_eq!(back(&lab, port), answer(outside(v6), addr(v6, CLIENT), 40_000).frame());
+        }
+        // Ports that nobody is lent, and destinations that see endpoints as they are, need no entry.
+        let lab = lab();
+        let low = Build::udp(lent(v6), 5353, outside(v6), 53);
+        let near = Build::udp(lent(v6), 40_000, ip(if v6 { "2001:db8:1::9" } else { "198.51.100.9" }), 53);
+        for packet in [low, near] {
+            assert_eq!(translated(&lab, &packet).unwrap(), packet.frame());
+        }
+        assert!(lab.world.mappings().is_empty());
+    }
+}
+
+#[test]
 fn a_mapping_ends_with_its_flow_and_its_port_goes_to_the_next() {
     for v6 in [false, true] {
         let lab = lab();

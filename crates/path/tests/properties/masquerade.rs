@@ -19,7 +19,10 @@ use villus_path::{
     unmasquerade,
 };
 
-use crate::lab::{ACK, Lab, SYN, UPLINK, addr, ifindex, ip, random::lent};
+use crate::lab::{
+    ACK, Lab, SYN, UPLINK, addr, ifindex, ip,
+    random::{FOREIGN, lent},
+};
 
 /// Seconds that a mapping lives without a packet, and one of an open connection.
 const LIFE: u64 = 60;
@@ -115,19 +118,25 @@ impl Model {
         }
     }
 
-    /// An endpoint sends, or now and then the node itself.
+    /// An endpoint sends, or now and then the node itself, or somebody whom the host's NAT has lent the node's address.
     fn leave(&mut self, v6: bool, proto: u8, peer: End) -> Result<(), TestCaseError> {
-        let own = self.rng.u8(0..4) == 0;
+        let (own, translated) =
+            [(true, false), (false, true), (false, false), (false, false)][self.rng.usize(0..4)];
+        let bears = own || translated;
         let id = self.rng.u16(1..5);
         let port = PORTS[self.rng.usize(0..PORTS.len())];
-        let from = (if own { lent(v6) } else { addr(v6, id) }, port);
+        let from = (if bears { lent(v6) } else { addr(v6, id) }, port);
         let key = (from, peer, proto);
         let opens = self.lives(&key).is_none() || self.rng.bool();
         let sent = packet(proto, from, peer, if opens { SYN } else { ACK }, true);
-        if !own {
+        if !bears {
             self.lab.from(id, &sent);
         }
-        let mut frame = Frame::new(sent.frame(), UPLINK).via(if own { 0 } else { ifindex(id) });
+        let mut frame = Frame::new(sent.frame(), UPLINK).via(match (own, translated) {
+            (true, _) => 0,
+            (_, true) => FOREIGN,
+            _ => ifindex(id),
+        });
         let outcome = masquerade(&self.lab.world, &mut frame, &mut Work::default());
         prop_assert_eq!(outcome.action(), Action::Pass);
 
@@ -145,6 +154,10 @@ impl Model {
         let lendable = echo || port >= NAT_LEAST;
         match self.lives(&key) {
             Some(lent) => prop_assert_eq!(got, lent.port),
+            None if translated && !lendable => {
+                prop_assert_eq!(got, port);
+                return Ok(());
+            }
             None if own && (!lendable || self.owner(peer, proto, port).is_none()) => {
                 prop_assert_eq!(got, port, "nobody has the node's port");
                 if !lendable || !self.ever.contains(&(peer, proto, port)) {
