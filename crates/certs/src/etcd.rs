@@ -256,33 +256,39 @@ impl Cluster {
     }
 }
 
+/// How the script begins. etcd refuses to add what is there.
+const PREAMBLE: &str = "\
+set -eu
+role() { etcdctl role get \"$1\" >/dev/null 2>&1 || etcdctl role add \"$1\"; }
+user() { etcdctl user get \"$1\" >/dev/null 2>&1 || etcdctl user add --no-password \"$1\"; }
+";
+
 // === impl Access ===
 
 impl Access {
     /// The commands that make them, as a script of shell: `etcdctl` finds its endpoints and the certificate of the user
-    /// `root` in its environment. What is there already makes a command fail, and the script goes on.
+    /// `root` in its environment. It ends at the first command that fails; what is there already is left as it is, so that
+    /// it can be run again when nodes are added.
     #[must_use]
     pub fn script(&self) -> String {
-        let mut text = String::new();
+        let mut text = PREAMBLE.to_owned();
         let mut line = |words: std::fmt::Arguments<'_>| {
             // Writing to memory does not fail.
-            let _ = writeln!(text, "etcdctl {words}");
+            let _ = writeln!(text, "{words}");
         };
         for role in &self.roles {
-            line(format_args!("role add {}", quoted(&role.name)));
+            let name = quoted(&role.name);
+            line(format_args!("role {name}"));
             for Permission { right, key, prefix } in &role.permissions {
                 let flag = if *prefix { "--prefix=true " } else { "" };
-                line(format_args!(
-                    "role grant-permission {flag}{} {right} {}",
-                    quoted(&role.name),
-                    quoted(key)
-                ));
+                line(format_args!("etcdctl role grant-permission {flag}{name} {right} {}", quoted(key)));
             }
         }
         for user in &self.users {
-            line(format_args!("user add --no-password {}", quoted(&user.name)));
+            let name = quoted(&user.name);
+            line(format_args!("user {name}"));
             for role in &user.roles {
-                line(format_args!("user grant-role {} {}", quoted(&user.name), quoted(role)));
+                line(format_args!("etcdctl user grant-role {name} {}", quoted(role)));
             }
         }
         text
@@ -291,7 +297,7 @@ impl Access {
     /// The commands that switch authentication on, once: from then on who has no user may do nothing.
     #[must_use]
     pub const fn enable_script() -> &'static str {
-        "etcdctl user add --no-password root\netcdctl user grant-role root root\netcdctl auth enable\n"
+        "user root\netcdctl user grant-role root root\netcdctl auth enable\n"
     }
 }
 

@@ -52,9 +52,12 @@ impl Lab {
         cluster.add_mesh("mesh").unwrap();
         cluster.add_mesh_reader("c2").unwrap();
         let lab = Self { directory, server };
-        let script = format!("set -e\n{}{}", cluster.access().script(), Access::enable_script());
-        let made = lab.shell("users/root", &script);
-        assert!(made.status.success(), "{}\n{made:?}", script);
+        let script = format!("{}{}", cluster.access().script(), Access::enable_script());
+        // Once more as when a node is added.
+        for _ in 0..2 {
+            let made = lab.shell("users/root", &script);
+            assert!(made.status.success(), "{}\n{made:?}", script);
+        }
         lab
     }
 
