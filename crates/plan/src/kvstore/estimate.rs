@@ -4,10 +4,12 @@ use std::num::NonZeroU32;
 
 use serde::Serialize;
 use villus_gate::window;
-use villus_kvstore::PAGE;
+use villus_kvstore::Pages;
 
 /// The share of what was measured that is counted on: the rest is for compactions, elections and bad days.
 const SHARE: f64 = 0.5;
+/// Bytes of an entry with its key, as a rule.
+pub(crate) const ENTRY: usize = 300;
 /// Largest cluster that is considered.
 const LARGEST: u32 = 200_000;
 
@@ -53,7 +55,8 @@ pub fn estimate(measured: &Measured, pods_per_node: f64, changes_per_pod: f64) -
         let count = f64::from(nodes);
         let pods = count * pods_per_node;
         // Addresses, one identity for fifteen of them, nodes.
-        let pages = (pods * (1.0 + 1.0 / 15.0) + count) / PAGE as f64 + 3.0;
+        let lists = [pods, pods / 15.0, count].map(|entries| Pages::count(entries as u64, ENTRY));
+        let pages = lists.iter().sum::<u64>() as f64;
         let window = NonZeroU32::new(nodes).map_or(1.0, |nodes| window::of_nodes(nodes).as_secs_f64());
         let changes = pods * changes_per_pod;
         [

@@ -7,6 +7,7 @@ mod latency;
 mod replay;
 mod report;
 
+pub(crate) use estimate::ENTRY;
 pub use estimate::{Bound, Estimate, Measured, estimate};
 pub use latency::Latency;
 pub use replay::{Load, Outcome, PREFIX, ReplayError, replay};

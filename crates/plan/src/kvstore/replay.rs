@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use villus_kvstore::{Event, LeaseId, LeasePurpose, MAX_TXN_OPS, Op, PAGE, Store, StoreError, Txn};
+use villus_kvstore::{Event, LeaseId, LeasePurpose, MAX_TXN_OPS, Op, PAGE, Pages, Store, StoreError, Txn};
 
 use super::{Latency, Measured};
 
@@ -254,12 +254,13 @@ async fn list(store: &Arc<dyn Store>, load: &Load) -> Result<Latency, ReplayErro
     for _ in 0..load.listers {
         let store = store.clone();
         running.spawn(async move {
-            let (mut times, mut after) = (Vec::new(), None::<String>);
+            let (mut times, mut pages) = (Vec::new(), Pages::of(PREFIX));
             while Instant::now() < end {
                 let begin = Instant::now();
-                let page = store.list_page(PREFIX, after.as_deref(), PAGE, 0).await?;
-                times.push(begin.elapsed());
-                after = page.entries.last().filter(|_| page.more).map(|entry| entry.key.to_string());
+                match pages.next(store.as_ref()).await? {
+                    Some(_) => times.push(begin.elapsed()),
+                    None => pages = Pages::of(PREFIX),
+                }
             }
             Ok::<_, StoreError>(times)
         });

@@ -7,8 +7,10 @@ use fastrand::Rng;
 use serde::Serialize;
 use thiserror::Error;
 use villus_gate::{Moment, State, Verdict, rules, window};
-use villus_kvstore::{ClusterSize, PAGE, Pace};
+use villus_kvstore::{ClusterSize, Pace, Pages};
 use villus_table::Backoff;
+
+use crate::kvstore::ENTRY;
 
 /// How long an agent waits for an answer, as its client of etcd does.
 const PATIENCE: u64 = 10_000_000;
@@ -96,7 +98,7 @@ fn seconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Err
 
 impl Scenario {
     /// A cluster of so many nodes as the published ones are: thirty pods a node, one identity for fifteen pods; the window
-    /// that follows from the size; a store that answers 20,000 requests a second and comes back five minutes after the nodes.
+    /// that follows from the size; a store that answers 2,000 requests a second, most of them pages of thousands of entries, and comes back five minutes after the nodes.
     #[must_use]
     pub fn of_nodes(nodes: NonZeroU32) -> Self {
         let addresses = nodes.get().saturating_mul(30);
@@ -104,7 +106,7 @@ impl Scenario {
             nodes,
             addresses,
             identities: addresses / 15,
-            capacity: NonZeroU32::MIN.saturating_add(19_999),
+            capacity: NonZeroU32::MIN.saturating_add(1_999),
             outage: Duration::from_secs(300),
             spread: Duration::from_secs(60),
             window: window::of_nodes(nodes),
@@ -115,7 +117,7 @@ impl Scenario {
     /// Requests of one start.
     #[must_use]
     pub fn requests_of_a_start(&self) -> u64 {
-        let pages = |count: u32| u64::from(count).div_ceil(PAGE as u64);
+        let pages = |count: u32| Pages::count(u64::from(count), ENTRY);
         pages(self.addresses) + pages(self.identities) + pages(self.nodes.get()) + u64::from(OWN)
     }
 

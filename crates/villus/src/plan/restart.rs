@@ -9,7 +9,7 @@ use crate::{failure::Failure, out::OutputArgs};
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  villus plan restart --nodes 10000\n  villus plan restart --nodes 5000 --outage 20m --capacity 30000 --svg restart.svg\n\n\
+    after_help = "Examples:\n  villus plan restart --nodes 10000\n  villus plan restart --nodes 5000 --outage 20m --capacity 3000 --svg restart.svg\n\n\
                   Simulates agents that all go down and come back: the gate and the backoff are those that agents run."
 )]
 pub struct RestartArgs {
@@ -22,8 +22,9 @@ pub struct RestartArgs {
     /// Identities of the cluster [default: one for 15 pods].
     #[arg(long)]
     identities: Option<u32>,
-    /// Requests a second that the store answers; `villus plan kvstore` measures it.
-    #[arg(long, value_name = "REQUESTS", default_value = "20000")]
+    /// Requests a second that the store answers, most of them pages of thousands of entries; `villus plan kvstore`
+    /// measures it.
+    #[arg(long, value_name = "REQUESTS", default_value = "2000")]
     capacity: NonZeroU32,
     /// For how long after the nodes are back the store is still gone.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = villus_config::duration::parse)]
