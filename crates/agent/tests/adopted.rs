@@ -255,8 +255,11 @@ fn a_device_that_is_no_workloads_is_refused_with_what_to_do() {
         ),
     ] {
         let request = EndpointChangeRequest { addresses: Vec::new(), owner: None, ..request(device) };
-        let error = node.client().create_endpoint(&EndpointRef::Id(0), &request).unwrap_err().to_string();
-        assert!(error.contains(said), "{device}: {error}");
+        for dry_run in [true, false] {
+            let request = EndpointChangeRequest { dry_run, ..request.clone() };
+            let error = node.client().create_endpoint(&EndpointRef::Id(0), &request).unwrap_err().to_string();
+            assert!(error.contains(said), "{device}: {error}");
+        }
     }
     assert_eq!(node.client().endpoints(&[]).unwrap().len(), 1, "nothing is left of what was refused");
     let says = |text: &str| format!("{:?}", node.client().status_details().unwrap()).contains(text);

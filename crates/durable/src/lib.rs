@@ -26,6 +26,17 @@ pub struct FileError {
     pub source: io::Error,
 }
 
+/// What an operator does about a file of state that the system did not let be written.
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space on the file system of lib-dir"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "mount the file system of lib-dir so that it can be written",
+        _ => "run as root, or name another directory with --lib-dir",
+    }
+}
+
 /// Replaces a file (mode 0600) so that after a crash at any time, a power cut included, either the old or the
 /// new content is there.
 ///

@@ -10,7 +10,7 @@ use std::{
 use fastrand::Rng;
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
-use villus_durable::{FileError, set_aside, write_atomic};
+use villus_durable::{FileError, remedy, set_aside, write_atomic};
 
 use crate::{Bypass, Grant, Moment, State, Timer, Verdict, rules};
 
@@ -21,7 +21,7 @@ const FILE: &str = "gate.json";
 #[derive(Debug, Error)]
 pub enum GateError {
     /// The directory.
-    #[error("{path:?} cannot be used: {source}; run as root, or name another directory with --lib-dir")]
+    #[error("{path:?} cannot be used: {source}; {}", remedy(source))]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -29,8 +29,12 @@ pub enum GateError {
         source: io::Error,
     },
     /// The file.
-    #[error("{0}; run as root, or name another directory with --lib-dir")]
-    File(#[from] FileError),
+    #[error("{file}; {}", remedy(&file.source))]
+    File {
+        /// What failed.
+        #[from]
+        file: FileError,
+    },
 }
 
 /// The gate of one node. Nothing is opened or made before it is used.

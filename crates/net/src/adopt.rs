@@ -60,19 +60,7 @@ pub struct AdoptedLink {
 /// [`NetError::NoDevice`]; [`NetError::Refused`] with the reason; else the step that failed, with nothing left.
 pub fn adopt_interface(spec: &AdoptSpec<'_>, taken: &BTreeMap<u32, String>) -> Result<AdoptedLink, NetError> {
     let mut host = Rtnl::open()?;
-    let link = host.link_by_name(spec.device)?.ok_or_else(|| NetError::NoDevice {
-        device: spec.device.to_owned(),
-        namespace: "the node's namespace".into(),
-    })?;
-    let refused = |reason: String| NetError::Refused { device: spec.device.to_owned(), reason };
-    if let Some(reason) = why_unfit(&link, spec, taken, &mut host)? {
-        return Err(refused(reason));
-    }
-    let host_mac = link.mac.ok_or_else(|| refused("it has no Ethernet address".into()))?;
-    let workload_mac = workload_mac(&link, spec, &mut host)?;
-    if let Some(mac) = workload_mac.filter(|mac| !mac.is_unicast()) {
-        return Err(refused(format!("{mac} is not the address of a single device")));
-    }
+    let (link, host_mac, workload_mac) = fit(spec, taken, &mut host)?;
     let side = HostSide::of_endpoint(&link, spec.addresses, workload_mac, spec.host_sources);
     if let Err(cause) = side.install(&mut host) {
         return Err(match side.remove(&mut host).into_result() {
@@ -92,6 +80,36 @@ pub fn adopt_interface(spec: &AdoptSpec<'_>, taken: &BTreeMap<u32, String>) -> R
         delivery: Delivery::of(&link),
         device: link.name,
     })
+}
+
+/// Whether [`adopt_interface`] would take the device as it is now. Nothing is changed.
+///
+/// # Errors
+/// Why it would not.
+pub fn check_adoptable(spec: &AdoptSpec<'_>, taken: &BTreeMap<u32, String>) -> Result<(), NetError> {
+    fit(spec, taken, &mut Rtnl::open()?).map(drop)
+}
+
+/// The device, its Ethernet address, and the workload's if it is known.
+fn fit(
+    spec: &AdoptSpec<'_>,
+    taken: &BTreeMap<u32, String>,
+    host: &mut Rtnl,
+) -> Result<(Link, Mac, Option<Mac>), NetError> {
+    let link = host.link_by_name(spec.device)?.ok_or_else(|| NetError::NoDevice {
+        device: spec.device.to_owned(),
+        namespace: "the node's namespace".into(),
+    })?;
+    let refused = |reason: String| NetError::Refused { device: spec.device.to_owned(), reason };
+    if let Some(reason) = why_unfit(&link, spec, taken, host)? {
+        return Err(refused(reason));
+    }
+    let host_mac = link.mac.ok_or_else(|| refused("it has no Ethernet address".into()))?;
+    let workload_mac = workload_mac(&link, spec, host)?;
+    if let Some(mac) = workload_mac.filter(|mac| !mac.is_unicast()) {
+        return Err(refused(format!("{mac} is not the address of a single device")));
+    }
+    Ok((link, host_mac, workload_mac))
 }
 
 /// Lets go of an adopted device: removes our routes and neighbours and leaves the rest as it is. Goes on past errors

@@ -28,7 +28,8 @@ mod tunnel;
 mod uplink;
 
 pub use adopt::{
-    AdoptSpec, AdoptedLink, adopt_interface, forget_workload_mac, learn_workload_mac, release_interface,
+    AdoptSpec, AdoptedLink, adopt_interface, check_adoptable, forget_workload_mac, learn_workload_mac,
+    release_interface,
 };
 pub use delivery::{Delivery, delivery_of};
 pub use endpoint::{

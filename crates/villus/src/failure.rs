@@ -81,7 +81,9 @@ impl From<villus_datapath::Error> for Failure {
 
 impl From<villus_emergency::EmergencyError> for Failure {
     fn from(error: villus_emergency::EmergencyError) -> Self {
-        Self::new(error).fix("run as root, or name another directory with --lib-dir")
+        let villus_emergency::EmergencyError::Journal { source, .. } = &error;
+        let fix = villus_durable::remedy(source);
+        Self::new(error).fix(fix)
     }
 }
 

@@ -41,8 +41,8 @@ impl Node {
     pub(super) fn configure(&mut self, spec: &DaemonConfigurationSpec) -> ApiResult<()> {
         let runtime = options::changed_by(self.runtime, spec)?;
         options::keep(&self.state, &mut self.changed_options, spec).map_err(|error| {
-            ApiError::internal(format!("the changed options cannot be written down: {error}"))
-                .hint("free space on the file system of lib-dir")
+            let remedy = villus_durable::remedy(&error);
+            ApiError::internal(format!("the changed options cannot be written down: {error}")).hint(remedy)
         })?;
         let before = std::mem::replace(&mut self.runtime, runtime);
         if before.enforcement != runtime.enforcement {

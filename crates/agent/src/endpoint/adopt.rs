@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use villus_api::{ApiError, ApiResult};
 use villus_config::config::AllowDhcp;
-use villus_net::{AdoptSpec, Rtnl, adopt_interface};
+use villus_net::{AdoptSpec, Rtnl, adopt_interface, check_adoptable};
 
 use super::Request;
 use super::create::{device_owner, gone, refused_device};
@@ -12,16 +12,38 @@ use crate::node::Node;
 use crate::state::Device;
 
 impl Node {
-    /// Adopts a device. Our programs are attached last: until then it goes on as it was.
-    pub(super) fn adopt(&mut self, id: u16, name: &str, request: &Request) -> ApiResult<Device> {
-        let addresses = self.endpoints.get(&id).ok_or_else(|| gone(id))?.file.addresses.clone();
-        let sources: Vec<IpAddr> = self.network.router_ips().collect();
-        let taken = self.taken_devices();
+    /// Whether a device could be adopted by an endpoint. Nothing is changed.
+    pub(super) fn may_adopt(
+        &self,
+        id: u16,
+        name: &str,
+        request: &Request,
+        addresses: &[IpAddr],
+    ) -> ApiResult<()> {
         if let Some(uplink) = self.network.uplinks.used.iter().find(|uplink| uplink.name == name) {
             return Err(ApiError::conflict(format!("{} connects the node to the world", uplink.name))
                 .field("adopt-interface")
                 .hint("name a device of a workload, or take it out of `devices`"));
         }
+        let mut taken = self.taken_devices();
+        // Its own of before.
+        taken.retain(|_, owner| *owner != id.to_string());
+        let owner = device_owner(id, request);
+        let spec = AdoptSpec {
+            device: name,
+            owner: &owner,
+            addresses,
+            workload_mac: request.mac,
+            host_sources: &[],
+        };
+        check_adoptable(&spec, &taken).map_err(refused_device)
+    }
+
+    /// Adopts a device. Our programs are attached last: until then it goes on as it was.
+    pub(super) fn adopt(&mut self, id: u16, name: &str, request: &Request) -> ApiResult<Device> {
+        let addresses = self.endpoints.get(&id).ok_or_else(|| gone(id))?.file.addresses.clone();
+        let sources: Vec<IpAddr> = self.network.router_ips().collect();
+        let taken = self.taken_devices();
         let owner = device_owner(id, request);
         let spec = AdoptSpec {
             device: name,

@@ -76,6 +76,11 @@ impl Node {
         let touched: BTreeSet<IpAddr> =
             file.addresses.iter().chain(waiting.iter().flat_map(|e| &e.file.addresses)).copied().collect();
         let addresses = touched.into_iter().filter_map(|address| self.pool.standing(address)).collect();
+        // What can't be is said before an identity is asked for, and as well to who only asks.
+        match &request.place {
+            Place::Device { name } => self.may_adopt(id, name, request, &file.addresses)?,
+            Place::Namespace { netns, .. } => drop(open_netns(netns)?),
+        }
         let mut before = None;
         let mut endpoint = Endpoint::new(file.clone(), labelled.clone(), EndpointState::WaitingForIdentity);
         let serial = endpoint.serial;
@@ -196,8 +201,8 @@ impl Node {
         self.install(id).map_err(ApiError::internal)?;
         let endpoint = self.endpoints.get(&id).ok_or_else(|| gone(id))?;
         self.state.save_endpoint(&endpoint.file).map_err(|error| {
-            ApiError::internal(format!("the endpoint's file cannot be written: {error}"))
-                .hint("free space on the file system of lib-dir")
+            let remedy = villus_durable::remedy(&error);
+            ApiError::internal(format!("the endpoint's file cannot be written: {error}")).hint(remedy)
         })?;
         self.save_pool();
         self.wake.prepare.notify_one();

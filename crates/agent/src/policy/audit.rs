@@ -139,8 +139,9 @@ impl Node {
         let rows: Vec<&Row> = self.audits.iter().map(|selected| &selected.row).collect();
         if let Err(error) = self.state.save(AUDITS, &rows) {
             self.audits = before;
+            let remedy = villus_durable::remedy(&error);
             return Err(ApiError::internal(format!("the audited selectors cannot be written down: {error}"))
-                .hint("free space on the file system of lib-dir"));
+                .hint(remedy));
         }
         self.follow_audits().map_err(ApiError::internal)?;
         Ok(now)

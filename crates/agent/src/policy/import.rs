@@ -84,8 +84,8 @@ impl Node {
     ) -> ApiResult<ChangeReply> {
         for (key, object) in objects(&parsed) {
             self.keep(key, object).map_err(|error| {
-                ApiError::internal(format!("{key} cannot be written down: {error}"))
-                    .hint("free space on the file system of lib-dir")
+                let remedy = villus_durable::remedy(&error);
+                ApiError::internal(format!("{key} cannot be written down: {error}")).hint(remedy)
             })?;
         }
         let mut all = None;
