@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::state::timestamp;
 
+/// What is said before all else.
+const FIRST: [&str; 2] = ["frozen", "store"];
+
 /// Something that is not as it should be.
 #[derive(Debug, Clone)]
 pub(crate) struct Condition {
@@ -66,8 +69,9 @@ impl Conditions {
         self.0.retain(|name, _| !name.ends_with(&end));
     }
 
-    /// All of it, by name.
+    /// All of it, by name; what explains the rest comes first.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Condition)> {
-        self.0.iter()
+        let first = FIRST.iter().filter_map(|name| self.0.get_key_value(*name));
+        first.chain(self.0.iter().filter(|(name, _)| !FIRST.contains(&name.as_str())))
     }
 }

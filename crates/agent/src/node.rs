@@ -61,6 +61,8 @@ pub(crate) struct Node {
     /// What others say in the shared store, if there is one; what of it was not listed yet, and what waits for that.
     pub remote: Option<Remote>,
     pub awaited: HashSet<Feed>,
+    /// Prefixes of the store that this node may not read, and what the store says to that.
+    pub unread: BTreeMap<String, String>,
     pub store_source: Option<Source>,
     /// What this agent reads itself of other clusters' stores.
     pub mesh: Option<Arc<ClusterMesh>>,
@@ -299,7 +301,7 @@ impl Node {
         self.conditions.note(
             &format!("state of endpoint {id}"),
             result.err().map(|error| {
-                format!("its file cannot be written: {error}; free space on the file system of lib-dir")
+                format!("its file cannot be written: {error}; {}", villus_durable::remedy(&error))
             }),
         );
     }

@@ -114,6 +114,7 @@ impl Node {
             prefixes: BTreeMap::new(),
             nodes,
             awaited: layers.iter().copied().flat_map(Feed::of).collect(),
+            unread: BTreeMap::new(),
             remote,
             cluster_policies: is_shared.then(|| ClusterPolicies::new(&config.node.cluster_name)),
             store_source,

@@ -143,7 +143,7 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     eventually("it is said", || {
         let status = status(&node);
         let alarms = ["could not be listed within 1s (allocator-list-timeout)", "it has no quorum ("];
-        let waits = ["interim identity of endpoint", "it does not answer since"];
+        let waits = ["interim identity of endpoint", "it does not answer (for"];
         alarms.into_iter().chain(waits).all(|text| status.contains(text))
     });
 
@@ -159,7 +159,9 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     assert!(client.asks(server.v4(), 80) && other.asks_in_vain(server.v4(), 80));
     let key = format!("cilium/state/ip/v1/default/{}", server.v4());
     eventually("its addresses are told", || value(&etcd, &key).contains("cilium-global:cluster1:node-a:"));
-    assert!(value(&etcd, "cilium/state/nodes/v1/cluster1/node-a").contains("10.3.9.1"));
+    eventually("its node is told", || {
+        value(&etcd, "cilium/state/nodes/v1/cluster1/node-a").contains("10.3.9.1")
+    });
     eventually("the cluster is said", || {
         value(&etcd, "cilium/cluster-config/cluster1")
             == r#"{"id":238,"capabilities":{"maxConnectedClusters":255}}"#
@@ -228,9 +230,7 @@ fn a_wiped_store_is_filled_again_and_nothing_is_lost_meanwhile() {
         let ids = etcd.etcdctl(&["get", "--prefix", "cilium/state/identities/v1/id/"]).unwrap();
         ids.contains("k8s:app=server;")
     });
-    eventually("what nobody told again is stale", || {
-        status(&node).contains("1 addresses count though nobody")
-    });
+    eventually("what nobody told again is stale", || status(&node).contains("1 address count though nobody"));
     assert_eq!(who(&node, "10.3.192.65/32"), Some((15_614_229, false)), "and counts");
     assert!(lets_in(&node, server.id(), 15_614_229));
 }
@@ -503,4 +503,74 @@ fn how_full_the_identity_space_is_is_said_from_half_on() {
     }
     etcd.etcdctl(&["del", "--prefix", "cilium/state/identities/v1/id/"]).unwrap();
     eventually("it is no longer said", || !status(&node).contains("identities are used"));
+}
+
+#[test]
+fn a_store_without_space_is_said_for_what_this_node_cannot_write() {
+    alone!();
+    let etcd = EtcdServer::cluster_at("127.0.0.1", 1, &["--quota-backend-bytes=1048576"]).pop().unwrap();
+    let mut node = new(&shared(&etcd));
+    node.start();
+    node.workload("before", &["k8s:app=server"]);
+    let junk = "x".repeat(120 << 10);
+    let full = (0..100).any(|n| etcd.etcdctl(&["put", &format!("junk/{n}"), &junk]).is_none());
+    assert!(full, "the quota holds");
+    let later = node.workload("later", &["k8s:app=server"]);
+    let key = format!("cilium/state/ip/v1/default/{}", later.v4());
+    eventually("it is said, with what to do", || {
+        let status = status(&node);
+        let says = ["what this node says of itself can't be written", "has no space", "etcdctl alarm disarm"];
+        says.into_iter().all(|text| status.contains(text))
+    });
+    assert_eq!(value(&etcd, &key), "");
+    etcd.etcdctl(&["del", "--prefix", "junk/"]).unwrap();
+    let revision = etcd.etcdctl(&["get", "x", "-w", "json"]).unwrap();
+    let revision: serde_json::Value = serde_json::from_str(&revision).unwrap();
+    etcd.etcdctl(&["compact", &revision["header"]["revision"].to_string()]).unwrap();
+    etcd.etcdctl(&["defrag"]).unwrap();
+    etcd.etcdctl(&["alarm", "disarm"]).unwrap();
+    eventually("it is written", || value(&etcd, &key).contains("cilium-global:cluster1:node-a:"));
+    eventually("all is well", || !status(&node).contains("can't be written"));
+}
+
+#[test]
+fn a_prefix_that_may_not_be_read_is_said_and_holds_up_nothing() {
+    alone!();
+    let etcd = EtcdServer::start();
+    for line in [
+        "role add agents",
+        "role grant-permission --prefix=true agents readwrite cilium/state/",
+        "role grant-permission --prefix=true agents readwrite cilium/.initlock/",
+        "role grant-permission --prefix=true agents readwrite cilium/cluster-config/cluster1",
+        "role grant-permission --prefix=true agents readwrite villus/",
+        "role grant-permission agents read cilium/.heartbeat",
+        "user add a:secret",
+        "user grant-role a agents",
+        "user add root:secret",
+        "user grant-role root root",
+        "auth enable",
+    ] {
+        etcd.etcdctl(&line.split(' ').collect::<Vec<_>>()).unwrap();
+    }
+    let file = "/tmp/etcd.yaml";
+    let text = format!("endpoints: [\"{}\"]\nusername: a\npassword: secret\n", etcd.url());
+    std::fs::write(file, text).unwrap();
+    let opt = format!(r#"{{"etcd.config": "{file}"}}"#);
+    let mut node = new(&with(shared(&etcd), &[("kvstore-opt", &opt)]));
+    node.start();
+    let workload = node.workload("server", &["k8s:app=server"]);
+    let key = format!("cilium/state/ip/v1/default/{}", workload.v4());
+    let root = |args: &[&str]| etcd.etcdctl(&[&["--user=root:secret"], args].concat()).unwrap();
+    eventually("this node is told", || root(&["get", &key]).contains("cilium-global:cluster1:node-a:"));
+    eventually("what can't be read is said", || {
+        let status = status(&node);
+        status.contains("`cilium/cache/")
+            && status.contains("can't be read, nor")
+            && status.contains("permission denied")
+    });
+    eventually("and nothing waits for it", || {
+        std::fs::read_to_string(node.root.join("lib/cluster-size.json")).is_ok()
+    });
+    root(&["role", "grant-permission", "--prefix=true", "agents", "read", "cilium/"]);
+    eventually("all is well", || !status(&node).contains("can't be read"));
 }

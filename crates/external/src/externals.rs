@@ -515,6 +515,11 @@ impl Externals {
 impl Outcome {
     /// Whether it was not done for now, and may be later.
     pub fn is_for_now(&self) -> bool {
-        matches!(&self.result, Err(Refusal::Store(StoreError::Unavailable { .. })))
+        matches!(
+            &self.result,
+            Err(Refusal::Store(
+                StoreError::Unavailable { .. } | StoreError::Denied { .. } | StoreError::Full { .. }
+            ))
+        )
     }
 }

@@ -106,6 +106,11 @@ impl Clusters {
         outcomes
     }
 
+    /// Whether it is this node's cluster.
+    pub fn is_own(&self, cluster: &str) -> bool {
+        cluster == self.0.own
+    }
+
     /// Moves when entries should be looked at again.
     pub fn changes(&self, layer: Layer) -> watch::Receiver<u64> {
         self.told(layer).version.subscribe()
@@ -116,6 +121,15 @@ impl Clusters {
         let mut version = self.changes(layer);
         // An error means that the sender is gone, which `self` prevents.
         let _ = tokio::time::timeout(PATIENCE, version.wait_for(|version| *version > 0)).await;
+    }
+
+    /// Configurations of this layer will not be listed for now: nobody has to wait for them.
+    pub fn untold(&self, layer: Layer) {
+        self.told(layer).version.send_if_modified(|version| {
+            let first = *version == 0;
+            *version = (*version).max(1);
+            first
+        });
     }
 
     /// Whether an entry of a cluster in this layer may have the identity, as far as that can be told.

@@ -16,6 +16,8 @@ use crate::remote::Ownership;
 /// How long a key is left alone after it was written again, the first time; doubled each time.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(300);
+/// How often a key is tried again that the store does not take, in a cluster of one node.
+const DENIED: Duration = Duration::from_secs(30);
 
 /// How a [`Publisher`] goes about it.
 #[derive(Clone, Debug)]
@@ -67,6 +69,15 @@ struct Inner {
     anew: bool,
     reasserted: u64,
     problem: Option<String>,
+}
+
+/// What a round came to.
+#[derive(Default)]
+struct Step {
+    /// Whether everything was compared.
+    compared: bool,
+    /// The first key that the store did not take, and why.
+    denied: Option<String>,
 }
 
 /// A key that others write too.
@@ -152,12 +163,17 @@ impl Publisher {
     /// Makes the store say what is wanted, until `stop` is said.
     pub async fn run(&self, stop: &Stop) {
         let mut chance = fastrand::Rng::new();
-        let mut failures = 0;
+        let (mut failures, mut denied) = (0, false);
         let mut compare_at = Instant::now();
         loop {
             let retry = match failures {
                 0 => compare_at,
                 n => Instant::now() + self.config.pace.delay(n, &mut chance),
+            };
+            let retry = if denied {
+                retry.min(Instant::now() + self.config.pace.size().interval(DENIED))
+            } else {
+                retry
             };
             let fight = self.inner().altered.values().filter_map(|fight| fight.due).min();
             let next = fight.filter(|_| failures == 0).map_or(retry, |at| at.min(retry));
@@ -169,14 +185,15 @@ impl Publisher {
             let mut result = self.step(Instant::now() >= compare_at).await;
             if let Err(StoreError::LeaseNotFound(_)) = &result {
                 // Finds the lost lease and writes its keys again under another.
-                result = self.session.keep_alive().await.map(|()| false);
+                result = self.session.keep_alive().await.map(|()| Step::default());
                 self.bell.notify_one();
             }
-            let problem = result.as_ref().err().map(ToString::to_string);
+            let problem =
+                result.as_ref().map_or_else(|error| Some(error.to_string()), |step| step.denied.clone());
             self.inner().problem = problem;
             match result {
-                Ok(compared) => {
-                    failures = 0;
+                Ok(Step { compared, denied: some }) => {
+                    (failures, denied) = (0, some.is_some());
                     if compared {
                         let size = self.config.pace.size();
                         compare_at = Instant::now() + size.interval(self.config.sync_interval);
@@ -190,44 +207,47 @@ impl Publisher {
         }
     }
 
-    /// Does what is to be done now. Returns whether everything was compared.
-    async fn step(&self, compare: bool) -> Result<bool, StoreError> {
+    /// Does what is to be done now. A key that the store does not take holds up no other.
+    async fn step(&self, compare: bool) -> Result<Step, StoreError> {
         let (wanted, anew) = {
             let inner = self.inner();
             (inner.wanted.clone(), inner.anew)
         };
+        let mut step = Step { compared: compare || anew, denied: None };
         let superfluous: Vec<String> =
             self.session.keys().into_iter().filter(|key| !wanted.contains_key(key)).collect();
         for key in superfluous {
-            self.session.remove(&key).await?;
+            step.note(&key, self.session.remove(&key).await)?;
         }
         let last = wanted.get_key_value(&self.config.last);
         let others = wanted.iter().filter(|(key, _)| **key != self.config.last);
         for (key, value) in others.chain(last) {
             if self.session.value(key).as_ref() != Some(value) {
-                self.session.put(key, value.clone()).await?;
+                step.note(key, self.session.put(key, value.clone()).await)?;
             }
         }
-        if compare || anew {
-            let written = self.session.reassert().await?;
-            self.inner().reasserted += written;
+        if step.compared {
+            for key in self.session.keys() {
+                let written = step.note(&key, self.session.reassert_one(&key).await)?;
+                self.inner().reasserted += u64::from(written == Some(true));
+            }
         }
         if anew {
             if let Some((key, value)) = last {
-                self.session.put(key, value.clone()).await?;
+                step.note(key, self.session.put(key, value.clone()).await)?;
             }
             self.inner().anew = false;
         }
-        self.settle_fights().await?;
-        if compare || anew {
-            // Last, for not everybody may write it.
-            self.say_cluster().await?;
+        self.settle_fights(&mut step).await?;
+        if step.compared {
+            let key = ClusterConfig::key(&self.config.cluster);
+            step.note(&key, self.say_cluster(&key).await)?;
         }
-        Ok(compare || anew)
+        Ok(step)
     }
 
     /// Writes again what others changed, each key more and more seldom.
-    async fn settle_fights(&self) -> Result<(), StoreError> {
+    async fn settle_fights(&self, step: &mut Step) -> Result<(), StoreError> {
         let now = Instant::now();
         let due: Vec<String> = {
             let inner = self.inner();
@@ -235,7 +255,7 @@ impl Publisher {
             due.map(|(key, _)| key.clone()).collect()
         };
         for key in due {
-            let written = self.session.reassert_one(&key).await?;
+            let written = step.note(&key, self.session.reassert_one(&key).await)? == Some(true);
             let mut inner = self.inner();
             inner.reasserted += u64::from(written);
             let Some(fight) = inner.altered.get_mut(&key) else { continue };
@@ -252,14 +272,29 @@ impl Publisher {
     }
 
     /// Says which cluster the store is of, where nobody has.
-    async fn say_cluster(&self) -> Result<(), StoreError> {
-        let key = ClusterConfig::key(&self.config.cluster);
+    async fn say_cluster(&self, key: &str) -> Result<(), StoreError> {
         let lease = self.session.lease().await?;
-        self.store.create(&key, self.config.cluster_config.to_json().into(), Some(lease)).await?;
+        self.store.create(key, self.config.cluster_config.to_json().into(), Some(lease)).await?;
         Ok(())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Step ===
+
+impl Step {
+    /// What came of a key: nothing where the store does not take this one.
+    fn note<T>(&mut self, key: &str, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match result {
+            Ok(done) => Ok(Some(done)),
+            Err(error) if error.is_of_one_key() => {
+                self.denied.get_or_insert_with(|| format!("`{key}`: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }

@@ -112,3 +112,20 @@ async fn a_dead_store_is_waited_for_and_a_wiped_one_is_filled_again_the_node_ane
     .await;
     assert_eq!(publisher.state().problem, None);
 }
+
+#[tokio::test]
+async fn a_key_that_the_store_does_not_take_is_said_and_holds_up_no_other() {
+    let (memory, publisher, _stop) = publisher();
+    let (large, later) = ("x".repeat(2 << 20), "cilium/state/ip/v1/default/10.0.0.2");
+    publisher.want(keys(&[(NODE, "node"), (IP, &large)]));
+    eventually("the node is told", async || value(&memory, NODE).await.is_some()).await;
+    eventually("it is said by its key", async || {
+        publisher.state().problem.is_some_and(|problem| problem.starts_with(&format!("`{IP}`: ")))
+    })
+    .await;
+    publisher.want(keys(&[(NODE, "node"), (IP, &large), (later, "later")]));
+    eventually("what comes later is told", async || value(&memory, later).await.is_some()).await;
+    assert_eq!((publisher.state().wanted, publisher.state().written), (3, 2));
+    publisher.want(keys(&[(NODE, "node"), (later, "later")]));
+    eventually("all is well", async || publisher.state().problem.is_none()).await;
+}

@@ -17,6 +17,24 @@ pub enum StoreError {
         /// What the store said.
         reason: String,
     },
+    /// The store answers and does not permit it to this user; nothing took place.
+    #[error("the store does not permit `{what}`: {reason}; it is tried again")]
+    Denied {
+        /// The operation.
+        what: &'static str,
+        /// What the store said.
+        reason: String,
+    },
+    /// The store answers and has no space left for writes; nothing took place.
+    #[error(
+        "the store has no space for `{what}`: {reason}; compact and defragment it, then `etcdctl alarm disarm`"
+    )]
+    Full {
+        /// The operation.
+        what: &'static str,
+        /// What the store said.
+        reason: String,
+    },
     /// The watch ended. Watch again from where it was.
     #[error("the watch of `{prefix}` was interrupted: {reason}")]
     Interrupted {
@@ -70,9 +88,21 @@ pub enum StoreError {
 // === impl StoreError ===
 
 impl StoreError {
-    /// Whether the same operation may succeed later without anybody doing anything.
+    /// Whether what failed is about the keys that were named, so that other keys may well be written.
+    pub fn is_of_one_key(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::BadKey { .. } | Self::BadTxn(_))
+    }
+
+    /// Whether the same operation may succeed later although this process does nothing but wait.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Interrupted { .. } | Self::LockTimeout { .. })
+        matches!(
+            self,
+            Self::Unavailable { .. }
+                | Self::Denied { .. }
+                | Self::Full { .. }
+                | Self::Interrupted { .. }
+                | Self::LockTimeout { .. }
+        )
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
+    error::StoreError,
     model::{Entry, Event, Header, WatchBatch},
     pace::Pace,
     pull::{Pull, Pulled, Relisted},
@@ -131,9 +132,22 @@ impl Follow {
     /// The next batch. Cancelling loses nothing. `None` only when the runtime shuts down.
     pub async fn next(&mut self) -> Option<Batch> {
         loop {
-            let piece = self.pull.next().await?;
-            if let Some(batch) = self.take(piece) {
+            if let Ok(batch) = self.heard().await? {
                 return Some(batch);
+            }
+        }
+    }
+
+    /// As [`Self::next`], and also why contact was lost, each time: it is tried again all the same.
+    pub async fn heard(&mut self) -> Option<Result<Batch, StoreError>> {
+        loop {
+            let piece = self.pull.next().await?;
+            if let Pulled::Lost(error) = piece {
+                self.void();
+                return Some(Err(error));
+            }
+            if let Some(batch) = self.take(piece) {
+                return Some(Ok(batch));
             }
         }
     }
@@ -169,8 +183,7 @@ impl Follow {
                 return self.conclude(header.revision);
             }
             Pulled::Changes(batch) => return self.changes(batch),
-            Pulled::Watching => {}
-            Pulled::Lost(_) => self.void(),
+            Pulled::Watching | Pulled::Lost(_) => {}
         }
         None
     }

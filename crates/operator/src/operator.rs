@@ -254,7 +254,13 @@ impl Shared {
 
     fn note_store(&self, healthy: bool, msg: String) {
         let state = if healthy { ServiceState::Ok } else { ServiceState::Failure };
-        self.status().store = villus_api::model::State { state, msg };
+        let mut status = self.status();
+        match (&status.store.state, healthy) {
+            (ServiceState::Failure, true) => tracing::info!("the store answers again"),
+            (ServiceState::Failure, false) | (_, true) => {}
+            (_, false) => tracing::warn!(said = msg, "the store does not do what is asked"),
+        }
+        status.store = villus_api::model::State { state, msg };
     }
 
     fn note_leader(&self, seen: Result<Option<String>, StoreError>) {

@@ -46,6 +46,13 @@ impl Node {
         (wanted, problems)
     }
 
+    /// Which node says that it has this prefix, for people.
+    fn whose(&self, net: &IpNet) -> String {
+        let nodes = self.other_nodes();
+        let owner = nodes.iter().find(|entry| entry.ranges().any(|range| range == *net));
+        owner.map_or_else(|| format!("{net}, of no node"), |entry| format!("{net}, of {}", entry.name))
+    }
+
     fn direct_hop(&self, address: Option<IpAddr>, ipv4: bool) -> Result<NodeHop, String> {
         let family = if ipv4 { "IPv4" } else { "IPv6" };
         let gateway = address.ok_or_else(|| format!("it has no {family} address"))?;
@@ -68,13 +75,17 @@ impl Node {
                 let Ok(()) = kept;
                 let drift = Drift::between(&wanted, &there);
                 let altered = drift.altered.iter().map(|(net, hop, _)| (net, hop));
-                for (net, hop) in drift.missing.iter().map(|(net, hop)| (net, hop)).chain(altered) {
-                    problems.extend(set_node_route(*net, hop).err().map(|error| error.to_string()));
+                let made = drift.missing.iter().map(|(net, hop)| (net, hop)).chain(altered);
+                let made = made.map(|(net, hop)| (net, set_node_route(*net, hop)));
+                let removed = drift.extra.iter().map(|(net, hop)| (net, remove_node_route(*net, hop)));
+                let mut mended = 0;
+                for (net, outcome) in made.chain(removed) {
+                    match outcome {
+                        Ok(()) => mended += 1,
+                        Err(error) => problems.push(format!("{}: {error}", self.whose(net))),
+                    }
                 }
-                for (net, hop) in &drift.extra {
-                    problems.extend(remove_node_route(*net, hop).err().map(|error| error.to_string()));
-                }
-                drift.total()
+                mended
             }
             Err(error) => {
                 problems.push(error.to_string());

@@ -121,13 +121,10 @@ impl Node {
             Kind::Addresses => self.with_remote(|remote, around| remote.apply_addresses(batch, around, now)),
         };
         if batch.relisted.is_some() {
-            self.awaited.remove(&feed);
+            self.unread.remove(&feed.prefix());
+            self.note_unread();
+            self.no_more_awaited(feed);
             self.note_silent();
-        }
-        if self.awaited.is_empty()
-            && let Some(source) = self.store_source.take()
-        {
-            source.complete();
         }
         if feed.kind == Kind::Nodes
             && let Some(shared) = &self.identities.shared
@@ -139,6 +136,36 @@ impl Node {
         }
         self.carry_remote();
         altered.unwrap_or_default()
+    }
+
+    /// The store does not let this node read a feed. What is known of it goes on counting. Entries of other clusters hold
+    /// up nothing; those of this one are waited for.
+    pub fn deny_feed(&mut self, feed: Feed, reason: &str) {
+        self.unread.insert(feed.prefix(), reason.to_owned());
+        self.note_unread();
+        if feed.kind == Kind::Clusters || feed.layer != Layer::State {
+            self.no_more_awaited(feed);
+        }
+    }
+
+    fn note_unread(&mut self) {
+        let problem = self.unread.iter().next().map(|(prefix, reason)| {
+            let more = match self.unread.len() {
+                1 => String::new(),
+                all => format!(", nor {} others", all - 1),
+            };
+            format!("`{prefix}` can't be read{more}: {reason}; what was known of it goes on counting")
+        });
+        self.conditions.note("reading of the store", problem);
+    }
+
+    fn no_more_awaited(&mut self, feed: Feed) {
+        self.awaited.remove(&feed);
+        if self.awaited.is_empty()
+            && let Some(source) = self.store_source.take()
+        {
+            source.complete();
+        }
     }
 
     /// Gives back memory after much was read.

@@ -48,6 +48,19 @@ impl Node {
             )
         });
         self.conditions.note("keys of this node", contested);
+        // Of a store that does not answer all is said already.
+        let unwritten = state.problem.filter(|_| health.down_since.is_none());
+        self.conditions.note(
+            "writing to the store",
+            unwritten.map(|problem| {
+                let missing = state.wanted.saturating_sub(state.written);
+                format!(
+                    "what this node says of itself can't be written ({missing} of {} keys are missing); \
+                     other nodes act on what was written before: {problem}",
+                    state.wanted
+                )
+            }),
+        );
         self.conditions.note("cluster-config", shared.guard.oddity());
         self.note_refused();
         self.note_silent();
@@ -59,8 +72,9 @@ impl Node {
             let counts = remote.counts();
             let (addresses, nodes) = (counts.stale_addresses, counts.stale_nodes);
             self.conditions.set_if("silent nodes", addresses + nodes > 0, || {
+                let (node, address) = (if nodes == 1 { "node" } else { "nodes" }, if addresses == 1 { "address" } else { "addresses" });
                 format!(
-                    "{nodes} nodes and {addresses} addresses count though nobody stands behind them any more; \
+                    "{nodes} {node} and {addresses} {address} count though nobody stands behind them any more; \
                      they go after {:?} (stale-grace); `villus node list` shows the nodes, `villus node forget` ends one",
                     self.config.kvstore.stale_grace
                 )
@@ -93,8 +107,12 @@ impl Node {
                 false => String::new(),
             };
             let text = health.status.as_ref().map(|status| status.text.as_str()).unwrap_or_default();
+            let fault = match shared.guard.refusal() {
+                Some(_) => "it is not used",
+                None => "it does not answer",
+            };
             format!(
-                "{quorum}it does not answer since {}s; the agent goes on with what it knows: {}; {text}",
+                "{quorum}{fault} (for {}s now); the agent goes on with what it knows: {}; {text}",
                 since.elapsed().as_secs(),
                 self.known_text()
             )
@@ -117,7 +135,11 @@ impl Node {
             .collect();
         self.conditions.set_if("entries of the store", !all.is_empty(), || {
             let named: Vec<&str> = all.iter().take(NAMED).map(String::as_str).collect();
-            format!("{} can't be used and are left out: {}", all.len(), named.join("; "))
+            let more = match all.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!("; and {more} more, in the log"),
+            };
+            format!("{} can't be used and are left out: {}{more}", all.len(), named.join("; "))
         });
     }
 

@@ -153,9 +153,8 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
                 files.settle(learned);
             }
             let problem = result.err();
-            let problem = problem.map(|error| {
-                format!("it cannot be written: {error}; free space on the file system of lib-dir")
-            });
+            let problem = problem
+                .map(|error| format!("it cannot be written: {error}; {}", villus_durable::remedy(&error)));
             node.conditions.note(CONDITION, problem);
         });
         if noted.await.is_err() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_identity::Layer;
-use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store};
+use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store, StoreError};
 
 use super::SharedStore;
 use super::feed::{Feed, Kind};
@@ -14,6 +14,8 @@ use crate::node::Node;
 /// Between two looks at a store that is well, and at one that is not, in a cluster of one node.
 const WELL: Duration = Duration::from_secs(30);
 const ILL: Duration = Duration::from_secs(5);
+/// Between two looks at a store that failed somebody, at least.
+const TROUBLE: Duration = Duration::from_secs(1);
 /// So many entries at once leave much memory behind.
 pub(super) const LARGE: usize = 10_000;
 
@@ -58,8 +60,8 @@ async fn follow(
     let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
     loop {
-        let batch = tokio::select! {
-            batch = follow.next() => batch,
+        let heard = tokio::select! {
+            heard = follow.heard() => heard,
             () = sleep_until(due), if due.is_some() => {
                 due = agent.with(|node| node.tick_cluster()).await.unwrap_or_default();
                 continue;
@@ -70,7 +72,20 @@ async fn follow(
                 continue;
             }
         };
-        let Some(batch) = batch else { return };
+        let batch = match heard {
+            Some(Ok(batch)) => batch,
+            Some(Err(StoreError::Denied { reason, .. })) => {
+                if feed.kind == Kind::Clusters {
+                    shared.others.untold(feed.layer);
+                }
+                if agent.with(move |node| node.deny_feed(feed, &reason)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Some(Err(_)) => continue,
+            None => return,
+        };
         freeze.thawed().await;
         let batch = feed.known(batch);
         let is_shared = feed.layer != Layer::Mesh;
@@ -134,8 +149,19 @@ pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
         let base = if is_well { WELL } else { ILL };
         // Until all is read and written it is looked at often.
         let base = if started && is_clean { base } else { base.min(Duration::from_secs(1)) };
-        tokio::time::sleep(shared.size.interval(base)).await;
+        let rest = tokio::time::sleep(shared.size.interval(base));
+        tokio::select! {
+            () = rest => {}
+            () = trouble(&shared), if is_well => {}
+        }
     }
+}
+
+/// Waits until a request has failed: what is wrong is looked at soon, but neither often nor by all agents at once.
+async fn trouble(shared: &SharedStore) {
+    tokio::time::sleep(shared.size.interval(TROUBLE)).await;
+    shared.etcd.trouble().await;
+    tokio::time::sleep(shared.size.interval(TROUBLE).mul_f64(fastrand::f64())).await;
 }
 
 /// What an agent of this node wrote before and that nobody wants any more goes, unless somebody wrote it meanwhile. Says

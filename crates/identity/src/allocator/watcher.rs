@@ -133,8 +133,16 @@ fn put(shared: &Shared, write: &mut Write<'_, NumericIdentity, Labels>, entry: &
 
 /// Refuses a number that is not in the range of the cluster that the labels name.
 fn is_its_clusters(shared: &Shared, number: NumericIdentity, labels: &Labels) -> Result<(), String> {
-    let cluster = labels.get(KEY_CLUSTER).map(|label| label.value());
-    cluster.map_or(Ok(()), |cluster| shared.config.others.may_have(Layer::State, cluster, number))
+    let Some(cluster) = labels.get(KEY_CLUSTER).map(|label| label.value()) else { return Ok(()) };
+    let (others, range) = (&shared.config.others, &shared.range);
+    if others.is_own(cluster) && !range.contains(&number.0) {
+        let (first, last) = (range.start(), range.end());
+        return Err(format!(
+            "{number} is no identity of cluster {cluster}: its numbers are {first} to {last}; delete the key, or \
+             mend cluster-id"
+        ));
+    }
+    others.may_have(Layer::State, cluster, number)
 }
 
 /// Refuses other labels for a number that this node uses: its endpoints are judged by theirs.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use etcd_client::{Client, ConnectOptions, Error};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tonic::Code;
 use x509_parser::time::ASN1Time;
 
@@ -20,6 +23,8 @@ use crate::{error::StoreError, model::LeaseId};
 /// How long one request may take; a member that needs longer is taken for gone.
 const REQUEST: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(5);
+/// How etcd says that its quota is used up.
+const NO_SPACE: &str = "space exceeded";
 /// How often certificate files are looked at for a change, at most.
 const FILES: Duration = Duration::from_secs(5);
 
@@ -33,6 +38,8 @@ pub(super) struct Connection {
     bootstrap: Rate,
     steady: Rate,
     started: AtomicBool,
+    /// Rung when a request has failed.
+    trouble: Notify,
 }
 
 /// What the certificate files were like when they were last read.
@@ -70,6 +77,7 @@ impl Connection {
             bootstrap: Rate::new(options.bootstrap_qps),
             steady: Rate::new(options.qps),
             started: AtomicBool::new(false),
+            trouble: Notify::new(),
             options,
         })
     }
@@ -78,9 +86,19 @@ impl Connection {
         self.started.store(true, Ordering::Relaxed);
     }
 
+    /// Waits for a request that fails, or has failed since this was last waited for.
+    pub(super) async fn trouble(&self) {
+        self.trouble.notified().await;
+    }
+
     /// Keys per page of a list.
     pub(super) fn page(&self) -> usize {
         self.options.page
+    }
+
+    /// Bytes of an answer, at most.
+    pub(super) fn max_message(&self) -> usize {
+        self.options.max_message
     }
 
     /// Asks one member once. Whether a write that fails took place is not known.
@@ -121,6 +139,7 @@ impl Connection {
         let client = match self.client(member).await {
             Ok(client) => client,
             Err(reason) => {
+                self.trouble.notify_one();
                 self.leave(member);
                 return Err(StoreError::Unavailable { what, reason });
             }
@@ -128,11 +147,17 @@ impl Connection {
         let reason = match timeout(REQUEST, ask(client)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => match classify(what, error) {
-                Ok(error) => return Err(error),
+                Ok(error) => {
+                    if error.is_transient() {
+                        self.trouble.notify_one();
+                    }
+                    return Err(error);
+                }
                 Err(reason) => self.hinted(reason),
             },
             Err(_) => format!("no answer from {} within {REQUEST:?}", self.options.endpoints[member]),
         };
+        self.trouble.notify_one();
         self.leave(member);
         Err(StoreError::Unavailable { what, reason })
     }
@@ -269,12 +294,16 @@ fn classify(what: &'static str, error: Error) -> Result<StoreError, String> {
         Code::OutOfRange => unavailable(message),
         Code::NotFound if message.contains("lease") => Ok(StoreError::LeaseNotFound(LeaseId(0))),
         Code::InvalidArgument => Ok(StoreError::BadTxn(message.to_owned())),
-        Code::ResourceExhausted => unavailable(&format!(
-            "{message}; if its space is exhausted: compact and defragment it, then `etcdctl alarm disarm`"
-        )),
-        Code::PermissionDenied => unavailable(&format!(
-            "{message}: the user that this certificate or password stands for may not do that"
-        )),
+        Code::ResourceExhausted if message.contains(NO_SPACE) => {
+            Ok(StoreError::Full { what, reason: message.to_owned() })
+        }
+        Code::ResourceExhausted => unavailable(message),
+        Code::PermissionDenied => Ok(StoreError::Denied {
+            what,
+            reason: format!(
+                "{message}: the user that this certificate or password stands for may not do that"
+            ),
+        }),
         Code::Unauthenticated => Err(message.to_owned()),
         _ => Err(explained(&error)),
     }

@@ -13,14 +13,12 @@ use crate::{
     model::{Answer, Compare, Entry, Header, LeaseId, Op, Page, Txn, TxnOutcome},
 };
 
-/// Largest message that is taken: pages of the largest values that etcd stores by default (1.5 MiB each).
-pub(super) const MAX_MESSAGE: usize = 512 << 20;
-/// What a message that is larger is refused with.
+/// What a message that is larger than may be taken is refused with.
 const TOO_LARGE: &str = "message length too large";
 /// Read to learn the header; it need not be there.
 pub(super) const PROBE: &str = "cilium/.heartbeat";
 
-/// Whether an answer was refused because it was larger than [`MAX_MESSAGE`].
+/// Whether an answer was refused because it was larger than may be taken.
 pub(super) fn is_too_large(reason: &str) -> bool {
     reason.contains(TOO_LARGE)
 }

@@ -78,6 +78,11 @@ impl Etcd {
         self.0.quorum_errors.load(Ordering::Relaxed)
     }
 
+    /// Waits until a request fails, of whoever asks; one that failed since this was last waited for counts.
+    pub async fn trouble(&self) {
+        self.0.connection.trouble().await;
+    }
+
     fn note(&self, header: Header) -> Header {
         *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = header;
         header
@@ -126,7 +131,7 @@ impl Store for Etcd {
             let options = options.clone().with_limit(i64::try_from(limit).unwrap_or(0));
             let asked = |client: Client| {
                 // A page of large values may be larger than what gRPC takes by default.
-                let mut kv = client.kv_client().max_decoding_message_size(convert::MAX_MESSAGE);
+                let mut kv = client.kv_client().max_decoding_message_size(self.0.connection.max_message());
                 let (from, options) = (from.clone(), options.clone());
                 async move { kv.get(from, Some(options)).await }
             };
@@ -151,7 +156,8 @@ impl Store for Etcd {
     }
 
     async fn watch(&self, prefix: &str, from: u64) -> Result<Box<dyn Watch>, StoreError> {
-        let asked = |client: Client| async move { watch::open(&client, prefix, from).await };
+        let largest = self.0.connection.max_message();
+        let asked = |client: Client| async move { watch::open(&client, prefix, from, largest).await };
         let stream = self.0.connection.read("watch", asked).await?;
         Ok(Box::new(EtcdWatch::new(stream, prefix, from)))
     }

@@ -15,6 +15,9 @@ use x509_parser::{pem::parse_x509_pem, time::ASN1Time};
 
 use crate::pages::LARGEST_PAGE;
 
+/// Largest message that is taken: pages of the largest values that etcd stores by default (1.5 MiB each).
+const MAX_MESSAGE: usize = 512 << 20;
+
 /// How to reach a cluster of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdOptions {
@@ -32,6 +35,8 @@ pub struct EtcdOptions {
     pub max_inflight: u32,
     /// Keys per page of a list, at most (`etcd.limit`).
     pub page: usize,
+    /// Bytes of a message at most. A page of a list that has more is asked for again as a smaller one.
+    pub max_message: usize,
     /// How often an idle connection is tried (`etcd.keepaliveHeartbeat`).
     pub keepalive_heartbeat: Duration,
     /// How long it may take to answer that (`etcd.keepaliveTimeout`).
@@ -123,6 +128,7 @@ impl EtcdOptions {
             bootstrap_qps: 10_000,
             max_inflight: 0,
             page: LARGEST_PAGE,
+            max_message: MAX_MESSAGE,
             keepalive_heartbeat: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(25),
         }

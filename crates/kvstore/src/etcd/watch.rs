@@ -17,6 +17,7 @@ pub(super) async fn open(
     client: &etcd::Client,
     prefix: &str,
     from: u64,
+    largest: usize,
 ) -> Result<etcd::WatchStream, etcd::Error> {
     let (key, end) = convert::range(prefix, None);
     let options = etcd::WatchOptions::new()
@@ -26,7 +27,7 @@ pub(super) async fn open(
         .with_progress_notify()
         // A transaction may be larger than a message; its parts are put together again.
         .with_fragment();
-    let mut watch = client.watch_client().max_decoding_message_size(convert::MAX_MESSAGE);
+    let mut watch = client.watch_client().max_decoding_message_size(largest);
     watch.watch(key, Some(options)).await
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use villus_kvstore::{
-    Etcd, EtcdOptions, Follow, Item, LeasePurpose, Past, Relisted, Session, Store, StoreError,
+    Etcd, EtcdOptions, Follow, Item, LeasePurpose, Op, Past, Relisted, Session, Store, StoreError, Txn,
 };
 use villus_testbed::EtcdServer;
 
@@ -257,4 +257,58 @@ async fn a_member_that_never_answers_is_named() {
     let error = store.get("a").await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_larger_than_a_message_is_asked_for_again_as_a_small_one() {
+    let server = EtcdServer::start();
+    let options = EtcdOptions { max_message: 200 << 10, qps: 10_000, ..EtcdOptions::new(vec![server.url()]) };
+    let store = Etcd::new(options).unwrap();
+    for some in (0..1000).collect::<Vec<u32>>().chunks(100) {
+        let put = |n: &u32| Op::put(format!("p/{n:04}"), "v".repeat(500), None);
+        store.txn(some.iter().map(put).fold(Txn::new(), Txn::then)).await.unwrap();
+    }
+    let page = store.list_page("p/", None, 1000, 0).await.unwrap();
+    assert_eq!((page.entries.len(), page.more), (256, true));
+    let all = store.list_prefix("p/").await.unwrap();
+    let numbers: Vec<String> = all.entries.iter().map(|entry| entry.key.to_string()).collect();
+    assert_eq!(numbers, (0..1000).map(|n| format!("p/{n:04}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_and_what_has_no_space_is_told_from_a_store_that_is_away() {
+    let server = EtcdServer::cluster_at("127.0.0.1", 1, &["--quota-backend-bytes=1048576"]).pop().unwrap();
+    for line in [
+        "role add some",
+        "role grant-permission --prefix=true some readwrite mine/",
+        "user add a:secret",
+        "user grant-role a some",
+        "user add root:secret",
+        "user grant-role root root",
+        "auth enable",
+    ] {
+        server.etcdctl(&line.split(' ').collect::<Vec<_>>()).unwrap();
+    }
+    let user = Some(("a".to_owned(), "secret".to_owned()));
+    let options = EtcdOptions { user, qps: 10_000, ..EtcdOptions::new(vec![server.url()]) };
+    let store: Arc<dyn Store> = Arc::new(Etcd::new(options).unwrap());
+    put(&store, "mine/a", "1").await;
+    let denied = store.update("theirs/a", bytes("1"), None).await.unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }) && denied.is_of_one_key(), "{denied}");
+    let denied = store.list_prefix("theirs/").await.unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }) && denied.is_transient(), "{denied}");
+    // It is told as well to who follows, again and again.
+    let mut follow = Follow::start(Arc::clone(&store), "theirs/", quick());
+    for _ in 0..2 {
+        let heard = tokio::time::timeout(LONG, follow.heard()).await.unwrap().unwrap();
+        assert!(matches!(heard, Err(StoreError::Denied { .. })), "{heard:?}");
+    }
+    let large = "x".repeat(100 << 10);
+    let mut full = None;
+    for n in 0..100 {
+        full = full.or(store.update(&format!("mine/{n}"), bytes(&large), None).await.err());
+    }
+    let full = full.unwrap();
+    assert!(matches!(full, StoreError::Full { .. }) && full.is_transient(), "{full}");
+    assert!(!full.is_of_one_key() && full.to_string().contains("etcdctl alarm disarm"), "{full}");
 }
