@@ -18,6 +18,7 @@ use crate::{
     kvstore::KvstoreCommand,
     kvstoremesh::KvstoremeshArgs,
     map::MapCommand,
+    metrics::MetricsCommand,
     monitor::MonitorArgs,
     node::{FreezeArgs, NodeCommand, ThawArgs},
     operator::OperatorArgs,
@@ -91,6 +92,9 @@ pub enum Command {
     /// List any of the kernel's maps.
     #[command(subcommand)]
     Map(MapCommand),
+    /// Show what the agent counts.
+    #[command(subcommand)]
+    Metrics(MetricsCommand),
     /// Watch packets being dropped, judged and passed on.
     Monitor(MonitorArgs),
     /// Look at connections to other clusters step by step.
@@ -132,7 +136,7 @@ pub struct AgentArgs {}
 pub const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "operator", "kvstoremesh", "gate", "status", "config", "version"]),
     ("Workloads and policies", &["endpoint", "external", "identity", "ip", "policy"]),
-    ("See", &["monitor", "why", "troubleshoot", "bpf", "map"]),
+    ("See", &["monitor", "why", "metrics", "troubleshoot", "bpf", "map"]),
     ("Many nodes", &["node", "certs", "plan", "bird-config", "bgp", "freeze", "thaw"]),
     ("By hand", &["kvstore", "emergency", "cleanup"]),
     ("Shell", &["completion", "man"]),

@@ -25,6 +25,7 @@ mod kernel;
 mod kvstore;
 mod kvstoremesh;
 mod map;
+mod metrics;
 mod monitor;
 mod node;
 mod operator;
@@ -85,6 +86,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<(), Failure> {
         Command::Kvstore(command) => kvstore::run(&host, command),
         Command::Bpf(command) => bpf::run(&host, command),
         Command::Map(command) => map::run(&host, command),
+        Command::Metrics(command) => metrics::run(&host, command),
         Command::Monitor(args) => monitor::run(&host, &args),
         Command::Troubleshoot(command) => troubleshoot::run(&command),
         Command::Why(args) => why::run(&host, &args),

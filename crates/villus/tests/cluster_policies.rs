@@ -111,3 +111,21 @@ fn nodes_that_have_not_realised_a_version_are_named() {
         serde_json::from_str(&lab.run(&["status", "web", "--wait", "60", "-o", "json"]).ok()).unwrap();
     assert_eq!(said["realised"]["nodes"].as_array().map(Vec::len), Some(2));
 }
+
+#[test]
+fn a_store_of_other_clusters_is_not_written_for_a_cluster_that_nobody_named() {
+    let lab = Lab::new();
+    lab.write("web.yaml", "web", 80);
+    let option = format!("etcd.address={}", lab.server.url());
+    let apply = || {
+        let all = ["policy", "apply", "--cluster", "web.yaml", "--kvstore-opt", &option];
+        said(&command(&all).current_dir(lab.path()).output().unwrap())
+    };
+    lab.server.etcdctl(&["put", "cilium/cluster-config/c1", "{}"]).unwrap();
+    let error = apply().fails(2);
+    assert!(error.contains("the store has cluster c1") && error.contains("--cluster-name"), "{error}");
+    assert_eq!(lab.keys(), "");
+    lab.server.etcdctl(&["put", "cilium/cluster-config/default", "{}"]).unwrap();
+    apply().ok();
+    assert!(lab.keys().contains("villus/policies/v1/default/"));
+}

@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::{Said, command_in_sandbox as command};
-use villus_testbed::{alone, eventually, run};
+use villus_testbed::{EtcdServer, alone, eventually, run};
 
 /// The demo's policy, in the test's own /tmp: the checkout may lie below the one that it hides.
 const POLICY: &str = "/tmp/policy.yaml";
@@ -23,8 +23,13 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(options: &[&str]) -> Self {
         std::fs::write(POLICY, include_str!("../../../demo/policy.yaml")).unwrap();
         let agent = command(&["agent", "--socket-path", "/tmp/villus.sock", "--endpoint-max", "64"])
+            .args(options)
             .args(["--ipv4-range", "10.15.0.0/24", "--ipv6-range", "fd15::/112"])
             .stderr(Stdio::null())
             .spawn()
@@ -361,4 +366,32 @@ fn without_an_agent_the_kernels_maps_still_say_why() {
     assert_eq!(json["removed"].as_array().unwrap().len() + 1, would.lines().count());
     assert!(villus(&["cleanup"]).ok().starts_with("removed:\n"));
     assert_eq!(villus(&["cleanup", "--dry-run"]).ok(), "nothing of Villus is here\n");
+}
+
+#[test]
+fn the_shared_store_and_the_cluster_are_those_of_the_agent() {
+    alone!();
+    run("ip", &["link", "set", "lo", "up"]);
+    let etcd = EtcdServer::start();
+    let opt = format!("etcd.address={}", etcd.url());
+    let _node = Node::with(&[
+        "--kvstore",
+        "etcd",
+        "--kvstore-opt",
+        &opt,
+        "--cluster-name",
+        "c5",
+        "--cluster-id",
+        "5",
+    ]);
+    let config = "cilium/cluster-config/c5";
+    eventually("the agent has said its cluster", || villus(&["kvstore", "get", config]).code == 0);
+    assert!(villus(&["kvstore", "get", config]).ok().contains("\"id\":5"));
+    villus(&["policy", "apply", "--cluster", POLICY]).ok();
+    villus(&["policy", "status", "server", "--wait", "60"]).ok();
+    let keys = etcd.etcdctl(&["get", "--prefix", "--keys-only", "villus/policies/"]).unwrap();
+    assert!(keys.contains("villus/policies/v1/c5/current/"), "{keys}");
+    let table = villus(&["metrics", "list", "kvstore_refused"]).ok();
+    assert!(table.starts_with("METRIC") && table.contains("villus_kvstore_refused_total"), "{table}");
+    assert!(table.lines().skip(1).all(|line| line.contains("kvstore_refused")), "{table}");
 }

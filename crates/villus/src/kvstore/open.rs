@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value as Json;
 use tokio::runtime::Runtime;
 use villus_config::{Config, Report, Severity, Sources, Value};
-use villus_kvstore::{Etcd, EtcdOptions, Store, StoreError};
+use villus_kvstore::{Etcd, EtcdOptions, Store, StoreError, keys::CLUSTER_CONFIG};
 use villus_labels::MaxConnectedClusters;
 
 use crate::{connect::Host, failure::Failure};
@@ -26,6 +26,9 @@ const WANTED: [&str; 12] = [
     "identity-gc-rate-limit",
     "operator-prometheus-serve-addr",
 ];
+
+/// The name of a cluster that nobody named.
+const DEFAULT_CLUSTER: &str = "default";
 
 /// The store, as the agent is told about it. Without any of these the agent of this node is asked.
 #[derive(Args, Clone, Debug, Default)]
@@ -151,17 +154,15 @@ impl Wanted {
     /// Takes what the agent of this node was told, if it answers.
     fn ask(&mut self, host: &Host) {
         let Some(config) = host.brief_client().and_then(|client| client.config().ok()) else { return };
-        for (name, value) in
-            config.status.options.into_iter().filter(|(name, _)| WANTED.contains(&name.as_str()))
-        {
-            match value {
-                Json::Object(found) if name == "kvstore-opt" => {
-                    let pair = |(key, value): (String, Json)| Some((key, value.as_str()?.to_owned()));
-                    self.options = found.into_iter().filter_map(pair).collect();
-                }
-                Json::String(text) => drop(self.settings.entry(name).or_insert(text)),
-                other => drop(self.settings.entry(name).or_insert(other.to_string())),
-            }
+        let told = config.status.options.into_iter().filter_map(|(name, value)| match value {
+            Json::String(text) if WANTED.contains(&name.as_str()) && !text.is_empty() => Some((name, text)),
+            _ => None,
+        });
+        let sources = told.fold(Sources::new(), |sources, (name, text)| sources.flag(&name, &text));
+        let theirs = Self::of(&Config::check(sources));
+        self.options = theirs.options;
+        for (name, text) in theirs.settings {
+            self.settings.entry(name).or_insert(text);
         }
     }
 }
@@ -203,15 +204,47 @@ impl Shared {
     }
 
     pub fn failed(&self, error: &StoreError) -> Failure {
-        match error {
-            StoreError::Unavailable { what, reason } => {
-                Failure::new(format!("the store on {} does not answer `{what}`: {reason}", self.endpoints))
-                    .fix(
-                        "see whether its members are there, and whether certificates and addresses are right",
-                    )
-            }
-            other => Failure::new(other),
+        failed(error, &self.endpoints, |what| format!("does not answer `{what}`"))
+    }
+
+    /// The name of the cluster that is meant.
+    ///
+    /// # Errors
+    /// Nobody said it, and the store is not that of the cluster which has the name that is taken then.
+    pub fn cluster(&self) -> Result<String, Failure> {
+        if let Some(name) = self.setting("cluster-name") {
+            return Ok(name.to_owned());
         }
+        let found = self.wait(self.store.list_prefix(CLUSTER_CONFIG))?.entries;
+        let names: Vec<&str> = found
+            .iter()
+            .filter_map(|entry| entry.key.strip_prefix(CLUSTER_CONFIG)?.strip_prefix('/'))
+            .collect();
+        if names.is_empty() || names.contains(&DEFAULT_CLUSTER) {
+            return Ok(DEFAULT_CLUSTER.to_owned());
+        }
+        let said =
+            format!("the store has cluster {}, and nobody says which is meant", names.join(" and cluster "));
+        Err(Failure::usage(said).fix("name it with --cluster-name, or give the agent's --config-dir"))
+    }
+}
+
+/// What failed in a store; `silence` says what it did not do where it does not answer.
+pub fn failed(error: &StoreError, endpoints: &str, silence: impl FnOnce(&str) -> String) -> Failure {
+    match error {
+        StoreError::Unavailable { what, reason } => {
+            Failure::new(format!("the store on {endpoints} {}: {reason}", silence(what)))
+                .fix("see whether its members are there, and whether certificates and addresses are right")
+        }
+        StoreError::Denied { what, reason } => {
+            Failure::new(format!("the store on {endpoints} does not permit `{what}`: {reason}"))
+                .fix("take the certificate of a user who may; `villus certs etcd` prints who may do what")
+        }
+        StoreError::Full { what, reason } => {
+            Failure::new(format!("the store on {endpoints} has no space for `{what}`: {reason}"))
+                .fix("compact and defragment it, then `etcdctl alarm disarm`")
+        }
+        other => Failure::new(other),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
-use villus_kvstore::{Etcd, EtcdOptions, StoreError};
+use villus_kvstore::{Etcd, EtcdOptions};
 use villus_plan::kvstore::{Estimate, Load, Outcome, PREFIX, ReplayError, estimate, replay, text};
 
 use crate::{
@@ -109,9 +109,8 @@ pub fn run(args: &KvstoreArgs) -> Result<(), Failure> {
 
 fn failed(error: &ReplayError, endpoints: &str) -> Failure {
     match error {
-        ReplayError::Store { doing, source: StoreError::Unavailable { reason, .. } } => {
-            Failure::new(format!("the store on {endpoints} failed while it was {doing}: {reason}"))
-                .fix("see whether its members are there, and whether certificates and addresses are right")
+        ReplayError::Store { doing, source } => {
+            crate::kvstore::failed(source, endpoints, |_| format!("failed while it was {doing}"))
         }
         other => crate::failure::split(&other.to_string()),
     }

@@ -122,7 +122,7 @@ impl ClusterArgs {
         let flags: Vec<(&str, &str)> =
             self.cluster_name.as_deref().map(|name| ("cluster-name", name)).into_iter().collect();
         let shared = self.store.open_with(host, &flags)?;
-        let cluster = shared.setting("cluster-name").unwrap_or("default").to_owned();
+        let cluster = shared.cluster()?;
         let policies = Policies::new(shared.store.clone(), &cluster);
         Ok(Place { shared, cluster, policies })
     }
