@@ -1,5 +1,7 @@
 //! What is copied, where it lies, and what is refused.
 
+use villus_labels::MaxConnectedClusters;
+
 use crate::world::{World, address, content, eventually, put, text};
 
 const NODE: &str = r#"{"Name":"n1","Cluster":"c2"}"#;
@@ -144,6 +146,34 @@ async fn a_remote_that_is_itself_a_copy_is_copied() {
     }
     world.ready("c2").await;
     assert_eq!(content(&world.local, "cilium/cache/").await, all);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn among_511_clusters_identities_begin_elsewhere_and_ids_go_on_beyond_255() {
+    let (mut world, _, _) = World::in_memory(&[("c300", 300), ("c2", 2)]).await;
+    world.settings.own.clusters = MaxConnectedClusters::C511;
+    let (first, last) = (300 << 15, (301 << 15) - 1);
+    let remote = world.remotes["c300"].clone();
+    let config = r#"{"id":300,"capabilities":{"maxConnectedClusters":511}}"#;
+    put(&remote, "cilium/cluster-config/c300", config).await;
+    for id in [first - 1, first, last, last + 1, 300 << 16] {
+        put(&remote, &format!("cilium/state/identities/v1/id/{id}"), "k8s:app=web;").await;
+    }
+    put(&remote, "cilium/state/ip/v1/default/10.2.0.1", &address("10.2.0.1", first)).await;
+    world.start();
+    world.ready("c300").await;
+    let key = |id: u32| format!("cilium/cache/identities/v1/c300/id/{id}");
+    let wanted = text(&[(&key(first), "k8s:app=web;"), (&key(last), "k8s:app=web;")]);
+    assert_eq!(content(&world.local, "cilium/cache/identities/").await, wanted);
+    let wanted = text(&[("cilium/cache/ip/v1/c300/10.2.0.1", &address("10.2.0.1", first))]);
+    assert_eq!(content(&world.local, "cilium/cache/ip/").await, wanted);
+    // Who says nothing is one of 255: its numbers lie elsewhere.
+    eventually("the other is refused", || async {
+        world.remote("c2").and_then(|remote| remote.refused).is_some_and(|why| why.contains("set up for 255"))
+    })
+    .await;
+    assert!(content(&world.local, "cilium/cache/nodes/v1/c2").await.is_empty());
     world.stop().await;
 }
 
