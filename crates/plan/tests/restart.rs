@@ -19,7 +19,7 @@ fn the_gate_takes_the_peak_away_and_all_agents_get_ready() {
     let comparison = compare(&Scenario::of_nodes(nodes(10_000))).unwrap();
     let (without, with) = (&comparison.without, &comparison.with);
     assert!(without.saturated > 300 && with.saturated < 30, "{} and {} s", without.saturated, with.saturated);
-    assert!(without.busiest_minute > 100.0 * comparison.quiet, "a storm is two orders of magnitude");
+    assert!(without.busiest_minute > 50.0 * comparison.quiet, "a storm: {}", without.busiest_minute);
     assert!(with.failed < without.failed, "{} and {}", with.failed, without.failed);
     let window = comparison.scenario.window.as_secs();
     // The last turn is at the end of the window; its start takes what it takes.
