@@ -1,5 +1,8 @@
 //! What the allocator does with memory that nobody uses any more.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 /// The largest page that a kernel may have been built for; a multiple of all others.
 const PAGE: u64 = 64 << 10;
 
@@ -22,7 +25,7 @@ pub fn spare_memory() {
 
 /// Gives pages back to the kernel that nobody uses: those that the allocator holds, after much was read of which little is
 /// kept, and those of the program, much of which runs once. Of the latter the ones that are used come back, mostly without
-/// being read again. It takes milliseconds.
+/// being read again; a part of it in which a debugger or a uprobe has set a breakpoint stays as it is. It takes milliseconds.
 pub fn return_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes the allocator's own locks and touches nothing but its free blocks.
@@ -57,11 +60,33 @@ unsafe extern "C" fn return_program(
         let start = base + header.p_vaddr;
         let first = start.next_multiple_of(PAGE);
         let len = (start + header.p_memsz).saturating_sub(first) / PAGE * PAGE;
-        // SAFETY: whole pages of a part of the program that is only read, mapped from its file: whoever needs one gets it
-        // from there again.
+        if !is_as_in_file(first, len) {
+            continue;
+        }
+        // SAFETY: whole pages of a part of the program that is only read, mapped from its file, each as it is there: whoever
+        // needs one gets it from there again.
         unsafe {
             libc::madvise(first as *mut libc::c_void, len as libc::size_t, libc::MADV_DONTNEED);
         }
     }
     1
+}
+
+/// Whether no page of these is a copy of its own: that is what a breakpoint makes, and pages that go would take it along.
+/// Not, where that can't be told.
+fn is_as_in_file(first: u64, len: u64) -> bool {
+    /// Bits of an entry, from the kernel's Documentation/admin-guide/mm/pagemap.rst: in memory, in swap, of a file.
+    const THERE: u64 = 0b11 << 62;
+    const OF_A_FILE: u64 = 1 << 61;
+    // SAFETY: no memory is involved.
+    let Ok(page @ 1..) = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return false };
+    let mut entries = vec![0; (len / page * 8) as usize];
+    let pagemap = File::open("/proc/self/pagemap");
+    if pagemap.and_then(|map| map.read_exact_at(&mut entries, first / page * 8)).is_err() {
+        return false;
+    }
+    entries.as_chunks().0.iter().all(|entry| {
+        let entry = u64::from_ne_bytes(*entry);
+        entry & THERE == 0 || entry & OF_A_FILE != 0
+    })
 }
