@@ -5,11 +5,12 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::store::{LETS_IN, OUTSIDE, lets_in, new, shared, status, value, who};
-use common::{allow, echoes};
+use common::store::{LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, shared, status, value, who, with};
+use common::{TestNode, Workload, allow, echoes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use villus_testbed::{EtcdServer, alone, eventually};
+use villus_api::model::EndpointState;
+use villus_testbed::{EtcdServer, alone, eventually, run};
 
 #[test]
 fn the_agent() {
@@ -225,4 +226,83 @@ fn what_the_version_before_left_is_taken_over_and_what_is_written_now_it_can_rea
         who(&node, "10.77.0.5/32") == Some((number, false)) && who(&node, "10.77.0.0/24").is_some()
     });
     assert!(!status(&node).contains("can't be used"), "{}", status(&node));
+}
+
+/// Puts what an earlier version has written into the store, each key under a lease if it was under one.
+fn fill(etcd: &EtcdServer, written: &str) {
+    let granted = etcd.etcdctl(&["lease", "grant", "86400"]).unwrap();
+    let lease = format!("--lease={}", granted.split_whitespace().nth(1).unwrap());
+    let lines: Vec<&str> = written.lines().collect();
+    for [key, value] in lines.as_chunks::<2>().0 {
+        let is_leased = ["/value/", "/default/", "/nodes/"].iter().any(|part| key.contains(part));
+        let options = if is_leased { vec![lease.as_str()] } else { Vec::new() };
+        etcd.etcdctl(&[&["put"], &options[..], &["--", key, value]].concat()).unwrap();
+    }
+}
+
+#[test]
+fn a_node_as_an_earlier_version_left_it_goes_on_beside_a_new_one_and_state_of_a_later_one_is_named() {
+    alone!();
+    join_b();
+    let mut etcd = EtcdServer::cluster_at("10.3.9.1", 1, &[]).pop().unwrap();
+    let before = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/before");
+    fill(&etcd, &std::fs::read_to_string(before.join("store.txt")).unwrap());
+    let mode = [("routing-mode", "tunnel")];
+    let mut node = new(&with(shared(&etcd), &mode));
+    let lib = node.root.join("lib");
+    run("cp", &["-r", before.join("lib").to_str().unwrap(), lib.to_str().unwrap()]);
+    node.policy_file("web.yaml", &allow("web", "server", "client", 80));
+    let mut other = node_b(&etcd);
+    other.options = with(other.options.clone(), &mode);
+    other.start();
+    let mine = other.workload("mine", &["k8s:app=client"]);
+    node.start();
+
+    // The machine has started anew since: what was an endpoint waits to be made again, and is then who it was.
+    let waiting = node.client().endpoints(&[]).unwrap();
+    assert_eq!(waiting.len(), 2);
+    assert!(waiting.iter().all(|endpoint| endpoint.status.state == EndpointState::Restoring));
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    assert_eq!((server.id(), client.id()), (1, 2));
+    let number = |workload: &Workload| workload.endpoint.status.identity.as_ref().unwrap().id;
+    assert_eq!((number(&server), number(&client)), (15_634_704, 15_647_266));
+    assert_eq!((server.v4().to_string(), server.v6().to_string()), ("10.11.0.2".into(), "fd11::2".into()));
+    let known = |node: &TestNode, workload: &Workload, number: u32| {
+        who(node, &format!("{}/32", workload.v4())) == Some((number, false))
+            && who(node, &format!("{}/128", workload.v6())) == Some((number, false))
+    };
+    eventually("the new one knows who the others are", || {
+        known(&other, &server, 15_634_704) && known(&other, &client, 15_647_266)
+    });
+    eventually("the same labels have the number that they had", || known(&node, &mine, 15_647_266));
+    eventually("policies of before are in force", || lets_in(&node, 1, 15_614_229));
+    server.serves(server.v4(), 80);
+    eventually("who may gets through on the node", || client.asks(server.v4(), 80));
+    eventually("and from the new one", || mine.asks(server.v4(), 80));
+    let intruder = other.workload("stranger", &["k8s:app=intruder"]);
+    eventually("others do not", || intruder.asks_in_vain(server.v4(), 80));
+    let mut open = mine.connects(server.v4(), 80).unwrap();
+    assert!(node.client().verify(&Default::default()).unwrap().clean());
+
+    // A later version has written the state of the cluster, and the store is away.
+    eventually("what is known is written down", || {
+        std::fs::read_to_string(lib.join("cluster.json")).is_ok_and(|text| text.contains("learned"))
+    });
+    etcd.kill();
+    node.kill();
+    for name in ["cluster.json", "cluster-before.json"] {
+        let Ok(text) = std::fs::read_to_string(lib.join(name)) else { continue };
+        let later = text.replacen(r#"{"format":1,"#, r#"{"format":2,"later":{"a":1},"#, 1);
+        assert!(later != text, "{text}");
+        std::fs::write(lib.join(name), later).unwrap();
+    }
+    node.start();
+    let said = status(&node);
+    assert!(said.contains("has format 2, this version reads 1"), "{said}");
+    assert!(echoes(&mut open) && client.asks(server.v4(), 80), "endpoints and policies go on");
+    etcd.resume();
+    etcd.wait();
+    eventually("all is known again", || known(&node, &mine, 15_647_266));
+    assert!(echoes(&mut open) && mine.asks(server.v4(), 80) && intruder.asks_in_vain(server.v4(), 80));
 }
