@@ -125,6 +125,7 @@ fn what_is_no_dump_is_refused_by_name() {
         ("[{\"id\":1}]", "element 0"),
         ("[{\"id\":70000,\"status\":{}}]", "element 0"),
         ("{\"items\":[{\"kind\":\"Service\"}]}", "\"Service\""),
+        ("{\"items\":[{\"kind\":\"Pod\"}]}", "items[0] has no metadata.name"),
         ("{\"items\":[{\"kind\":\"Pod\",\"metadata\":{\"labels\":[]}}]}", "items[0]"),
     ] {
         let error = Dump::default().read("dump.json", text, "c1").unwrap_err().to_string();

@@ -121,7 +121,7 @@ pub enum CertsCommand {
     )]
     Etcd {
         /// Name of the cluster.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = cluster_name)]
         cluster: String,
         /// A node, and the addresses and ranges that it alone writes.
         #[arg(long = "node", required = true, value_name = "NAME[=RANGE,…]", value_parser = node)]
@@ -174,6 +174,11 @@ pub struct TermArgs {
 pub struct Node {
     name: String,
     ranges: Vec<Range>,
+}
+
+/// A name that an agent would take as its `cluster-name`.
+fn cluster_name(text: &str) -> Result<String, String> {
+    villus_config::kind::Kind::ClusterName.parse(text).map(|_| text.to_owned())
 }
 
 fn node(text: &str) -> Result<Node, String> {

@@ -98,6 +98,7 @@ fn access_is_printed_for_a_shell_and_for_programs() {
     let json: Value = serde_json::from_str(&villus(&[&args[..], &["-o", "json"]].concat()).ok()).unwrap();
     assert_eq!(json["users"].as_array().unwrap().len(), 4);
     assert!(villus(&["certs", "etcd", "--cluster=c1", "--node=n1=10.0.1.0/25"]).fails(2).contains("/25"));
+    assert!(villus(&["certs", "etcd", "--cluster=C 1", "--node=n1"]).fails(2).contains("lower-case letters"));
     let objects = villus(&["certs", "kubernetes"]).ok();
     assert!(objects.contains("kind: FlowSchema") && objects.contains("kind: List"), "{objects}");
 }

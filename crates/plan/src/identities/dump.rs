@@ -153,6 +153,9 @@ impl Dump {
             let object: Object =
                 serde_json::from_value(value).map_err(|error| format!("items[{number}]: {error}"))?;
             match object.kind.as_str() {
+                "Pod" | "Namespace" if object.metadata.name.is_empty() => {
+                    return Err(format!("items[{number}] has no metadata.name"));
+                }
                 "Pod" => pods.push(object),
                 "Namespace" => drop(namespaces.insert(object.metadata.name, object.metadata.labels)),
                 other => {
