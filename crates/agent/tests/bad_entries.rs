@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::store::{LETS_IN, OUTSIDE, lets_in, metric, new, shared, status, value, who, with};
+use common::store::{
+    LETS_IN, OUTSIDE, lets_in, metric, new, shared, status, value, who, with, with_certificate,
+};
 use common::{TestNode, echoes};
 use villus_api::EndpointRef;
 use villus_testbed::{Authority, EtcdServer, alone, eventually};
@@ -158,16 +160,7 @@ fn certificates_that_are_missing_or_have_expired_are_said_and_waited_for() {
         ca.issue(path, name);
     }
     let etcd = EtcdServer::secure(path);
-    let file = |name: &str| path.join(name).display().to_string();
-    let config = format!(
-        "endpoints: ['{}']\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
-        etcd.url(),
-        file("ca.crt"),
-        file("agent.crt"),
-        file("agent.key")
-    );
-    std::fs::write(path.join("etcd.yaml"), config).unwrap();
-    let opt = format!(r#"{{"etcd.config": "{}"}}"#, file("etcd.yaml"));
+    let opt = with_certificate(&etcd, path);
     let mut node = new(&with(shared(&etcd), &[("kvstore-opt", &opt)]));
     node.start();
     let server = node.workload("server", &["k8s:app=server"]);

@@ -72,7 +72,8 @@ impl Node {
             let counts = remote.counts();
             let (addresses, nodes) = (counts.stale_addresses, counts.stale_nodes);
             self.conditions.set_if("silent nodes", addresses + nodes > 0, || {
-                let (node, address) = (if nodes == 1 { "node" } else { "nodes" }, if addresses == 1 { "address" } else { "addresses" });
+                let node = if nodes == 1 { "node" } else { "nodes" };
+                let address = if addresses == 1 { "address" } else { "addresses" };
                 format!(
                     "{nodes} {node} and {addresses} {address} count though nobody stands behind them any more; \
                      they go after {:?} (stale-grace); `villus node list` shows the nodes, `villus node forget` ends one",

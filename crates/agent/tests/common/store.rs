@@ -1,5 +1,7 @@
 //! Nodes that share a store.
 
+use std::path::Path;
+
 use villus_api::model::IpQuery;
 use villus_datapath::{Maps, Pins, view_policy};
 use villus_testbed::{EtcdServer, run_ip};
@@ -50,6 +52,21 @@ pub fn with(mut options: Vec<(String, String)>, others: &[(&str, &str)]) -> Vec<
     options.retain(|(name, _)| !others.iter().any(|(other, _)| other == name));
     options.extend(others.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
     options
+}
+
+/// `kvstore-opt` by which a node reaches the store with the certificate `agent` of this directory.
+pub fn with_certificate(etcd: &EtcdServer, directory: &Path) -> String {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let config = format!(
+        "endpoints: ['{}']\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
+        etcd.url(),
+        file("ca.crt"),
+        file("agent.crt"),
+        file("agent.key")
+    );
+    let path = file("etcd.yaml");
+    std::fs::write(&path, config).unwrap();
+    format!(r#"{{"etcd.config": "{path}"}}"#)
 }
 
 pub fn refs(options: &[(String, String)]) -> Vec<(&str, &str)> {

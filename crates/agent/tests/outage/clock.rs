@@ -1,9 +1,8 @@
 //! An agent whose machine has a wrong calendar, which jumps while it runs, beside one that has the right one.
 
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::common::store::{join_b, metric, new, node_b, shared, status, who, with};
+use crate::common::store::{join_b, metric, new, node_b, shared, status, who, with, with_certificate};
 use crate::common::{TestNode, allow, echoes};
 use jiff::{SignedDuration, Timestamp};
 use villus_api::model::PolicyQuery;
@@ -17,21 +16,6 @@ const LEASE: &str = "25s";
 fn in_seconds(seconds: i64) -> String {
     let time = Timestamp::now() + SignedDuration::from_secs(seconds);
     Timestamp::from_second(time.as_second()).unwrap().to_string()
-}
-
-/// The option by which nodes reach the store, with a certificate.
-fn with_certificate(etcd: &EtcdServer, directory: &Path) -> String {
-    let file = |name: &str| directory.join(name).display().to_string();
-    let config = format!(
-        "endpoints: ['{}']\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
-        etcd.url(),
-        file("ca.crt"),
-        file("agent.crt"),
-        file("agent.key")
-    );
-    let path = file("etcd.yaml");
-    std::fs::write(&path, config).unwrap();
-    format!(r#"{{"etcd.config": "{path}"}}"#)
 }
 
 /// A version of a policy of the cluster, written at a time that its author's clock said.

@@ -98,7 +98,8 @@ fn seconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Err
 
 impl Scenario {
     /// A cluster of so many nodes as the published ones are: thirty pods a node, one identity for fifteen pods; the window
-    /// that follows from the size; a store that answers 2,000 requests a second, most of them pages of thousands of entries, and comes back five minutes after the nodes.
+    /// that follows from the size; a store that answers 2,000 requests a second, most of them pages of thousands of entries,
+    /// and comes back five minutes after the nodes.
     #[must_use]
     pub fn of_nodes(nodes: NonZeroU32) -> Self {
         let addresses = nodes.get().saturating_mul(30);
