@@ -149,7 +149,7 @@ impl<'a> Links<'a> {
         match mode {
             AttachMode::Tcx => {
                 let attached = self.attach_tcx(program, hook, ifindex).on("attach", &what)?;
-                let replaced = tc::detach(ifindex, hook.side()).on("detach", &what)?;
+                let replaced = tc::detach(hook.name(), ifindex, hook.side()).on("detach", &what)?;
                 Ok(if replaced { Attached::Replaced } else { attached })
             }
             AttachMode::Tc => {
@@ -189,7 +189,7 @@ impl<'a> Links<'a> {
     /// [`crate::Error::Kernel`].
     pub fn detach(&self, hook: Hook, ifindex: u32) -> Result<bool> {
         let tcx = self.detach_tcx(hook, ifindex).on("detach", what(hook, ifindex));
-        let tc = tc::detach(ifindex, hook.side()).on("detach", what(hook, ifindex));
+        let tc = tc::detach(hook.name(), ifindex, hook.side()).on("detach", what(hook, ifindex));
         let removed = tcx? | tc?;
         if removed {
             remove_empty_clsact(ifindex).on("remove the clsact of", format!("interface {ifindex}"))?;
@@ -308,9 +308,9 @@ fn filters_on(ifindex: u32) -> io::Result<Vec<Attachment>> {
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => continue,
             result => result?,
         };
-        for filter in filters.iter().filter(|filter| filter.is_ours()) {
-            let name = filter.name.strip_prefix(tc::NAME_PREFIX).unwrap_or_default();
-            if let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.name() == name) {
+        for filter in filters {
+            let is_it = |hook: &Hook| filter.program_name() == Some(hook.name()) && hook.side() == side;
+            if let Some(hook) = Hook::ALL.into_iter().find(is_it) {
                 let (mode, program) = (AttachMode::Tc, filter.program);
                 found.push(Attachment { ifindex, hook, mode, program, alive: true });
             }

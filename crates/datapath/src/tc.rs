@@ -30,7 +30,6 @@ const NLMSG_DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
-const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
@@ -42,6 +41,8 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_ID: u16 = 11;
 const ACT_DIRECT: u32 = 1;
+const INGRESS_INSTEAD: &str = "a queue of kind `ingress` stands where a clsact would; remove it (`tc qdisc del dev … ingress`) or use \
+                               attach-mode tcx";
 /// Bytes of the netlink and of the tc header.
 const HEADERS: usize = 16 + 20;
 
@@ -78,7 +79,13 @@ impl Filter {
     /// Whether it is ours.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        self.in_our_place() && self.name.starts_with(NAME_PREFIX)
+        self.program_name().is_some()
+    }
+
+    /// The name of the program of ours that it is. An `ingress` queue, which has one side only, lists its filters for either.
+    #[must_use]
+    pub fn program_name(&self) -> Option<&str> {
+        self.name.strip_prefix(NAME_PREFIX).filter(|_| self.in_our_place())
     }
 }
 
@@ -219,15 +226,19 @@ pub fn is_empty(ifindex: u32, side: Side) -> io::Result<bool> {
     }
 }
 
-/// Makes sure that an interface has a clsact.
+/// Makes sure that an interface has a clsact, or for what it receives a queue of kind `ingress` in its place.
 ///
 /// # Errors
-/// `ENODEV` when the interface is gone, `EPERM`.
-pub fn ensure_clsact(ifindex: u32) -> io::Result<()> {
-    let request =
-        Request::new(RTM_NEWQDISC, ACK | CREATE | EXCL, ifindex, CLSACT_HANDLE, CLSACT, 0).kind("clsact");
+/// `ENODEV` when the interface is gone, `EPERM`; `AlreadyExists` when an `ingress` stands where a clsact would, which would
+/// take filters of what is sent for filters of what is received.
+pub fn ensure_clsact(ifindex: u32, side: Side) -> io::Result<()> {
+    let request = Request::new(RTM_NEWQDISC, ACK | CREATE, ifindex, CLSACT_HANDLE, CLSACT, 0).kind("clsact");
     match request.ask(|_| ()) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        // There is a queue, and it is of the other kind.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => match side {
+            Side::Ingress => Ok(()),
+            Side::Egress => Err(io::Error::new(io::ErrorKind::AlreadyExists, INGRESS_INSTEAD)),
+        },
         result => result,
     }
 }
@@ -245,7 +256,7 @@ pub fn remove_clsact(ifindex: u32) -> io::Result<()> {
 /// # Errors
 /// `AlreadyExists` when a filter of somebody else stands in our place; `ENODEV`, `EPERM`.
 pub fn attach(program: BorrowedFd<'_>, name: &str, ifindex: u32, side: Side) -> io::Result<()> {
-    ensure_clsact(ifindex)?;
+    ensure_clsact(ifindex, side)?;
     if let Some(other) = filters(ifindex, side)?.into_iter().find(|f| f.in_our_place() && !f.is_ours()) {
         let text = format!(
             "the filter `{}` of somebody else has preference {PRIORITY} and handle {HANDLE:#x}",
@@ -263,13 +274,13 @@ pub fn attach(program: BorrowedFd<'_>, name: &str, ifindex: u32, side: Side) -> 
         .ask(|_| ())
 }
 
-/// Removes our filter from one side of an interface; says whether it was there.
+/// Removes our filter of this name from one side of an interface; says whether it was there.
 ///
 /// # Errors
 /// `EPERM`; not that the interface is gone.
-pub fn detach(ifindex: u32, side: Side) -> io::Result<bool> {
+pub fn detach(name: &str, ifindex: u32, side: Side) -> io::Result<bool> {
     match filters(ifindex, side) {
-        Ok(filters) if filters.iter().any(Filter::is_ours) => {}
+        Ok(filters) if filters.iter().any(|filter| filter.program_name() == Some(name)) => {}
         Ok(_) => return Ok(false),
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
         Err(e) => return Err(e),

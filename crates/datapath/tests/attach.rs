@@ -176,6 +176,23 @@ fn a_clsact_with_somebody_elses_filter_of_another_kind_stays() {
 }
 
 #[test]
+fn an_ingress_queue_takes_programs_of_one_side_only() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    let (links, ifindex) = (Links::new(&pins), veth("v0"));
+    run("tc", &["qdisc", "add", "dev", "v0", "ingress"]);
+    let (received, sent) = (program(0), program(0));
+    assert_eq!(links.attach(&received, Hook::FromNetwork, ifindex, Tc).unwrap(), Attached::Made);
+    let told = links.attach(&sent, Hook::ToNetwork, ifindex, Tc).unwrap_err().to_string();
+    assert!(told.contains("a queue of kind `ingress` stands where a clsact would"), "{told}");
+    assert!(!links.detach(Hook::ToNetwork, ifindex).unwrap());
+    let hooks: Vec<Hook> = links.list(&[ifindex]).unwrap().iter().map(|at| at.hook).collect();
+    assert_eq!(hooks, [Hook::FromNetwork]);
+    assert!(links.detach(Hook::FromNetwork, ifindex).unwrap());
+    assert!(run("tc", &["qdisc", "show", "dev", "v0"]).contains("ingress"), "it is somebody's");
+}
+
+#[test]
 fn a_vanished_interface_is_named() {
     let pins = Pins::detached().unwrap();
     for mode in [Tcx, Tc] {
