@@ -35,6 +35,12 @@ const WORLD_V6: u32 = 10;
 const LOCAL_SCOPE: u32 = 1;
 const NODE_SCOPE: u32 = 2;
 
+/// Whether an identity is that of another node, whichever or a known one.
+#[inline(always)]
+pub(crate) const fn is_node(identity: u32) -> bool {
+    identity == REMOTE_NODE || identity >> 24 == NODE_SCOPE
+}
+
 /// What the tunnel brings: its sender must be a node, its source an address of that node or of nobody known. Packets for
 /// endpoints are judged and handed over here, those for the node go up the stack, judged if policy selects the node.
 #[inline(always)]

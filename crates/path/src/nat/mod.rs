@@ -22,7 +22,7 @@ use crate::{
     host::{is_routed, is_tunnel},
     judge::{key, look_up},
     outcome::Outcome,
-    overlay::REMOTE_NODE,
+    overlay::is_node,
     parse::{ETH_HLEN, Facts, Kind, SCTP, TCP, UDP, expired},
     report::{Note, dropped},
     work::{Pick, Room, Work},
@@ -181,7 +181,7 @@ fn leaves_the_cluster<F: Pick, W: World + Net<F>>(w: &W, config: &Config, facts:
     }
     // Other nodes have routes to endpoints' addresses where there is no tunnel.
     config.overlay_ifindex != 0
-        || !matches!(<W as Net<F>>::remote(w, &facts.dst), Some(row) if row.identity == REMOTE_NODE)
+        || !matches!(<W as Net<F>>::remote(w, &facts.dst), Some(row) if is_node(row.identity))
 }
 
 /// Finds the valid mapping of a packet on its way out; what it is lent is then in the room. A way back that has been

@@ -152,9 +152,10 @@ fn a_low_port_is_not_lent() {
 
 #[test]
 fn what_stays_in_the_cluster_keeps_its_source() {
-    for v6 in [false, true] {
+    // Another node, and one that policy tells from the others.
+    for (v6, identity) in [(false, 6), (true, 6), (false, 2 << 24 | 7), (true, 2 << 24 | 7)] {
         let mut lab = lab();
-        lab.row(if v6 { "2001:db8::77" } else { "192.0.2.77" }, if v6 { 128 } else { 32 }, 6, false);
+        lab.row(if v6 { "2001:db8::77" } else { "192.0.2.77" }, if v6 { 128 } else { 32 }, identity, false);
         let inside = if v6 { "fd00:0:0:9::5" } else { "10.0.9.5" };
         let listed = if v6 { "2001:db8:1::5" } else { "198.51.100.5" };
         let node = if v6 { "2001:db8::77" } else { "192.0.2.77" };
