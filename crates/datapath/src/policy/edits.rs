@@ -87,6 +87,12 @@ impl Edits {
         }
     }
 
+    /// The shapes of the policy after them.
+    #[must_use]
+    pub const fn shapes(&self) -> Shapes {
+        self.shapes
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -114,9 +120,16 @@ impl Edits {
         }
     }
 
+    fn has(&self, stage: usize) -> bool {
+        match stage {
+            DENY | ALLOW => !self.add[stage].is_empty(),
+            _ => !self.remove[stage - ALLOW_NO_MORE].is_empty(),
+        }
+    }
+
     /// Whether some packet may look up a key of one stage and a key of the other.
     fn meet(&self, one: usize, other: usize) -> bool {
-        one_packets(&self.keys_of(one), &self.keys_of(other))
+        self.has(one) && self.has(other) && one_packets(&self.keys_of(one), &self.keys_of(other))
     }
 }
 
@@ -130,9 +143,9 @@ struct Work<'a> {
     known: Known,
     /// Of the keys to be removed those that are not the agent's: what stands there an operator wrote, and it stays.
     others: BTreeSet<PolicyKey>,
-    /// Of the keys to be added, in their order, whether they were not the agent's: what stands there stays too.
-    new: [Vec<bool>; 2],
-    /// Those of them where something stood.
+    /// Of the keys to be added those that are the agent's: they are written over. Under the others what stands there stays.
+    own: BTreeSet<PolicyKey>,
+    /// Those of the others where something stood.
     taken: Vec<PolicyKey>,
     added: usize,
     removed: usize,
@@ -167,10 +180,7 @@ impl PolicyMaps {
             }
         }
         for work in &mut work {
-            for (keys, new) in work.edits.add.iter().zip(&mut work.new) {
-                let new_ones = keys.iter().map(|(key, _)| self.written.add_one(&pins, work.endpoint, *key));
-                *new = new_ones.collect::<Result<_>>()?;
-            }
+            work.own = self.written.add(&pins, work.endpoint, work.edits.written())?;
         }
         self.step(Step::Recorded)?;
         for work in &mut work {
@@ -199,7 +209,7 @@ impl PolicyMaps {
                 _ => {}
             }
         }
-        self.end(work, &mut results)?;
+        self.end(work, &mut results);
         self.step(Step::Cleared)?;
         Ok(results)
     }
@@ -218,14 +228,14 @@ impl PolicyMaps {
         };
         let Some(map) = handle else { return Ok(None) };
         let others = edits.removed().filter(|key| !self.written.contains(endpoint, key)).collect();
-        let (new, taken) = Default::default();
+        let (own, taken) = Default::default();
         Ok(Some(Work {
             endpoint,
             edits,
             map,
             known,
             others,
-            new,
+            own,
             taken,
             added: 0,
             removed: 0,
@@ -244,18 +254,12 @@ impl PolicyMaps {
 
     /// Makes the additions of one stage in all maps.
     fn add(&self, work: &mut [Work<'_>], stage: usize) {
-        let orders: Vec<Order> = work.iter().flat_map(|work| work.orders(stage)).collect();
-        let writer = if orders.len() < MANY { None } else { self.writer() };
-        let undone = || vec![Outcome::Undone; orders.len()];
-        let outcomes = writer.map_or_else(undone, |writer| writer.write(&orders));
-        let told: Vec<(Order, Outcome)> = orders.into_iter().zip(outcomes).collect();
-        let mut told = told.chunk_by(|(a, _), (b, _)| a.endpoint == b.endpoint).peekable();
+        let orders = || work.iter().flat_map(|work| work.orders(stage));
+        let writer = if orders().nth(MANY - 1).is_some() { self.writer() } else { None };
+        let outcomes = writer.map_or_else(Vec::new, |writer| writer.write(orders()));
+        let mut outcomes = outcomes.into_iter().chain(std::iter::repeat(Outcome::Undone));
         for work in work {
-            let is_own =
-                |own: &&[(Order, Outcome)]| own.iter().all(|(order, _)| order.endpoint == work.endpoint);
-            if let Some(own) = told.next_if(is_own) {
-                work.result = work.settle(own);
-            }
+            work.settle(stage, &mut outcomes);
         }
     }
 
@@ -269,8 +273,7 @@ impl PolicyMaps {
         self.maps.policies.insert(&u32::from(work.endpoint), &descriptor(&work.map))
     }
 
-    fn end(&mut self, work: Vec<Work<'_>>, results: &mut Vec<(u16, Result<Option<Edited>>)>) -> Result<()> {
-        let mut gone: Vec<(u16, PolicyKey)> = Vec::new();
+    fn end(&mut self, work: Vec<Work<'_>>, results: &mut Vec<(u16, Result<Option<Edited>>)>) {
         for work in work {
             let Work { endpoint, edits, map, mut known, taken, added, removed, result, .. } = work;
             if let Err(error) = result {
@@ -278,15 +281,13 @@ impl PolicyMaps {
                 results.push((endpoint, Err(error)));
                 continue;
             }
-            gone.extend(edits.removed().chain(taken).map(|key| (endpoint, key)));
+            self.written.remove(endpoint, edits.removed().chain(taken));
             known.entries = (known.entries + added).saturating_sub(removed);
             let edited =
                 Edited { added, removed, shapes: known.shapes, size: (known.entries, known.capacity) };
             self.keep_known(endpoint, map, known);
             results.push((endpoint, Ok(Some(edited))));
         }
-        self.written.remove_many(&gone);
-        Ok(())
     }
 
     /// Remembers what a map holds now.
@@ -299,28 +300,33 @@ impl PolicyMaps {
 impl Work<'_> {
     /// What is to be written in one stage. What stands under a key that is not the agent's stays.
     fn orders(&self, stage: usize) -> impl Iterator<Item = Order> + '_ {
-        let add = self.edits.add.get(stage).zip(self.new.get(stage)).filter(|_| self.result.is_ok());
-        add.into_iter().flat_map(|(add, new)| add.iter().zip(new)).map(|((key, entry), new)| {
-            let how = if *new { Update::NoExist } else { Update::Any };
+        let add = self.edits.add.get(stage).filter(|_| self.result.is_ok());
+        add.into_iter().flatten().map(|(key, entry)| {
+            let how = if self.own.contains(key) { Update::Any } else { Update::NoExist };
             Order { endpoint: self.endpoint, key: *key, entry: *entry, how }
         })
     }
 
-    /// Takes note of what became of orders, and writes what is undone.
-    fn settle(&mut self, told: &[(Order, Outcome)]) -> Result<()> {
-        for (order, outcome) in told {
+    /// Takes note of what became of the orders of one stage, and writes what is undone.
+    fn settle(&mut self, stage: usize, outcomes: &mut impl Iterator<Item = Outcome>) {
+        let (mut added, mut taken, mut result) = (0, Vec::new(), Ok(()));
+        for (order, outcome) in self.orders(stage).zip(outcomes) {
             let is_written = match (outcome, order.how) {
-                (Outcome::Undone, Update::NoExist) => self.map.insert_new(&order.key, &order.entry)?,
-                (Outcome::Undone, _) => self.map.insert(&order.key, &order.entry).map(|()| true)?,
-                (told, _) => *told == Outcome::Written,
+                // One that failed leaves the others as they are.
+                (Outcome::Undone, _) if result.is_err() => continue,
+                (Outcome::Undone, Update::NoExist) => self.map.insert_new(&order.key, &order.entry),
+                (Outcome::Undone, _) => self.map.insert(&order.key, &order.entry).map(|()| true),
+                (told, _) => Ok(told == Outcome::Written),
             };
-            if is_written {
-                self.added += 1;
-            } else {
-                self.taken.push(order.key);
+            match is_written {
+                Ok(true) => added += 1,
+                Ok(false) => taken.push(order.key),
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        self.added += added;
+        self.taken.extend(taken);
+        self.result = std::mem::replace(&mut self.result, Ok(())).and(result);
     }
 
     /// Makes the removals of one stage.

@@ -309,7 +309,7 @@ impl PolicyMaps {
     /// [`Error::Kernel`].
     pub fn adopt(&mut self, endpoint: u16, keys: &BTreeSet<PolicyKey>) -> Result<()> {
         let pins = self.pins.clone();
-        self.written.add(&pins, endpoint, keys.iter().copied())
+        self.written.add(&pins, endpoint, keys.iter().copied()).map(drop)
     }
 
     fn pinned(&self, endpoint: u16) -> Result<Option<PolicyMap>> {

@@ -153,25 +153,31 @@ impl Writer {
 
     /// Carries out orders in their sequence; says of each what became of it. Where another stands under a key that was to be
     /// new, it stays.
-    pub(super) fn write(&self, orders: &[Order]) -> Vec<Outcome> {
-        orders.chunks(ORDERS).flat_map(|orders| self.run(orders)).collect()
+    pub(super) fn write(&self, orders: impl Iterator<Item = Order>) -> Vec<Outcome> {
+        let (mut orders, mut outcomes) = (orders.peekable(), Vec::new());
+        while orders.peek().is_some() {
+            self.run(orders.by_ref().take(ORDERS), &mut outcomes);
+        }
+        outcomes
     }
 
-    fn run(&self, orders: &[Order]) -> Vec<Outcome> {
+    fn run(&self, orders: impl Iterator<Item = Order>, outcomes: &mut Vec<Outcome>) {
         let Some((count, places)) = self.words.words().split_first() else {
-            return vec![Outcome::Undone; orders.len()];
+            return outcomes.extend(orders.map(|_| Outcome::Undone));
         };
         let places = places.as_chunks::<WORDS>().0;
-        for (order, place) in orders.iter().zip(places) {
+        let mut given = 0;
+        for (order, place) in orders.zip(places) {
             for (to, word) in place.iter().zip(order.words().into_iter().chain([OPEN])) {
                 to.store(word, Ordering::Relaxed);
             }
+            given += 1;
         }
-        count.store(orders.len() as u64, Ordering::Release);
+        count.store(given as u64, Ordering::Release);
         // Whether it ran is told by what it left.
         let _ = sys::test_run(self.program.as_fd(), &[0; 64], &SkbContext::default(), 1);
-        let results = places.iter().take(orders.len());
-        results.map(|place| Outcome::of(place[WORDS - 1].load(Ordering::Acquire))).collect()
+        let results = places.iter().take(given);
+        outcomes.extend(results.map(|place| Outcome::of(place[WORDS - 1].load(Ordering::Acquire))));
     }
 }
 
@@ -213,21 +219,24 @@ mod tests {
         maps[1].insert(&key(1), &by_hand).unwrap();
         let writer = Writer::new(&slots).unwrap();
         let (allow, deny) = (PolicyEntry::ALLOW, PolicyEntry::DENY);
-        let outcomes = writer.write(&[
-            order(1, 1, allow, Update::NoExist),
-            order(2, 1, allow, Update::NoExist),
-            order(3, 1, allow, Update::NoExist),
-            order(1, 1, deny, Update::Any),
-            order(1, 2, deny, Update::Exist),
-            order(2, 2, allow, Update::NoExist),
-            order(4, 2, allow, Update::NoExist),
-        ]);
+        let outcomes = writer.write(
+            [
+                order(1, 1, allow, Update::NoExist),
+                order(2, 1, allow, Update::NoExist),
+                order(3, 1, allow, Update::NoExist),
+                order(1, 1, deny, Update::Any),
+                order(1, 2, deny, Update::Exist),
+                order(2, 2, allow, Update::NoExist),
+                order(4, 2, allow, Update::NoExist),
+            ]
+            .into_iter(),
+        );
         use Outcome::{Taken, Undone, Written};
         assert_eq!(outcomes, [Written, Taken, Undone, Written, Undone, Written, Undone]);
         assert_eq!(maps[0].entries().unwrap(), [(key(1), deny)]);
         assert_eq!(maps[1].get(&key(1)).unwrap(), Some(by_hand));
         assert_eq!(maps[1].get(&key(2)).unwrap(), Some(allow));
-        assert!(writer.write(&[]).is_empty());
+        assert!(writer.write(std::iter::empty()).is_empty());
         assert_eq!(maps[1].count().unwrap(), 2);
     }
 
@@ -235,9 +244,7 @@ mod tests {
     fn many_orders_are_several_runs_and_a_full_map_leaves_the_rest_undone() {
         let (slots, maps) = slots();
         let writer = Writer::new(&slots).unwrap();
-        let orders: Vec<Order> =
-            (1..=700).map(|id| order(1, id, PolicyEntry::ALLOW, Update::NoExist)).collect();
-        let outcomes = writer.write(&orders);
+        let outcomes = writer.write((1..=700).map(|id| order(1, id, PolicyEntry::ALLOW, Update::NoExist)));
         assert!(outcomes[..600].iter().all(|outcome| *outcome == Outcome::Written));
         assert!(outcomes[600..].iter().all(|outcome| *outcome == Outcome::Undone));
         assert_eq!(maps[0].count().unwrap(), 600);

@@ -48,6 +48,11 @@ fn pack(key: &PolicyKey) -> u64 {
     bytes_of(&marked).try_into().map_or(0, u64::from_ne_bytes)
 }
 
+/// Where a key stands in the index: what is about one identity stands together.
+fn order(key: &PolicyKey) -> u64 {
+    pack(key).rotate_left(u32::BITS)
+}
+
 fn unpack(word: u64) -> Option<PolicyKey> {
     let key: PolicyKey = from_bytes(&word.to_ne_bytes())?;
     (key.direction & RECORDED != 0).then_some(PolicyKey { direction: key.direction & !RECORDED, ..key })
@@ -65,8 +70,8 @@ pub(crate) struct Written {
 /// What is recorded of one endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    /// Keys and their places, counted in words.
-    places: BTreeMap<PolicyKey, u32>,
+    /// Keys by their [`order`] and their places, counted in words.
+    places: BTreeMap<u64, u32>,
     /// Places of its pages that are free.
     free: Vec<u32>,
     pages: Vec<u32>,
@@ -74,7 +79,11 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn contains(&self, key: &PolicyKey) -> bool {
-        self.places.contains_key(key)
+        self.places.contains_key(&order(key))
+    }
+
+    fn keys(&self) -> impl Iterator<Item = PolicyKey> + '_ {
+        self.places.keys().filter_map(|order| unpack(order.rotate_right(u32::BITS)))
     }
 }
 
@@ -88,7 +97,9 @@ impl Written {
         let raw = RawMap::create(&spec(START), None).on("create map", PIN)?;
         let mut this = Self::load(&raw)?;
         pins.put(PIN, raw.as_fd())?;
-        this.add_many(pins, &before)?;
+        for (endpoint, key) in before {
+            this.add(pins, endpoint, [key].into_iter())?;
+        }
         pins.remove(BEFORE)?;
         Ok(this)
     }
@@ -131,7 +142,7 @@ impl Written {
         for at in (first + 1..first + PAGE).rev() {
             let word = words.get(at as usize).map_or(0, |word| word.load(Ordering::Acquire));
             match unpack(word) {
-                Some(key) => drop(keys.places.insert(key, at)),
+                Some(key) => drop(keys.places.insert(order(&key), at)),
                 None => keys.free.push(at),
             }
         }
@@ -160,40 +171,34 @@ impl Written {
         self.of(endpoint).contains(key)
     }
 
-    /// Records keys that are about to be written.
+    /// Records keys that are about to be written; returns those that were recorded before.
     pub(crate) fn add(
         &mut self,
         pins: &Pins,
         endpoint: u16,
         keys: impl Iterator<Item = PolicyKey>,
-    ) -> Result<()> {
-        for key in keys {
-            self.add_one(pins, endpoint, key)?;
-        }
-        Ok(())
-    }
-
-    /// Records keys of many endpoints that are about to be written.
-    pub(crate) fn add_many(&mut self, pins: &Pins, keys: &[(u16, PolicyKey)]) -> Result<()> {
-        keys.iter().try_for_each(|(endpoint, key)| self.add_one(pins, *endpoint, *key).map(drop))
-    }
-
-    /// Records a key that is about to be written; says whether it was not recorded before.
-    pub(crate) fn add_one(&mut self, pins: &Pins, endpoint: u16, key: PolicyKey) -> Result<bool> {
-        let known = self.by_endpoint.entry(endpoint).or_default();
-        if known.free.is_empty() {
-            if known.contains(&key) {
-                return Ok(false);
+    ) -> Result<BTreeSet<PolicyKey>> {
+        let mut before = BTreeSet::new();
+        let mut keys = keys.peekable();
+        while keys.peek().is_some() {
+            let (own, words) = (self.by_endpoint.entry(endpoint).or_default(), self.words.words());
+            while let Some(key) = keys.next_if(|key| !own.free.is_empty() || own.contains(key)) {
+                match own.places.entry(order(&key)) {
+                    Entry::Occupied(_) => drop(before.insert(key)),
+                    Entry::Vacant(vacant) => {
+                        let Some(at) = own.free.pop() else { continue };
+                        vacant.insert(at);
+                        if let Some(place) = words.get(at as usize) {
+                            place.store(pack(&key), Ordering::Release);
+                        }
+                    }
+                }
             }
-            self.take_page(pins, endpoint)?;
+            if keys.peek().is_some() {
+                self.take_page(pins, endpoint)?;
+            }
         }
-        let Some(known) = self.by_endpoint.get_mut(&endpoint) else { return Ok(false) };
-        let Entry::Vacant(vacant) = known.places.entry(key) else { return Ok(false) };
-        if let Some(at) = known.free.pop() {
-            vacant.insert(at);
-            self.set(at, pack(&key));
-        }
-        Ok(true)
+        Ok(before)
     }
 
     /// One more page for an endpoint.
@@ -211,23 +216,23 @@ impl Written {
     }
 
     /// Strikes keys off; those that are not recorded are no error.
-    pub(crate) fn remove_many(&mut self, keys: &[(u16, PolicyKey)]) {
-        for (endpoint, key) in keys {
-            let Some(known) = self.by_endpoint.get_mut(endpoint) else { continue };
-            let Some(at) = known.places.remove(key) else { continue };
-            known.free.push(at);
-            self.set(at, 0);
-            self.release_if_empty(*endpoint);
+    pub(crate) fn remove(&mut self, endpoint: u16, keys: impl Iterator<Item = PolicyKey>) {
+        let Some(own) = self.by_endpoint.get_mut(&endpoint) else { return };
+        let words = self.words.words();
+        for key in keys {
+            let Some(at) = own.places.remove(&order(&key)) else { continue };
+            own.free.push(at);
+            if let Some(place) = words.get(at as usize) {
+                place.store(0, Ordering::Release);
+            }
         }
+        self.release_if_empty(endpoint);
     }
 
     /// Strikes off what is not to be kept.
     pub(crate) fn keep(&mut self, endpoint: u16, keep: impl Fn(&PolicyKey) -> bool) {
-        let Some(known) = self.by_endpoint.get(&endpoint) else { return };
-        let gone: Vec<(u16, PolicyKey)> =
-            known.places.keys().filter(|key| !keep(key)).map(|key| (endpoint, *key)).collect();
-        self.remove_many(&gone);
-        self.release_if_empty(endpoint);
+        let gone: Vec<PolicyKey> = self.of(endpoint).keys().filter(|key| !keep(key)).collect();
+        self.remove(endpoint, gone.into_iter());
     }
 
     /// Pages of an endpoint of which nothing is recorded are anybody's.
@@ -309,8 +314,7 @@ mod tests {
         let size = written.words.len();
         for round in 0..200_u16 {
             written.add(&pins, round % 3, keys(2000)).unwrap();
-            let gone: Vec<(u16, PolicyKey)> = keys(1500).map(|key| (round % 3, key)).collect();
-            written.remove_many(&gone);
+            written.remove(round % 3, keys(1500));
         }
         assert_eq!(written.words.len(), size);
         for endpoint in 0..3 {
