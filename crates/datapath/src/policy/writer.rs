@@ -59,8 +59,10 @@ pub(super) struct Writer {
     words: SharedWords,
 }
 
-/// Takes the number of orders, so that another run does none of them again, and writes one after the other.
-const fn program(orders: i32, policies: i32) -> [u64; 32] {
+/// First looks up the place of every order: each write waits for the memory that it needs, look-ups do not wait for each
+/// other, so that of many comes at once. Then takes the number of orders, so that another run does none of them again,
+/// and writes one after the other.
+const fn program(orders: i32, policies: i32) -> [u64; 51] {
     [
         // orders = map_lookup_elem(orders, 0)
         instruction(STORE_VALUE, 10, 0, -8, 0),
@@ -69,33 +71,56 @@ const fn program(orders: i32, policies: i32) -> [u64; 32] {
         instruction(MOV_REGISTER, 2, 10, 0, 0),
         instruction(ADD, 2, 0, 0, -8),
         instruction(CALL, 0, 0, 0, LOOKUP),
-        instruction(JUMP_EQUAL, 0, 0, 23, 0),
-        // r6: the next order, r7: how many are done, r8: how many there are
+        instruction(JUMP_EQUAL, 0, 0, 42, 0),
+        // r6: how many there are, r7: the next order, r8: how many are done, r9: how many there are
         instruction(MOV_REGISTER, 6, 0, 0, 0),
-        instruction(MOV, 7, 0, 0, 0),
-        instruction(LOAD, 8, 6, 0, 0),
-        instruction(STORE_VALUE, 6, 0, 0, 0),
-        instruction(ADD, 6, 0, 0, 8),
+        instruction(MOV_REGISTER, 7, 6, 0, 0),
+        instruction(ADD, 7, 0, 0, 8),
+        instruction(MOV, 8, 0, 0, 0),
+        instruction(LOAD, 9, 6, 0, 0),
         // while there are more
-        instruction(JUMP_FROM_REGISTER, 7, 8, 17, 0),
-        instruction(JUMP_FROM, 7, 0, 16, ORDERS as i32),
+        instruction(JUMP_FROM_REGISTER, 8, 9, 13, 0),
+        instruction(JUMP_FROM, 8, 0, 12, ORDERS as i32),
         // map = map_lookup_elem(policies, slot)
         load_map(1, policies),
         0,
-        instruction(MOV_REGISTER, 2, 6, 0, 0),
+        instruction(MOV_REGISTER, 2, 7, 0, 0),
+        instruction(CALL, 0, 0, 0, LOOKUP),
+        instruction(JUMP_EQUAL, 0, 0, 4, 0),
+        // map_lookup_elem(map, key)
+        instruction(MOV_REGISTER, 1, 0, 0, 0),
+        instruction(MOV_REGISTER, 2, 7, 0, 0),
+        instruction(ADD, 2, 0, 0, 8),
+        instruction(CALL, 0, 0, 0, LOOKUP),
+        instruction(ADD, 7, 0, 0, 48),
+        instruction(ADD, 8, 0, 0, 1),
+        instruction(JUMP, 0, 0, -14, 0),
+        // from the first on
+        instruction(MOV_REGISTER, 7, 6, 0, 0),
+        instruction(ADD, 7, 0, 0, 8),
+        instruction(MOV, 8, 0, 0, 0),
+        instruction(LOAD, 9, 6, 0, 0),
+        instruction(STORE_VALUE, 6, 0, 0, 0),
+        // while there are more
+        instruction(JUMP_FROM_REGISTER, 8, 9, 17, 0),
+        instruction(JUMP_FROM, 8, 0, 16, ORDERS as i32),
+        // map = map_lookup_elem(policies, slot)
+        load_map(1, policies),
+        0,
+        instruction(MOV_REGISTER, 2, 7, 0, 0),
         instruction(CALL, 0, 0, 0, LOOKUP),
         instruction(JUMP_EQUAL, 0, 0, 8, 0),
         // result = map_update_elem(map, key, entry, how)
         instruction(MOV_REGISTER, 1, 0, 0, 0),
-        instruction(MOV_REGISTER, 2, 6, 0, 0),
+        instruction(MOV_REGISTER, 2, 7, 0, 0),
         instruction(ADD, 2, 0, 0, 8),
-        instruction(MOV_REGISTER, 3, 6, 0, 0),
+        instruction(MOV_REGISTER, 3, 7, 0, 0),
         instruction(ADD, 3, 0, 0, 16),
-        instruction(LOAD_HALF, 4, 6, 4, 0),
+        instruction(LOAD_HALF, 4, 7, 4, 0),
         instruction(CALL, 0, 0, 0, UPDATE),
-        instruction(STORE, 6, 0, 40, 0),
-        instruction(ADD, 6, 0, 0, 48),
-        instruction(ADD, 7, 0, 0, 1),
+        instruction(STORE, 7, 0, 40, 0),
+        instruction(ADD, 7, 0, 0, 48),
+        instruction(ADD, 8, 0, 0, 1),
         instruction(JUMP, 0, 0, -18, 0),
         // The verdict is nobody's.
         instruction(MOV, 0, 0, 0, 0),
