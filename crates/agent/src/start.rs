@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use villus_abi::endpoint::HOST_ID;
 use villus_config::Config;
-use villus_identity::{AddressPool, Clusters, Ipcache, Layer, Remote, RemoteConfig, new_nodes};
+use villus_identity::{AddressPool, Clusters, Ipcache, Layer, Leased, Remote, RemoteConfig, new_nodes};
 use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
@@ -87,7 +87,8 @@ impl Node {
         let nodes = new_nodes();
         let remote = identities.shared.as_ref().map(|shared| {
             let (range, others) = (identities.allocator.range(), shared.others.clone());
-            let settings = remote_config(&config, &name, range, others);
+            let leased = identities.allocator.leased();
+            let settings = RemoteConfig { leased, ..remote_config(&config, &name, range, others) };
             Remote::new(settings, ipcache.clone(), nodes.clone(), identities.nodes.clone())
         });
         let ipcache_source = Some(ipcache.winners().source("policies and endpoints"));
@@ -268,6 +269,7 @@ fn remote_config(config: &Config, name: &str, range: RangeInclusive<u32>, others
         node_labels: config.policy.node_selector_labels,
         node_prefixes: config.policy.cidr_matches_nodes,
         others,
+        leased: Leased::default(),
     }
 }
 

@@ -4,28 +4,40 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ops::RangeInclusive,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use villus_kvstore::{Compare, Entry, Header, Locks, Op, Pages, Store, StoreError, Txn, keys};
+use villus_kvstore::{
+    Compare, Entry, Header, IpIdentityPair, Locks, Op, Pages, Store, StoreError, Txn, keys,
+};
 
 use crate::allocator::{lock_name, slave_prefix};
 
-/// Deletes master keys that no slave key names, in two passes: a key goes only if the pass before already
-/// found it unused and nobody has written it since. Only numbers of one cluster's range are looked at.
+/// Deletes master keys that no slave key and no address names, in two passes: a key goes only if passes have found it unused
+/// for a whole grace, the one before this among them, and nobody has written it since. Only numbers of one cluster's range
+/// are looked at.
 pub struct Gc {
     store: Arc<dyn Store>,
     locks: Locks,
     range: RangeInclusive<u32>,
     patience: Duration,
+    /// How long a key has to be unused.
+    grace: Duration,
     /// Conditions that every deletion carries.
     fence: Vec<Compare>,
-    /// Keys found unused by the last pass, with their revisions.
-    unused: BTreeMap<Arc<str>, u64>,
+    /// Keys found unused by the last pass.
+    unused: BTreeMap<Arc<str>, Idle>,
     /// Keys that two passes found unused and that are not deleted yet.
     due: VecDeque<Unused>,
     /// The store of the last pass.
     last: Option<Header>,
+}
+
+/// Since when a key was found unused, and its revision.
+#[derive(Clone, Copy)]
+struct Idle {
+    revision: u64,
+    since: Instant,
 }
 
 /// A master key that nobody uses.
@@ -53,11 +65,18 @@ pub struct GcReport {
 // === impl Gc ===
 
 impl Gc {
-    /// A collector of the numbers in `range`; it waits `patience` for the lock of a label set.
+    /// A collector of the numbers in `range`, without a grace; it waits `patience` for the lock of a label set.
     pub fn new(store: Arc<dyn Store>, range: RangeInclusive<u32>, patience: Duration) -> Self {
         let locks = Locks::new(Arc::clone(&store));
         let (fence, unused, due) = (Vec::new(), BTreeMap::new(), VecDeque::new());
-        Self { store, locks, range, patience, fence, unused, due, last: None }
+        Self { store, locks, range, patience, grace: Duration::ZERO, fence, unused, due, last: None }
+    }
+
+    /// Deletes only what has been unused for so long: nodes that are silent come back and use what they used.
+    #[must_use]
+    pub fn after(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
     }
 
     /// Deletes only while this holds.
@@ -85,13 +104,25 @@ impl Gc {
         }
         self.last = Some(header);
         let before = std::mem::take(&mut self.unused);
+        let mut over = Vec::new();
         for found in unused {
-            let revision = found.master.mod_revision;
-            self.unused.insert(Arc::clone(&found.master.key), revision);
-            if before.get(&found.master.key) == Some(&revision) {
-                self.due.push_back(found);
+            let (key, revision) = (Arc::clone(&found.master.key), found.master.mod_revision);
+            let known = before.get(&key).filter(|idle| idle.revision == revision).copied();
+            self.unused.insert(key, known.unwrap_or_else(|| Idle { revision, since: Instant::now() }));
+            match known {
+                Some(idle) if idle.since.elapsed() >= self.grace => over.push(found),
+                Some(_) => {}
+                None => report.marked += 1,
+            }
+        }
+        let named = self.named(&over).await?;
+        for found in over {
+            if named.contains(&found.number) {
+                // Its grace begins anew.
+                self.unused.remove(&found.master.key);
+                report.used += 1;
             } else {
-                report.marked += 1;
+                self.due.push_back(found);
             }
         }
         let rest = self.rest(limit).await?;
@@ -161,6 +192,24 @@ impl Gc {
             }
         }
         Ok(used)
+    }
+
+    /// Which of these numbers an address has. There are many addresses: they are read only when something is to go.
+    async fn named(&self, over: &[Unused]) -> Result<HashSet<u32>, StoreError> {
+        let mut named = HashSet::new();
+        if over.is_empty() {
+            return Ok(named);
+        }
+        let numbers: HashSet<u32> = over.iter().map(|unused| unused.number).collect();
+        let prefix = format!("{}/", keys::IPS);
+        let mut pages = Pages::of(&prefix);
+        while let Some(page) = pages.next(self.store.as_ref()).await? {
+            for entry in &page.entries {
+                let pair = IpIdentityPair::read(&entry.key, &entry.value);
+                named.extend(pair.ok().map(|(_, pair)| pair.id).filter(|id| numbers.contains(id)));
+            }
+        }
+        Ok(named)
     }
 
     async fn is_used(&self, text: &str, number: u32) -> Result<bool, StoreError> {

@@ -393,6 +393,68 @@ async fn unused_numbers_go_in_the_second_pass() {
     assert_eq!(node.allocator.lookup(&labels("k8s:unused=2;")), None);
 }
 
+#[tokio::test]
+async fn what_is_unused_waits_for_its_grace_and_for_addresses_that_name_it() {
+    let (_, store) = memory();
+    for number in [300, 301] {
+        store.update(&format!("{IDS}{number}"), format!("k8s:n={number};").into(), None).await.unwrap();
+    }
+    let address = "cilium/state/ip/v1/default/10.9.0.1";
+    let pair = r#"{"IP":"10.9.0.1","Mask":null,"HostIP":"10.0.0.7","ID":300,"Key":0,"Metadata":""}"#;
+    store.update(address, pair.into(), None).await.unwrap();
+    store.update("cilium/state/ip/v1/default/10.9.0.2", "no address".into(), None).await.unwrap();
+    let gc = || Gc::new(Arc::clone(&store), 256..=65535, Duration::from_secs(1));
+
+    let mut patient = gc().after(Duration::from_secs(3600));
+    for marked in [2, 0, 0] {
+        let report = patient.pass(100).await.unwrap();
+        assert_eq!((report.marked, report.deleted, report.deferred), (marked, 0, 0));
+    }
+    let mut hasty = gc();
+    assert_eq!(hasty.pass(100).await.unwrap().marked, 2);
+    let second = hasty.pass(100).await.unwrap();
+    assert_eq!((second.used, second.deleted), (1, 1));
+    assert_eq!(rows(&store, IDS).await.len(), 1);
+    // From when the address is gone it is unused anew.
+    store.delete(address).await.unwrap();
+    let third = hasty.pass(100).await.unwrap();
+    assert_eq!((third.used, third.marked, third.deleted), (0, 1, 0));
+    assert_eq!(hasty.pass(100).await.unwrap().deleted, 1);
+}
+
+#[tokio::test]
+async fn a_deleted_number_keeps_its_labels_as_long_as_an_address_under_a_lease_has_it() {
+    let (_, store) = memory();
+    let node =
+        node_with(&store, AllocatorConfig { sync_interval: Duration::from_millis(20), ..config("10.0.0.1") })
+            .await;
+    let [kept, gone, reused] = ["k8s:kept=1;", "k8s:gone=1;", "k8s:reused=1;"];
+    for (number, text) in [(300, kept), (301, gone), (302, reused)] {
+        store.update(&format!("{IDS}{number}"), text.into(), None).await.unwrap();
+    }
+    eventually("all are known", async || node.allocator.usage().used == 3).await;
+    let leased = node.allocator.leased();
+    for number in [300, 302] {
+        leased.add(NumericIdentity(number));
+    }
+    for number in [300, 301, 302] {
+        store.delete(&format!("{IDS}{number}")).await.unwrap();
+    }
+    eventually("what no address has is forgotten", async || node.allocator.lookup(&labels(gone)).is_none())
+        .await;
+    for (number, text) in [(300, kept), (302, reused)] {
+        assert_eq!(node.table.get(&NumericIdentity(number)), Some(labels(text)));
+    }
+    // Who comes with the same labels gets the same number, and its key is there again.
+    assert_eq!(node.allocator.allocate(&labels(reused), None).await.unwrap(), NumericIdentity(302));
+    assert!(rows(&store, IDS).await.iter().any(|(key, _)| *key == format!("{IDS}302")));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(node.table.get(&NumericIdentity(300)), Some(labels(kept)), "it is not the time that counts");
+    leased.remove(NumericIdentity(300));
+    eventually("no address has it", async || node.table.get(&NumericIdentity(300)).is_none()).await;
+    assert_eq!(node.allocator.lookup(&labels(kept)), None);
+}
+
 /// Agents that allocate, release, crash and lose answers: never one number for two label sets in use, never two
 /// numbers for one.
 #[tokio::test]

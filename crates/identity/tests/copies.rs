@@ -9,8 +9,8 @@ use bytes::Bytes;
 use common::{config, eventually, labels};
 use proptest::prelude::*;
 use villus_identity::{
-    Allocator, AllocatorConfig, Clusters, Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes,
-    Ownership, Rank, Remote, RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
+    Allocator, AllocatorConfig, Clusters, Identities, Ipcache, Layer, Leased, NodeIdentities, NodeName,
+    Nodes, Ownership, Rank, Remote, RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
     AddressKind, Batch, ClusterConfig, Entry, IpIdentityPair, Item, Memory, NodeAddress, NodeEntry, Relisted,
@@ -96,6 +96,7 @@ impl Scene {
             node_labels: false,
             node_prefixes: false,
             others: others.clone(),
+            leased: Leased::default(),
         };
         let identities = new_identities(&Reserved::new());
         let numbers = Arc::new(NodeIdentities::new(identities, Duration::from_secs(600)));

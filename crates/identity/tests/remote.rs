@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use villus_identity::{
-    Clusters, Identities, Ipcache, Layer, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote,
+    Clusters, Identities, Ipcache, Layer, Leased, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote,
     RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
@@ -82,6 +82,7 @@ impl Scene {
             node_labels: false,
             node_prefixes: false,
             others: Clusters::default(),
+            leased: Leased::default(),
         };
         let config = change(config);
         let identities = new_identities(&Reserved::new());

@@ -17,7 +17,8 @@ pub(crate) async fn run(shared: Arc<Shared>, office: Compare) {
     let Some(interval) = config.gc_interval else {
         return std::future::pending().await;
     };
-    let mut gc = Gc::new(Arc::clone(&shared.store), config.range.clone(), PATIENCE).fenced(office);
+    let gc = Gc::new(Arc::clone(&shared.store), config.range.clone(), PATIENCE);
+    let mut gc = gc.after(config.gc_grace).fenced(office);
     let mut chance = fastrand::Rng::new();
     let (mut held, mut failures) = (None, 0);
     loop {

@@ -37,6 +37,8 @@ pub struct OperatorConfig {
     pub ttl: Duration,
     /// Time between two passes of the collection (`identity-gc-interval`); none for no collection.
     pub gc_interval: Option<Duration>,
+    /// How long an identity must have been unused (`identity-gc-grace`).
+    pub gc_grace: Duration,
     /// Deletions in one interval (`identity-gc-rate-limit`, `identity-gc-rate-interval`).
     pub gc_rate: (u64, Duration),
     /// How often the heartbeat is written.

@@ -20,6 +20,7 @@ fn config(name: &str) -> OperatorConfig {
         range: MaxConnectedClusters::C255.range(0).unwrap(),
         ttl: Duration::from_secs(25),
         gc_interval: Some(Duration::from_millis(50)),
+        gc_grace: Duration::ZERO,
         gc_rate: (2500, Duration::from_secs(60)),
         heartbeat: Duration::from_millis(50),
         probe: Duration::from_millis(20),

@@ -54,9 +54,13 @@ pub struct OperatorArgs {
     /// 255 or 511, as given to its agents [default: 255].
     #[arg(long, value_name = "NUMBER")]
     max_connected_clusters: Option<String>,
-    /// Time between two passes over the identities; one that two passes find unused is deleted; 0 for none [default: 15m].
+    /// Time between two passes over the identities; 0 for none [default: 15m].
     #[arg(long, value_name = "DURATION")]
     identity_gc_interval: Option<String>,
+    /// An identity is deleted that all passes of so long have found unused, two at least; no less than the agents'
+    /// stale-grace [default: 1h].
+    #[arg(long, value_name = "DURATION")]
+    identity_gc_grace: Option<String>,
     /// In this time at most --identity-gc-rate-limit identities are deleted [default: 1m].
     #[arg(long, value_name = "DURATION")]
     identity_gc_rate_interval: Option<String>,
@@ -154,6 +158,7 @@ impl OperatorArgs {
             ("cluster-id", &self.cluster_id),
             ("max-connected-clusters", &self.max_connected_clusters),
             ("identity-gc-interval", &self.identity_gc_interval),
+            ("identity-gc-grace", &self.identity_gc_grace),
             ("identity-gc-rate-interval", &self.identity_gc_rate_interval),
             ("identity-gc-rate-limit", &self.identity_gc_rate_limit),
             ("operator-prometheus-serve-addr", &self.operator_prometheus_serve_addr),
@@ -195,6 +200,7 @@ fn config(shared: &Shared, name: Option<String>) -> Result<OperatorConfig, Failu
         duration::parse(text).map_err(|why| wrong(option, text, &why))
     };
     let interval = time("identity-gc-interval", "15m")?;
+    let grace = time("identity-gc-grace", "1h")?;
     let every = time("identity-gc-rate-interval", "1m")?;
     let text = shared.setting("identity-gc-rate-limit").unwrap_or("2500");
     let limit = text.parse().ok().filter(|limit| *limit > 0);
@@ -206,6 +212,7 @@ fn config(shared: &Shared, name: Option<String>) -> Result<OperatorConfig, Failu
         range: shared.range()?,
         ttl: TTL,
         gc_interval: Some(interval).filter(|interval| !interval.is_zero()),
+        gc_grace: grace,
         gc_rate: (limit, every),
         heartbeat: HEARTBEAT,
         probe: PROBE,

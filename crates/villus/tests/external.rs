@@ -509,7 +509,11 @@ fn an_operator_that_is_killed_at_any_moment_leaves_no_half_resource_and_the_next
     };
     let mut chance = fastrand::Rng::with_seed(7);
     for round in 0..8 {
-        let mut operator = Operator::start(&server, directory.path(), &["--identity-gc-interval", "1s"]);
+        let mut operator = Operator::start(
+            &server,
+            directory.path(),
+            &["--identity-gc-interval", "1s", "--identity-gc-grace", "0"],
+        );
         let socket = operator.socket.clone();
         let body = request("POST", "/v1/external", batch(round).to_string().as_bytes());
         let asks = std::thread::spawn(move || {

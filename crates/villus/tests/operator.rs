@@ -74,7 +74,16 @@ fn two_operators_one_leads_and_collects_and_the_other_takes_over_whatever_their_
     let ids = "cilium/state/identities/v1/id";
     server.etcdctl(&["put", &format!("{ids}/458753"), "k8s:unused=1;"]).unwrap();
     server.etcdctl(&["put", &format!("{ids}/300"), "k8s:foreign=1;"]).unwrap();
-    let options = ["--cluster-name", "c7", "--cluster-id", "7", "--identity-gc-interval", "200ms"];
+    let options = [
+        "--cluster-name",
+        "c7",
+        "--cluster-id",
+        "7",
+        "--identity-gc-interval",
+        "200ms",
+        "--identity-gc-grace",
+        "0",
+    ];
     let address = format!("127.0.0.1:{}", free_port());
     let metrics = [&options[..], &["--operator-prometheus-serve-addr", &address]].concat();
     let mut first = Operator::start(&server, directory.path(), "first", HOUR, &metrics);
@@ -134,6 +143,7 @@ fn what_is_wrong_with_the_options_is_said_before_anything_is_done() {
         (vec!["--config-dir", &options], 2, "identity-gc-rate-limit=none: write a number above 0"),
         (vec![], 1, "no shared store is configured"),
         ([&store[..], &["--identity-gc-interval", "soon"]].concat(), 2, "identity-gc-interval=soon"),
+        ([&store[..], &["--identity-gc-grace", "long"]].concat(), 2, "identity-gc-grace=long"),
         ([&store[..], &["--cluster-id", "300"]].concat(), 1, "cluster-id"),
         ([&store[..], &["--operator-prometheus-serve-addr", "x"]].concat(), 2, "ADDRESS:PORT"),
         ([&store[..], &["--operator-socket", "/proc/x"]].concat(), 1, "cannot listen on /proc/"),

@@ -140,10 +140,12 @@ impl Snapshot {
             let number = NumericIdentity(*number);
             Some((number, Labels::parse_kvstore(text).ok().filter(|labels| !labels.is_empty())?))
         };
+        let addresses = self.remote.addresses.iter();
         KnownIdentities {
             rows: self.identities.iter().filter_map(row).collect(),
             seen: self.seen(),
             witness: self.witness.clone(),
+            leased: addresses.filter(|(_, address)| address.leased).map(|(_, a)| a.identity).collect(),
         }
     }
 

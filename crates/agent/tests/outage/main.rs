@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use villus_testbed::{alone_as, eventually};
 
 use crate::{
-    common::Workload,
+    common::{Workload, allow, store::who},
     nodes::{Nodes, Routing},
     traffic::{PORT, Traffic},
 };
@@ -29,6 +29,15 @@ const AWAY: Duration = Duration::from_secs(120);
 const LEASE: &str = "25s";
 
 const BACKUP: &str = "/tmp/backup";
+
+/// An identity and its address that somebody writes by hand.
+const LATER: [(&str, &str); 2] = [
+    ("cilium/state/identities/v1/id/131000", "k8s:later=1;"),
+    (
+        "cilium/state/ip/v1/default/10.99.0.1",
+        r#"{"IP":"10.99.0.1","Mask":null,"HostIP":"192.168.50.99","ID":131000,"Key":0,"Metadata":""}"#,
+    ),
+];
 
 const POLICY: &str = "apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -154,6 +163,14 @@ fn a_dead_store_is_waited_for() {
 fn nodes_that_are_cut_off_catch_up_over_a_compaction_and_write_again_what_ran_out_with_their_leases() {
     let routing = Routing::of(&alone_as!(Routing::ALL));
     let mut scene = Scene::start(routing, &[("kvstore-lease-ttl", LEASE)]);
+    let collector = scene.nodes.collector();
+    let own = scene.nodes.all[2].workload("own", &["k8s:app=own"]);
+    scene.nodes.all[2].policy_file("own.yaml", &allow("own", "own", "client", PORT));
+    for address in [own.v4(), own.v6()] {
+        own.serves(address, PORT);
+        eventually("the third node lets the client in", || scene.others[0].asks(address, PORT));
+        eventually("and nobody else", || scene.server.asks_in_vain(address, PORT));
+    }
 
     // The others go on, and what happened is forgotten by the store before the node is back.
     scene.nodes.cut(2);
@@ -182,6 +199,24 @@ fn nodes_that_are_cut_off_catch_up_over_a_compaction_and_write_again_what_ran_ou
     eventually("both are silent", || nodes::stale(third).0 == 2);
     for address in &theirs {
         assert!(third.identity_of(address).is_some_and(|identity| identity >= 256), "{address} still counts");
+    }
+    // Nobody says any more that the client's identity is used, and the third node sees that it is deleted.
+    let identity = scene.others[0].endpoint.status.identity.as_ref().unwrap().id;
+    eventually("the identity of a silent node is collected", || {
+        !scene.nodes.has(&format!("cilium/state/identities/v1/id/{identity}"))
+    });
+    eventually("by the operator", || collector.has_deleted());
+    for (key, value) in LATER {
+        scene.nodes.etcdctl(&["put", key, value]).unwrap();
+    }
+    let third = &scene.nodes.all[2];
+    eventually("what came later is known", || who(third, "10.99.0.1/32") == Some((131_000, false)));
+    assert_eq!(who(third, &format!("{}/32", scene.others[0].v4())), Some((identity, false)));
+    for address in [own.v4(), own.v6()] {
+        assert!(scene.others[0].asks(address, PORT) && scene.server.asks_in_vain(address, PORT));
+    }
+    for (key, _) in LATER {
+        scene.nodes.etcdctl(&["del", key]).unwrap();
     }
     scene.traffic.goes_on();
     scene.nodes.all[0].go_on();

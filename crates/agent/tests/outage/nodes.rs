@@ -1,7 +1,12 @@
 //! Three nodes in namespaces of their own, joined by a switch, with a real etcd of three members beside them.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::runtime::Runtime;
+use villus_kvstore::{Etcd, EtcdOptions};
+use villus_labels::MaxConnectedClusters;
+use villus_operator::{HEARTBEAT, Operator, OperatorConfig};
+use villus_table::Backoff;
 use villus_testbed::{EtcdServer, eventually, run_ip as ip};
 
 use crate::common::{TestNode, Workload};
@@ -14,6 +19,19 @@ const CLUSTER: &str = "outage";
 pub struct Nodes {
     pub etcd: Vec<EtcdServer>,
     pub all: Vec<TestNode>,
+}
+
+/// An operator that deletes at once what two looks find unused. Gone with this value.
+pub struct Collector {
+    operator: Operator,
+    _runtime: Runtime,
+}
+
+impl Collector {
+    /// Whether it has deleted an identity.
+    pub fn has_deleted(&self) -> bool {
+        self.operator.status().collection.deleted_total > 0
+    }
 }
 
 /// How packets get from node to node.
@@ -110,6 +128,28 @@ impl Nodes {
                 self.all.iter().map(|node| node.identity_of(&address.to_string())).collect();
             identities[0].is_some_and(|first| first >= 256) && identities.iter().all(|i| *i == identities[0])
         })
+    }
+
+    /// An operator of the cluster that has less patience than any should have.
+    pub fn collector(&self) -> Collector {
+        let runtime = Runtime::new().unwrap();
+        let inside = runtime.enter();
+        let store = Etcd::new(EtcdOptions::new(self.etcd.iter().map(EtcdServer::url).collect())).unwrap();
+        let config = OperatorConfig {
+            name: "collector".to_owned(),
+            cluster: CLUSTER.to_owned(),
+            range: MaxConnectedClusters::C255.range(1).unwrap(),
+            ttl: Duration::from_secs(25),
+            gc_interval: Some(Duration::from_secs(1)),
+            gc_grace: Duration::ZERO,
+            gc_rate: (2500, Duration::from_secs(60)),
+            heartbeat: HEARTBEAT,
+            probe: Duration::from_secs(5),
+            backoff: Backoff::try_new(Duration::from_millis(100), Duration::from_secs(5), 0.5).unwrap(),
+        };
+        let operator = Operator::start(Arc::new(store), config);
+        drop(inside);
+        Collector { operator, _runtime: runtime }
     }
 
     /// A member of etcd that answers.

@@ -182,6 +182,7 @@ const TABLE: &[(&str, &[&str])] = &[
     (
         "an option of `villus operator`, which reads it here too",
         &[
+            "identity-gc-grace",
             "identity-gc-interval",
             "identity-gc-rate-interval",
             "identity-gc-rate-limit",

@@ -8,6 +8,7 @@ mod state;
 mod watcher;
 
 use std::{
+    collections::BTreeSet,
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -22,7 +23,9 @@ use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity
 use villus_table::Stop;
 
 use self::state::State;
-use crate::{clusters::Clusters, error::AllocateError, identities::Identities, reserved::Reserved};
+use crate::{
+    clusters::Clusters, error::AllocateError, identities::Identities, leased::Leased, reserved::Reserved,
+};
 
 /// How an allocator goes about it.
 #[derive(Clone, Debug)]
@@ -65,6 +68,8 @@ pub struct KnownIdentities {
     pub seen: Option<Header>,
     /// A write of then, of whatever key.
     pub witness: Option<Witness>,
+    /// Numbers of addresses under leases.
+    pub leased: BTreeSet<NumericIdentity>,
 }
 
 /// A label set of this node whose number the store has still to confirm.
@@ -104,6 +109,8 @@ struct Shared {
     session: Session,
     table: Identities,
     state: Mutex<State>,
+    /// Numbers of others' addresses under leases.
+    leased: Leased,
     synced: watch::Sender<bool>,
     /// The store does not answer: label sets get numbers without it.
     dark: watch::Sender<bool>,
@@ -150,6 +157,7 @@ impl Allocator {
             locks: Locks::new(Arc::clone(&store)),
             session: Session::new(Arc::clone(&store), config.lease_ttl),
             state: Mutex::new(State::new(range.clone())),
+            leased: Leased::known(known.leased.clone()),
             synced: watch::Sender::new(false),
             dark: watch::Sender::new(false),
             opened: Notify::new(),
@@ -336,6 +344,12 @@ impl Allocator {
     pub fn lookup(&self, labels: &Labels) -> Option<NumericIdentity> {
         let reserved = self.shared.config.reserved.number(labels);
         reserved.or_else(|| self.shared.state().known(&labels.to_kvstore(), labels))
+    }
+
+    /// Where is counted which numbers addresses under leases have. A number that one has keeps its labels when its master
+    /// key is deleted, until no such address is left.
+    pub fn leased(&self) -> Leased {
+        self.shared.leased.clone()
     }
 
     /// The numbers of this cluster.

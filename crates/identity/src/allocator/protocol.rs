@@ -133,7 +133,8 @@ impl Allocation<'_> {
         }
         let known = self.shared.state().masters(self.labels);
         for number in known {
-            if self.take_known(lock, number).await? {
+            let is_stale = self.shared.state().stale.contains_key(&number);
+            if self.take_known(lock, number).await? || (is_stale && self.create(lock, number).await?) {
                 return Ok(number);
             }
         }

@@ -31,8 +31,9 @@ pub(super) struct State {
     pub(super) shadowed: BTreeMap<NumericIdentity, Labels>,
     /// Numbers that label sets in use here had before the store gave them another, until nobody has them any more.
     pub(super) left: BTreeSet<NumericIdentity>,
-    /// Numbers that a rewound store does not know, and when that was seen.
-    pub(super) stale: BTreeMap<NumericIdentity, Instant>,
+    /// Numbers without a master key that count still: since when a rewound store lacks it; without a time it was deleted
+    /// while an address under a lease had the number.
+    pub(super) stale: BTreeMap<NumericIdentity, Option<Instant>>,
     refused: BTreeMap<String, String>,
     /// How many values were refused so far.
     refused_total: u64,

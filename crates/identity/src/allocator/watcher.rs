@@ -81,7 +81,13 @@ fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
                 if let Some(text) = state.user_of(number) {
                     lost.push((number, text));
                 } else if rewound && write.get(&number).is_some() {
-                    state.stale.insert(number, Instant::now());
+                    state.stale.insert(number, Some(Instant::now()));
+                } else if state.is_stated(number)
+                    && state.copies.labels(number).is_none()
+                    && shared.leased.contains(number)
+                {
+                    // Whoever has the address is silent, or writes the key again.
+                    state.stale.insert(number, None);
                 } else {
                     end(&mut state, &mut write, number);
                 }
@@ -165,13 +171,18 @@ fn not_ours(
     Ok((number, labels))
 }
 
-/// Forgets numbers that a rewound store has lost and that nobody has written again for long.
+/// Forgets numbers that a rewound store has lost and that nobody has written again for long, and those that were deleted
+/// and that no address has any more.
 pub(super) fn forget_stale(shared: &Shared) {
     let mut write = shared.table.write();
     let mut state = shared.state();
     let grace = shared.config.stale_grace;
+    let is_over = |number: NumericIdentity, since: Option<Instant>| match since {
+        Some(since) => since.elapsed() >= grace,
+        None => !shared.leased.contains(number),
+    };
     let over: Vec<NumericIdentity> =
-        state.stale.iter().filter(|(_, since)| since.elapsed() >= grace).map(|(number, _)| *number).collect();
+        state.stale.iter().filter(|(number, since)| is_over(**number, **since)).map(|(n, _)| *n).collect();
     for number in over {
         state.stale.remove(&number);
         if state.user_of(number).is_none() {

@@ -40,6 +40,9 @@ pub struct AddressRecord {
     /// Revision of its last write; 0 if that is of another past.
     #[serde(skip)]
     pub revision: u64,
+    /// The key was deleted, and word of its owner is waited for.
+    #[serde(skip)]
+    pub(super) waits: bool,
 }
 
 #[expect(clippy::borrowed_box, reason = "serde hands over what the field is")]
@@ -196,6 +199,7 @@ impl Remote {
             } else {
                 entry.mod_revision
             },
+            waits: false,
         })
     }
 
@@ -213,6 +217,9 @@ impl Remote {
             self.unresolved.entry(address.identity).or_default().insert(Arc::clone(&key));
         }
         self.count_ports(&address, true);
+        if address.leased {
+            self.config.leased.add(address.identity);
+        }
         self.touched.address(&key);
         self.addresses.insert(key, address);
     }
@@ -247,6 +254,9 @@ impl Remote {
         let key = &*key;
         self.stale.remove(key);
         self.count_ports(&address, false);
+        if address.leased {
+            self.config.leased.remove(address.identity);
+        }
         if let Some(waiting) = self.unresolved.get_mut(&address.identity) {
             waiting.remove(key);
             if waiting.is_empty() {

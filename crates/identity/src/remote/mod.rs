@@ -33,7 +33,7 @@ pub use layer::Layer;
 pub use record::{RecordChange, RemoteRecord};
 pub use refused::Refused;
 
-use crate::{clusters::Clusters, ipcache::Ipcache, local::NodeIdentities, nodes::Nodes};
+use crate::{clusters::Clusters, ipcache::Ipcache, leased::Leased, local::NodeIdentities, nodes::Nodes};
 use echoes::Echoes;
 use nodes::Member;
 use record::Touched;
@@ -64,6 +64,8 @@ pub struct RemoteConfig {
     pub node_prefixes: bool,
     /// What other clusters say of themselves.
     pub others: Clusters,
+    /// Where is counted which numbers addresses under leases have.
+    pub leased: Leased,
 }
 
 /// Whose a key is.

@@ -111,6 +111,7 @@ impl Remote {
             let address = AddressRecord { revision: 0, ..address };
             self.put_address(&mut edit, key.into(), address, around);
         }
+        self.config.leased.restored();
         self.touched = Touched::default();
     }
 }

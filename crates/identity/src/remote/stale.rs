@@ -42,7 +42,7 @@ impl Remote {
                 // Until then it counts as it was; a write takes the word back.
                 if let Some(address) = self.addresses.get_mut(key) {
                     address.revision = 0;
-                    address.leased = false;
+                    address.waits = true;
                     self.held.push_back((now + HOLD, Arc::clone(key)));
                 }
             }
@@ -97,17 +97,13 @@ impl Remote {
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();
         while let Some((_, key)) = self.held.pop_front_if(|(at, _)| *at <= now) {
-            let waits = self.addresses.get(&key).is_some_and(|a| a.revision == 0 && !a.leased);
-            if !waits {
+            let address = self.addresses.get_mut(&key);
+            if !address.is_some_and(|address| std::mem::take(&mut address.waits)) {
                 continue;
             }
             if let Owner::Silent = self.owner_of(&key) {
-                if let Some(address) = self.addresses.get_mut(&key) {
-                    address.leased = true;
-                }
                 self.lose_address(&mut edit, &key, now);
-            } else if let Some(mut address) = self.drop_address(&mut edit, &key) {
-                address.leased = true;
+            } else if let Some(address) = self.drop_address(&mut edit, &key) {
                 self.buried.push_back((now + REGRET, key, address));
             }
         }

@@ -12,7 +12,7 @@ use villus_labels::MaxConnectedClusters;
 use crate::{connect::Host, failure::Failure};
 
 /// Options that count; all others of a directory or file are not looked at.
-const WANTED: [&str; 12] = [
+const WANTED: [&str; 13] = [
     "kvstore",
     "kvstore-address-space",
     "kvstore-opt",
@@ -22,6 +22,7 @@ const WANTED: [&str; 12] = [
     "cluster-name",
     "max-connected-clusters",
     "identity-gc-interval",
+    "identity-gc-grace",
     "identity-gc-rate-interval",
     "identity-gc-rate-limit",
     "operator-prometheus-serve-addr",
