@@ -34,6 +34,23 @@ fn port(address: &str) -> u16 {
     }
 }
 
+/// Arguments of a server that wants certificates of its clients.
+fn server_side(certificates: &Path) -> [(&'static str, String); 4] {
+    let file = |name: &str| certificates.join(name).display().to_string();
+    [
+        ("client-cert-auth", "true".to_owned()),
+        ("trusted-ca-file", file("ca.crt")),
+        ("cert-file", file("server.crt")),
+        ("key-file", file("server.key")),
+    ]
+}
+
+/// Arguments of an `etcdctl` that shows the administrator's.
+fn client_side(certificates: &Path) -> Vec<String> {
+    let files = [("cacert", "ca.crt"), ("cert", "admin.crt"), ("key", "admin.key")];
+    files.iter().map(|(name, file)| format!("--{name}={}", certificates.join(file).display())).collect()
+}
+
 impl EtcdServer {
     /// An etcd of one member on loopback, ready.
     pub fn start() -> Self {
@@ -47,6 +64,16 @@ impl EtcdServer {
 
     /// An etcd of several members on an address of this host, with more arguments, ready.
     pub fn cluster_at(address: &str, size: usize, more: &[&str]) -> Vec<Self> {
+        Self::start_cluster(address, size, more, None)
+    }
+
+    /// As [`Self::cluster_at`], of members that want certificates of their clients as [`Self::secure_at`] does.
+    pub fn secure_cluster_at(address: &str, certificates: &Path, size: usize, more: &[&str]) -> Vec<Self> {
+        Self::start_cluster(address, size, more, Some(certificates))
+    }
+
+    fn start_cluster(address: &str, size: usize, more: &[&str], certificates: Option<&Path>) -> Vec<Self> {
+        let scheme = if certificates.is_some() { "https" } else { "http" };
         let at = || format!("{address}:{}", port(address));
         let members: Vec<(String, String)> = (0..size).map(|_| (at(), at())).collect();
         let all: Vec<String> =
@@ -59,16 +86,18 @@ impl EtcdServer {
                 let arguments = [
                     ("name", format!("m{n}")),
                     ("data-dir", directory.path().join("data").display().to_string()),
-                    ("listen-client-urls", format!("http://{client}")),
-                    ("advertise-client-urls", format!("http://{client}")),
+                    ("listen-client-urls", format!("{scheme}://{client}")),
+                    ("advertise-client-urls", format!("{scheme}://{client}")),
                     ("listen-peer-urls", format!("http://{peer}")),
                     ("initial-advertise-peer-urls", format!("http://{peer}")),
                     ("initial-cluster", all.join(",")),
                     ("log-level", "error".to_owned()),
                 ];
-                let arguments = arguments.iter().map(|(name, value)| format!("--{name}={value}"));
+                let arguments = arguments.into_iter().chain(certificates.into_iter().flat_map(server_side));
+                let arguments = arguments.map(|(name, value)| format!("--{name}={value}"));
                 let arguments = arguments.chain(more.iter().map(|argument| (*argument).to_owned())).collect();
-                Self { directory, child: None, arguments, address: client.clone(), secure: Vec::new() }
+                let secure = certificates.map(client_side).unwrap_or_default();
+                Self { directory, child: None, arguments, address: client.clone(), secure }
             })
             .collect();
         servers.iter_mut().for_each(Self::resume);
@@ -89,25 +118,20 @@ impl EtcdServer {
             format!("{address}:{}", port(address)),
             format!("127.0.0.1:{}", port("127.0.0.1")),
         );
-        let file = |name: &str| certificates.join(name).display().to_string();
         let arguments = [
             ("data-dir", directory.path().join("data").display().to_string()),
             ("listen-client-urls", format!("https://{address}")),
             ("advertise-client-urls", format!("https://{address}")),
             ("listen-peer-urls", format!("http://{peer}")),
-            ("client-cert-auth", "true".to_owned()),
-            ("trusted-ca-file", file("ca.crt")),
-            ("cert-file", file("server.crt")),
-            ("key-file", file("server.key")),
             ("log-level", "error".to_owned()),
         ];
-        let secure = [("cacert", "ca.crt"), ("cert", "admin.crt"), ("key", "admin.key")];
+        let arguments = arguments.into_iter().chain(server_side(certificates));
         let mut server = Self {
             directory,
             child: None,
-            arguments: arguments.iter().map(|(name, value)| format!("--{name}={value}")).collect(),
+            arguments: arguments.map(|(name, value)| format!("--{name}={value}")).collect(),
             address,
-            secure: secure.iter().map(|(name, value)| format!("--{name}={}", file(value))).collect(),
+            secure: client_side(certificates),
         };
         server.resume();
         server.wait();

@@ -267,6 +267,7 @@ fn a_store_without_space_is_waited_for_and_one_that_was_wiped_or_is_an_old_backu
     scene.nodes.kill_etcd();
     scene.nodes.etcd.iter().for_each(|member| member.wipe());
     scene.nodes.resume_etcd();
+    scene.nodes.secure();
     scene.is_stored();
     scene.converges();
     scene.is_stored();

@@ -1,24 +1,30 @@
-//! Three nodes in namespaces of their own, joined by a switch, with a real etcd of three members beside them.
+//! Three nodes in namespaces of their own, joined by a switch, with a real etcd of three members beside them, in which each
+//! agent may do what its own certificate says.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::runtime::Runtime;
-use villus_kvstore::{Etcd, EtcdOptions};
+use villus_kvstore::Etcd;
 use villus_labels::MaxConnectedClusters;
 use villus_operator::{HEARTBEAT, Operator, OperatorConfig};
 use villus_table::Backoff;
 use villus_testbed::{EtcdServer, eventually, run_ip as ip};
 
-use crate::common::{TestNode, Workload};
+use crate::common::{
+    TestNode, Workload,
+    secured::{OPERATOR, Secured, agent},
+};
 
 /// Where the members of etcd listen, as the nodes see it.
 const STORE: &str = "192.168.50.254";
 const CLUSTER: &str = "outage";
+const CERTIFICATES: &str = "/tmp/pki";
 
 /// The cluster. Gone with this value.
 pub struct Nodes {
     pub etcd: Vec<EtcdServer>,
     pub all: Vec<TestNode>,
+    secured: Secured,
 }
 
 /// An operator that deletes at once what two looks find unused. Gone with this value.
@@ -63,6 +69,11 @@ pub fn address(n: usize) -> String {
     format!("192.168.50.{}", n + 1)
 }
 
+/// The ranges of node `n`: such that etcd can tell its addresses from others'.
+fn ranges(n: usize) -> [String; 2] {
+    [format!("10.5{n}.0.0/24"), format!("fd5{n}:1:2:3:4:5:6:0/112")]
+}
+
 impl Nodes {
     /// Three agents on one store, all serving. `more` are options of all.
     pub fn start(routing: Routing, more: &[(&str, &str)]) -> Self {
@@ -70,9 +81,11 @@ impl Nodes {
         ip(&format!("addr add {STORE}/24 dev br0"));
         ip("addr add fd99::fe/64 dev br0 nodad");
         ip("link set br0 up");
-        let etcd = EtcdServer::cluster_at(STORE, 3, &["--quota-backend-bytes=16777216"]);
-        let urls: Vec<String> = etcd.iter().map(EtcdServer::url).collect();
-        std::fs::write("/tmp/etcd.yaml", format!("endpoints: [{}]\n", urls.join(", "))).unwrap();
+        let nodes: Vec<(String, Vec<String>)> = (0..3).map(|n| (name(n), ranges(n).into())).collect();
+        let secured = Secured::new(CERTIFICATES.as_ref(), STORE, CLUSTER, &nodes);
+        let quota = ["--quota-backend-bytes=16777216"];
+        let etcd = EtcdServer::secure_cluster_at(STORE, CERTIFICATES.as_ref(), 3, &quota);
+        secured.enable(&etcd[0]);
         for n in 0..3 {
             let node = name(n);
             ip(&format!("netns add {node}"));
@@ -85,26 +98,27 @@ impl Nodes {
             ip(&format!("-n {node} route add default via {STORE}"));
             ip(&format!("-n {node} -6 route add default via fd99::fe"));
         }
-        let mut all: Vec<TestNode> = (0..3).map(|n| Self::node(n, routing, more)).collect();
+        let option = |n| secured.option(&agent(&name(n)), &etcd);
+        let mut all: Vec<TestNode> = (0..3).map(|n| Self::node(n, routing, &option(n), more)).collect();
         for node in &mut all {
             node.start();
         }
-        let nodes = Self { etcd, all };
+        let nodes = Self { etcd, all, secured };
         for node in &nodes.all {
             eventually("every node follows the store", || node.kvstore().0 == "Ok");
         }
         nodes
     }
 
-    fn node(n: usize, routing: Routing, more: &[(&str, &str)]) -> TestNode {
-        let (v4, v6) = (format!("10.5{n}.0.0/24"), format!("fd5{n}::/112"));
+    fn node(n: usize, routing: Routing, store: &str, more: &[(&str, &str)]) -> TestNode {
+        let [v4, v6] = ranges(n);
         let node = name(n);
         let mut options = vec![
             ("node-name", node.as_str()),
             ("cluster-name", CLUSTER),
             ("cluster-id", "1"),
             ("kvstore", "etcd"),
-            ("kvstore-opt", "etcd.config=/tmp/etcd.yaml"),
+            ("kvstore-opt", store),
             ("ipv4-range", &v4),
             ("ipv6-range", &v6),
         ];
@@ -134,7 +148,7 @@ impl Nodes {
     pub fn collector(&self) -> Collector {
         let runtime = Runtime::new().unwrap();
         let inside = runtime.enter();
-        let store = Etcd::new(EtcdOptions::new(self.etcd.iter().map(EtcdServer::url).collect())).unwrap();
+        let store = Etcd::new(self.secured.options(OPERATOR, &self.etcd)).unwrap();
         let config = OperatorConfig {
             name: "collector".to_owned(),
             cluster: CLUSTER.to_owned(),
@@ -173,6 +187,11 @@ impl Nodes {
         let status = self.etcdctl(&["get", "nothing", "-w", "json"]).unwrap();
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         self.etcdctl(&["compact", &status["header"]["revision"].to_string()]).unwrap();
+    }
+
+    /// Makes users and roles in a store that was wiped.
+    pub fn secure(&self) {
+        self.secured.enable(&self.etcd[0]);
     }
 
     /// Kills all members of etcd.
