@@ -164,6 +164,13 @@ impl LabelFilter {
         }
     }
 
+    /// Whether a rule of the operator's, none of the defaults, includes the label.
+    #[must_use]
+    pub fn is_included_by_own_rule(&self, label: &Label) -> bool {
+        let own = self.rules.iter().skip(DEFAULTS.len());
+        own.filter(|rule| !rule.ignore).any(|rule| rule.matched(label).is_some())
+    }
+
     /// The labels that make up the identity.
     #[must_use]
     pub fn identity_labels(&self, labels: &Labels) -> Labels {

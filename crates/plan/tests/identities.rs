@@ -61,6 +61,73 @@ fn a_label_of_each_pod_is_named_and_the_rule_against_it_is_counted() {
     assert_eq!((after.identities, after.advice), (5, None));
 }
 
+/// Pods of Jobs with the labels that Kubernetes itself sets, and those of their application.
+fn jobs(pods: u32) -> Vec<Value> {
+    let pods = (0..pods).map(|n| {
+        let (job, uid) = (format!("report-{n}"), format!("00000000-0000-0000-0000-{n:012}"));
+        pod(
+            "batch",
+            &format!("{job}-x"),
+            json!({"app": "report", "job-name": job, "batch.kubernetes.io/job-name": job, "controller-uid": uid,
+                   "batch.kubernetes.io/controller-uid": uid}),
+        )
+    });
+    pods.collect()
+}
+
+#[test]
+fn labels_that_tell_the_same_are_counted_and_left_out_together() {
+    let dump = list(jobs(1000));
+    for (filter, rules) in [
+        ("", vec!["k8s:!batch\\.kubernetes\\.io/job-name$", "k8s:!job-name$"]),
+        ("k8s:!job-name", vec!["k8s:!batch\\.kubernetes\\.io/job-name$"]),
+    ] {
+        let count = counted(&dump, filter);
+        assert_eq!((count.identities, count.labels[0].saves), (1000, 999));
+        assert_eq!(count.labels[0].alike.len() + 1, rules.len(), "{:?}", count.labels[0]);
+        let advice = count.advice.unwrap();
+        assert_eq!(
+            (advice.rules.as_slice(), advice.identities),
+            (&rules.iter().map(|r| r.to_string()).collect::<Vec<_>>()[..], 1)
+        );
+        let after = counted(&dump, &format!("{filter} {}", advice.rules.join(" ")));
+        assert_eq!((after.identities, after.advice), (1, None));
+    }
+    let all = counted(&dump, "k8s:.*");
+    let joined = "k8s:batch.kubernetes.io/job-name = k8s:job-name";
+    assert_eq!(counted(&dump, "").labels[0].alike, ["k8s:job-name"]);
+    assert!(text(&counted(&dump, "")).contains(joined), "{}", text(&counted(&dump, "")));
+    assert_eq!((all.identities, all.advice), (1000, None), "what a rule includes is not proposed to go");
+}
+
+#[test]
+fn labels_that_only_together_tell_pods_apart_go_together() {
+    // Ten replicas of each of a hundred applications: the name says what application and index say.
+    let pods = (0..1000).map(|n| {
+        let (app, index) = (n / 10, n % 10);
+        pod(
+            "shop",
+            &format!("p{n}"),
+            json!({"app": format!("a{app}"), "replica": index.to_string(), "own": n.to_string()}),
+        )
+    });
+    let count = counted(&list(pods.collect()), "");
+    assert_eq!(count.identities, 1000);
+    let advice = count.advice.unwrap();
+    assert_eq!(
+        (advice.rules, advice.identities),
+        (vec!["k8s:!own$".to_owned(), "k8s:!replica$".to_owned()], 100)
+    );
+}
+
+#[test]
+fn what_a_rule_of_the_operators_includes_is_not_proposed_to_go() {
+    let pods = (0..100).map(|n| pod("shop", &format!("p{n}"), json!({"com.trip/appid": n.to_string()})));
+    let count = counted(&list(pods.collect()), PUBLISHED);
+    assert_eq!((count.identities, count.advice.clone()), (100, None));
+    assert!(text(&count).contains("what a rule of `labels` includes stays"), "{}", text(&count));
+}
+
 #[test]
 fn with_the_published_filter_an_application_has_one_identity() {
     let mut items = shop();

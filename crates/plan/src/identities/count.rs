@@ -1,7 +1,7 @@
 //! Counting identities, and what each label adds to them.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::RangeInclusive,
 };
 
@@ -11,14 +11,14 @@ use villus_labels::{
     source,
 };
 
-use super::{Dump, Skipped, Workload};
+use super::{Dump, Skipped, Workload, columns::Columns};
 
 /// Values of a label that are shown.
 const EXAMPLES: usize = 3;
-/// Rules that are proposed at most.
-const MOST_RULES: usize = 8;
 /// What policies of Kubernetes cannot do without: never proposed to be left out.
 const NEEDED: [&str; 3] = [KEY_NAMESPACE, KEY_SERVICE_ACCOUNT, KEY_CLUSTER];
+/// What they mostly select by.
+const SELECTED: [&str; 4] = ["app", "k8s-app", "app.kubernetes.io/name", "app.kubernetes.io/component"];
 
 /// How many identities there would be, and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -54,8 +54,11 @@ pub struct Cost {
     pub workloads: usize,
     /// Its different values.
     pub values: usize,
-    /// Identities that there would be fewer without it.
+    /// Identities that there would be fewer without it and without those in `alike`.
     pub saves: usize,
+    /// Labels whose values it determines and that determine its: as long as one of them counts, the others add nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alike: Vec<String>,
     /// Some of its values.
     pub examples: Vec<String>,
 }
@@ -63,13 +66,13 @@ pub struct Cost {
 /// Rules that would make identities fewer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
-    /// To be added to `labels`, in the order of what they save.
+    /// To be added to `labels`, all of them, in the order of what their labels add.
     pub rules: Vec<String>,
     /// Identities with them.
     pub identities: usize,
 }
 
-type Key = (String, String);
+pub(super) type Key = (String, String);
 
 /// Counts the identities that workloads have under the filter of the option `labels`.
 ///
@@ -78,8 +81,10 @@ type Key = (String, String);
 pub fn count(dump: &Dump, filter_text: &str, clusters: MaxConnectedClusters) -> Result<Count, FilterError> {
     let filter = LabelFilter::parse(filter_text)?;
     let sets = distinct(&dump.workloads, &filter);
-    let costs = costs(&dump.workloads, &sets, &filter);
-    let advice = advise(&dump.workloads, filter_text, &sets, &costs)?;
+    let columns = Columns::of(&sets);
+    let costs = costs(&dump.workloads, &sets, &columns, &filter);
+    let candidates = candidates(&sets, &filter, &costs);
+    let advice = advise(&dump.workloads, filter_text, &columns, candidates, sets.len())?;
     let space = clusters.range(0).map_or(0, size);
     Ok(Count {
         workloads: dump.workloads.len(),
@@ -97,8 +102,12 @@ fn size(range: RangeInclusive<u32>) -> usize {
     range.end().saturating_sub(*range.start()) as usize + 1
 }
 
-fn key(label: &Label) -> Key {
+pub(super) fn key(label: &Label) -> Key {
     (label.source().to_owned(), label.key().to_owned())
+}
+
+fn name((source, key): &Key) -> String {
+    format!("{source}:{key}")
 }
 
 /// The different sets of labels that count. A workload without any has the identity `init`, which is nobody's own.
@@ -116,14 +125,14 @@ fn distinct<'a>(workloads: &'a [Workload], filter: &LabelFilter) -> HashSet<Vec<
         .collect()
 }
 
-/// How many different sets are left without some keys.
-fn without(sets: &HashSet<Vec<&Label>>, left_out: impl Fn(&Label) -> bool) -> usize {
-    let shorter: HashSet<Vec<&Label>> =
-        sets.iter().map(|set| set.iter().copied().filter(|label| !left_out(label)).collect()).collect();
-    shorter.len()
-}
-
-fn costs(workloads: &[Workload], sets: &HashSet<Vec<&Label>>, filter: &LabelFilter) -> Vec<Cost> {
+fn costs(
+    workloads: &[Workload],
+    sets: &HashSet<Vec<&Label>>,
+    columns: &Columns,
+    filter: &LabelFilter,
+) -> Vec<Cost> {
+    let groups = columns.groups();
+    let alike = |of: &Key| groups.iter().find(|group| group.contains(of)).into_iter().flatten();
     let relevant: HashSet<Key> = sets.iter().flatten().map(|label| key(label)).collect();
     let mut seen: BTreeMap<Key, (usize, BTreeMap<&str, usize>)> = BTreeMap::new();
     for label in workloads.iter().flat_map(|workload| workload.labels.iter()) {
@@ -136,9 +145,10 @@ fn costs(workloads: &[Workload], sets: &HashSet<Vec<&Label>>, filter: &LabelFilt
     }
     let mut costs: Vec<Cost> = seen
         .into_iter()
-        .map(|((source, key), (workloads, values))| Cost {
-            saves: sets.len() - without(sets, |label| label.source() == source && label.key() == key),
-            label: format!("{source}:{key}"),
+        .map(|(of, (workloads, values))| Cost {
+            saves: sets.len() - columns.without(|key| *key == of || alike(&of).any(|one| one == key)).count(),
+            alike: alike(&of).filter(|key| **key != of).map(name).collect(),
+            label: name(&of),
             workloads,
             values: values.len(),
             examples: values.keys().take(EXAMPLES).map(ToString::to_string).collect(),
@@ -148,49 +158,51 @@ fn costs(workloads: &[Workload], sets: &HashSet<Vec<&Label>>, filter: &LabelFilt
     costs
 }
 
-/// Leaves out one key after the other, each time the one that saves most, while that is worth a rule: a tenth of what
-/// there is, and more than one.
+/// Leaves out all keys that may go, then takes back one after the other, each time the one that adds least, while what it adds
+/// is not worth a rule: a tenth of what there is, and more than one. So keys that tell the same go together.
 fn advise(
     workloads: &[Workload],
     filter_text: &str,
-    sets: &HashSet<Vec<&Label>>,
-    costs: &[Cost],
+    columns: &Columns,
+    mut candidates: Vec<Key>,
+    identities: usize,
 ) -> Result<Option<Advice>, FilterError> {
-    let mut sets = sets.clone();
-    let mut rules = Vec::new();
-    let may_go = |cost: &&Cost| !NEEDED.iter().any(|needed| cost.label.ends_with(&format!(":{needed}")));
-    let mut candidates: Vec<&Cost> = costs.iter().filter(may_go).collect();
-    while rules.len() < MOST_RULES && !candidates.is_empty() {
-        let is_of = |label: &Label, cost: &Cost| {
-            cost.label.strip_prefix(label.source()).and_then(|rest| rest.strip_prefix(':'))
-                == Some(label.key())
-        };
-        let best = candidates
-            .iter()
-            .enumerate()
-            .map(|(index, cost)| (sets.len() - without(&sets, |label| is_of(label, cost)), index))
-            .max_by_key(|(saves, index)| (*saves, usize::MAX - index));
-        let Some((saves, index)) = best else { break };
-        if saves < 2 || saves * 10 < sets.len() {
-            break;
+    let mut kept = columns.without(|key| candidates.contains(key));
+    let mut adding: Vec<(usize, Key)> = Vec::new();
+    while !candidates.is_empty() {
+        adding = candidates.drain(..).map(|key| (columns.adds(&kept, &key), key)).collect();
+        adding.sort_by(|(a, one), (b, other)| b.cmp(a).then_with(|| one.cmp(other)));
+        match adding.last() {
+            Some((adds, key)) if *adds < 2 || adds * 10 < identities => kept = columns.add(kept, key),
+            _ => break,
         }
-        let cost = candidates.remove(index);
-        sets = sets
-            .into_iter()
-            .map(|set| set.into_iter().filter(|label| !is_of(label, cost)).collect())
-            .collect();
-        rules.push(rule(&cost.label));
+        adding.pop();
+        candidates = std::mem::take(&mut adding).into_iter().map(|(_, key)| key).collect();
     }
-    if rules.is_empty() {
+    if adding.is_empty() {
         return Ok(None);
     }
+    let rules: Vec<String> = adding.iter().map(|(_, key)| rule(key)).collect();
     // What is proposed is counted with the filter itself.
     let filter = LabelFilter::parse(&format!("{filter_text} {}", rules.join(" ")))?;
-    Ok(Some(Advice { identities: distinct(workloads, &filter).len(), rules }))
+    let left = distinct(workloads, &filter).len();
+    Ok((left < identities).then_some(Advice { identities: left, rules }))
+}
+
+/// The keys that may go: not what policies cannot do without, nothing that a rule of the operator's includes, and what policies
+/// mostly select by only if nearly every workload has a value of its own.
+fn candidates(sets: &HashSet<Vec<&Label>>, filter: &LabelFilter, costs: &[Cost]) -> Vec<Key> {
+    let labels = sets.iter().flatten().filter(|label| !filter.is_included_by_own_rule(label));
+    let keys: BTreeSet<Key> = labels.map(|label| key(label)).collect();
+    let may_go = |(source, key): &Key| {
+        let is_own =
+            |cost: &Cost| cost.label == format!("{source}:{key}") && cost.values * 2 > cost.workloads;
+        !NEEDED.contains(&key.as_str()) && (!SELECTED.contains(&key.as_str()) || costs.iter().any(is_own))
+    };
+    keys.into_iter().filter(may_go).collect()
 }
 
 /// The rule that leaves out one key and no other.
-fn rule(label: &str) -> String {
-    let (source, key) = label.split_once(':').unwrap_or((source::ANY, label));
+fn rule((source, key): &Key) -> String {
     format!("{source}:!{}$", key.replace('.', "\\."))
 }

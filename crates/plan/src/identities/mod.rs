@@ -1,5 +1,6 @@
 //! How many identities the workloads of a cluster need under a label filter.
 
+mod columns;
 mod count;
 mod dump;
 mod report;

@@ -2,7 +2,7 @@
 
 use villus_print::Table;
 
-use super::Count;
+use super::{Cost, Count};
 
 /// Labels that are shown.
 const SHOWN: usize = 15;
@@ -28,9 +28,13 @@ pub fn text(count: &Count) -> String {
         "Every label counts that no rule leaves out.\n\n"
     };
     let mut table = Table::new(["LABEL", "WORKLOADS", "VALUES", "SAVES", "SUCH AS"]);
-    for cost in count.labels.iter().take(SHOWN) {
+    // Those that are alike stand in one row.
+    let is_first = |cost: &&Cost| cost.alike.iter().all(|other| cost.label < *other);
+    let mut rows = count.labels.iter().filter(is_first);
+    for cost in rows.by_ref().take(SHOWN) {
+        let labels = std::iter::once(&cost.label).chain(&cost.alike).map(String::as_str);
         table.row([
-            cost.label.clone(),
+            labels.collect::<Vec<_>>().join(" = "),
             cost.workloads.to_string(),
             cost.values.to_string(),
             cost.saves.to_string(),
@@ -38,11 +42,18 @@ pub fn text(count: &Count) -> String {
         ]);
     }
     text += &table.render();
-    if count.labels.len() > SHOWN {
-        text += &format!("… and {} labels that save no more\n", count.labels.len() - SHOWN);
+    let more = rows.count();
+    if more > 0 {
+        text += &format!("… and {more} labels that save no more\n");
     }
-    text += "\nSAVES: how many identities fewer there would be without this label alone.\n";
+    text += "\nSAVES: how many identities fewer there would be without this label alone, or without all that `=` joins: their \
+             values determine each other.\n";
     text += &match &count.advice {
+        None if count.whitelist => {
+            "Nothing to change: what a rule of `labels` includes stays, and no other label adds a tenth \
+                                    of the identities.\n"
+                .to_owned()
+        }
         None => "Nothing to change: no label that may go adds a tenth of the identities.\n".to_owned(),
         Some(advice) => format!(
             "To have {} identities, if no policy selects by what is left out, add to `labels`:\n  {}\n",
