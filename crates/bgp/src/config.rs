@@ -159,12 +159,17 @@ impl Speaker {
     pub fn render(&self) -> String {
         let mut text = format!(
             "# Made by `villus bird-config`: announces this node's pod ranges{}.\n\
-             log syslog all;\nrouter id {};\n\nprotocol device {{ }}\n",
+             log syslog all;\nrouter id {};\n{}\nprotocol device {{ }}\n",
             match self.import {
                 Import::None => " and imports nothing",
                 Import::Default => " and imports the default route",
             },
-            self.router_id
+            self.router_id,
+            match self.import {
+                Import::None => "",
+                // A neighbour that died meanwhile has its routes in the kernel until then.
+                Import::Default => "graceful restart wait 30;\n",
+            }
         );
         for v4 in [true, false] {
             self.family(&mut text, v4);
@@ -206,8 +211,9 @@ impl Speaker {
             Import::Default => format!("where net = {default}"),
         };
         if self.import == Import::Default {
+            // The kernel keeps the route while BIRD is away, and one that is started with -R leaves it until it knows better.
             line(format_args!(
-                "protocol kernel villus_kernel{n} {{\n  merge paths on;\n  {channel} {{ table villus{n}; import none; \
+                "protocol kernel villus_kernel{n} {{\n  merge paths on;\n  persist;\n  graceful restart on;\n  {channel} {{ table villus{n}; import none; \
                  export where source = RTS_BGP && net = {default}; }};\n}}"
             ));
         }

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
-    net::IpAddr,
-    path::PathBuf,
+    net::{IpAddr, UdpSocket},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -16,6 +18,26 @@ const PODS: [&str; 2] = ["10.0.1.7", "fd00:1:2:3::7"];
 /// Addresses of the host behind the switches.
 const CLIENT: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
 
+/// How a BIRD ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// As its unit stops it: it says goodbye to its neighbours.
+    Stopped,
+    /// Its neighbours are to wait for it.
+    Graceful,
+    /// By signal 9.
+    Killed,
+}
+
+/// Says that something is over when it goes, whatever happens.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A BIRD in the namespace of a host. Gone with this value.
 struct Bird {
     child: Child,
@@ -25,14 +47,45 @@ struct Bird {
 impl Bird {
     fn start(host: &Host, config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let file = |name: &str| directory.path().join(name).display().to_string();
-        std::fs::write(file("bird.conf"), config).unwrap();
-        let arguments = ["-f", "-c", &file("bird.conf"), "-s", &file("bird.ctl"), "-P", &file("bird.pid")];
+        std::fs::write(directory.path().join("bird.conf"), config).unwrap();
+        let bird = Self { child: Self::run(host, directory.path()), directory };
+        bird.listens();
+        bird
+    }
+
+    fn run(host: &Host, directory: &Path) -> Child {
+        let file = |name: &str| directory.join(name).display().to_string();
+        let arguments =
+            ["-R", "-f", "-c", &file("bird.conf"), "-s", &file("bird.ctl"), "-P", &file("bird.pid")];
         let child = host
             .run(|| Command::new("bird").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn());
-        let bird = Self { child: child.expect("bird (package bird2)"), directory };
-        eventually("BIRD listens", || Control::connect(&bird.socket()).is_ok());
-        bird
+        child.expect("bird (package bird2)")
+    }
+
+    fn listens(&self) {
+        eventually("BIRD listens", || Control::connect(&self.socket()).is_ok());
+    }
+
+    /// It is gone after this.
+    fn end(&mut self, end: End) {
+        match end {
+            End::Stopped => drop(self.birdc(&["down"])),
+            End::Graceful => drop(self.birdc(&["graceful", "restart"])),
+            End::Killed => self.child.kill().unwrap(),
+        }
+        self.child.wait().unwrap();
+    }
+
+    fn again(&mut self, host: &Host) {
+        self.child = Self::run(host, self.directory.path());
+        self.listens();
+    }
+
+    fn birdc(&self, command: &[&str]) -> String {
+        let socket = self.socket().display().to_string();
+        let mut arguments = vec!["-s", socket.as_str()];
+        arguments.extend(command);
+        run("birdc", &arguments)
     }
 
     fn socket(&self) -> PathBuf {
@@ -45,7 +98,7 @@ impl Bird {
 
     fn configure(&self, config: &str) {
         std::fs::write(self.directory.path().join("bird.conf"), config).unwrap();
-        run("birdc", &["-s", &self.socket().display().to_string(), "configure"]);
+        self.birdc(&["configure"]);
     }
 }
 
@@ -119,6 +172,31 @@ impl Lab {
             family("ipv4", "0.0.0.0/0", "203.0.113.0/24", &format!("10.9.{n}.1")),
             family("ipv6", "::/0", "2001:db8:9::/48", &format!("fd09:{n}::1")),
         )
+    }
+
+    /// Sends datagrams from the pods to the host, one after the other, until it is told. Returns how many came, or the first that
+    /// did not.
+    fn sends_out(&self, done: &AtomicBool) -> Result<usize, String> {
+        let ends = [0, 1].map(|n| {
+            let pod = self.node.run(|| UdpSocket::bind((PODS[n].parse::<IpAddr>().unwrap(), 0)).unwrap());
+            let host =
+                self.client.run(|| UdpSocket::bind((CLIENT[n].parse::<IpAddr>().unwrap(), 0)).unwrap());
+            host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            (pod, host)
+        });
+        let mut came = 0_usize;
+        while !done.load(Ordering::Relaxed) {
+            for (pod, host) in &ends {
+                let sent = pod.send_to(&came.to_be_bytes(), host.local_addr().unwrap());
+                sent.map_err(|error| format!("datagram {came} from {pod:?}: {error}"))?;
+                let mut got = [0; size_of::<usize>()];
+                host.recv(&mut got).map_err(|error| format!("datagram {came} to {host:?}: {error}"))?;
+                assert_eq!(usize::from_be_bytes(got), came);
+                came += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(came)
     }
 
     fn reaches_pods(&self) -> bool {
@@ -197,6 +275,42 @@ fn neighbours_learn_the_ranges_and_traffic_goes_on_when_one_dies() {
     assert!(!node.status().is_whole());
     eventually("the pods are reached through the other", || lab.reaches_pods());
     assert!(learned(&lab.node, "-4").contains("10.9.2.2"), "{}", learned(&lab.node, "-4"));
+}
+
+#[test]
+fn the_default_route_and_traffic_stay_while_bird_is_stopped_killed_and_started_again() {
+    let lab = Lab::new();
+    let _switches: Vec<Bird> =
+        (1..).zip(&lab.switches).map(|(n, host)| Bird::start(host, &Lab::switch_config(n))).collect();
+    let mut node = Bird::start(&lab.node, &speaker(Import::Default).render());
+    let has_default =
+        || ["-4", "-6"].iter().all(|family| learned(&lab.node, family).starts_with("default via"));
+    let is_settled = |node: &Bird| {
+        node.status().is_whole() && !node.birdc(&["show", "status"]).contains("recovery in progress")
+    };
+    eventually("all sessions are established", || is_settled(&node));
+    eventually("the node learns the default routes", has_default);
+    eventually("the pods are reached", || lab.reaches_pods());
+    for end in [End::Stopped, End::Graceful, End::Killed] {
+        let done = AtomicBool::new(false);
+        let came = std::thread::scope(|scope| {
+            let traffic = scope.spawn(|| lab.sends_out(&done));
+            let over = Over(&done);
+            node.end(end);
+            let stayed = has_default();
+            let is_reached = lab.reaches_pods();
+            node.again(&lab.node);
+            eventually("all sessions are established again", || is_settled(&node));
+            assert!(stayed, "{end:?}: no default route while BIRD is away");
+            // Who says goodbye is believed.
+            assert!(is_reached || end == End::Stopped, "{end:?}: neighbours forgot the node's ranges");
+            drop(over);
+            traffic.join().unwrap()
+        });
+        let came = came.unwrap_or_else(|lost| panic!("{end:?}: {lost}"));
+        assert!(came > 0 && has_default(), "{end:?}: {came}");
+        eventually("the pods are reached again", || lab.reaches_pods());
+    }
 }
 
 #[test]
