@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use villus_datapath::{Edits, Entries, Maps, Pins, PolicyMaps, ROOM, Shapes, Sizes};
 use villus_labels::{Labels, NumericIdentity};
-use villus_policy::{Repository, Settings, SubjectId, parse};
+use villus_policy::{Repository, Settings, SubjectChange, SubjectId, parse};
 
 use crate::report::Row;
 
@@ -163,14 +163,26 @@ impl Node {
 
     /// As the agent does: what is different goes into the maps of all endpoints that it concerns.
     fn follow(&mut self) -> Result<usize> {
-        let mut edits: BTreeMap<SubjectId, Edits> = BTreeMap::new();
+        let mut edits: BTreeMap<SubjectId, Arc<Edits>> = BTreeMap::new();
+        let mut last: Option<(SubjectChange, Arc<Edits>)> = None;
         for change in self.repository.sync() {
             let (policy, _) = self.repository.compiled(change.subject).context("a policy is not compiled")?;
             let shapes = Shapes { mask: policy.mask(), deny_identity: policy.deny_identity() };
-            let all = edits.entry(change.subject).or_insert_with(|| Edits::new(shapes));
-            change.edits.iter().for_each(|edit| all.push(edit.key, edit.before, edit.after));
+            let like = last
+                .take()
+                .filter(|(like, edits)| Arc::ptr_eq(&like.edits, &change.edits) && edits.shapes() == shapes);
+            let own = like.map_or_else(
+                || {
+                    let mut own = Edits::new(shapes);
+                    change.edits.iter().for_each(|edit| own.push(edit.key, edit.before, edit.after));
+                    Arc::new(own)
+                },
+                |(_, edits)| edits,
+            );
+            edits.insert(change.subject, own.clone());
+            last = Some((change, own));
         }
-        let batch = self.endpoints.iter().filter_map(|(id, subject)| Some((*id, edits.get(subject)?)));
+        let batch = self.endpoints.iter().filter_map(|(id, subject)| Some((*id, &**edits.get(subject)?)));
         let batch: Vec<(u16, &Edits)> = batch.collect();
         for (id, result) in self.policies.apply_edits(&batch, &mut &self.maps.endpoints)? {
             result?.with_context(|| format!("endpoint {id} was not edited in place"))?;

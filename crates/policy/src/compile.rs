@@ -7,6 +7,7 @@ use crate::{
     Audit, Bound, Clause, Cost, EndpointPolicy, EnforcementMode, Origin, Overflow, Peers, SelectorCache,
     SelectorId, Settings,
     askers::{Asker, Askers},
+    packed::Packed,
     plan::Plan,
     rules::{RuleId, Rules},
 };
@@ -203,7 +204,7 @@ impl<'a> Compiler<'a> {
 
 /// Asks that are gathered, within bounds.
 struct Asks {
-    all: Vec<(PolicyKey, u32)>,
+    all: Vec<(Packed, u32)>,
     most: usize,
     /// How many of them were found to be about different keys.
     full: usize,
@@ -214,7 +215,7 @@ impl Asks {
     const SLACK: usize = 1 << 14;
 
     fn push(&mut self, key: PolicyKey, ask: u32) -> Result<(), TooMany> {
-        self.all.push((key, ask));
+        self.all.push((Packed::from(key), ask));
         if self.all.len() <= self.most.max(2 * self.full).saturating_add(Self::SLACK) {
             return Ok(());
         }

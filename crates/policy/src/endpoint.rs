@@ -9,6 +9,7 @@ use crate::{
     Explanation, Origin, Verdict,
     askers::{Askers, Decision},
     explain,
+    packed::Packed,
     shapes::ShapeCounts,
 };
 
@@ -40,7 +41,7 @@ pub struct EndpointPolicy {
     pub audit: [bool; 2],
     /// What made it so: rules, `reserved:init` or an option. Empty where nothing is enforced.
     pub enforced_by: [Vec<Origin>; 2],
-    entries: BTreeMap<PolicyKey, Decision>,
+    entries: BTreeMap<Packed, Decision>,
     askers: Askers,
     shapes: ShapeCounts,
 }
@@ -68,7 +69,7 @@ impl EndpointPolicy {
     }
 
     /// A policy of asks: keys, each with the number of the one of `askers` who asks for it. `asks` is consumed.
-    pub(crate) fn of_asks(mut askers: Askers, asks: &mut Vec<(PolicyKey, u32)>) -> Self {
+    pub(crate) fn of_asks(mut askers: Askers, asks: &mut Vec<(Packed, u32)>) -> Self {
         asks.sort_unstable();
         asks.dedup();
         let mut shapes = ShapeCounts::default();
@@ -79,7 +80,7 @@ impl EndpointPolicy {
             numbers.extend(same.iter().map(|(_, ask)| *ask));
             let Some((key, _)) = same.first() else { continue };
             let decision = askers.decide(&numbers);
-            shapes.add(key, decision.holds());
+            shapes.add(&PolicyKey::from(*key), decision.holds());
             entries.push((*key, decision));
         }
         asks.clear();
@@ -100,24 +101,24 @@ impl EndpointPolicy {
 
     /// The keys, sorted.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = PolicyKey> + '_ {
-        self.entries.keys().copied()
+        self.entries.keys().map(|key| PolicyKey::from(*key))
     }
 
     /// The entry of a key, and who asked for it.
     #[must_use]
     pub fn get(&self, key: &PolicyKey) -> Option<Wanted> {
-        self.entries.get(key).map(|decision| self.wanted(*decision))
+        self.entries.get(&Packed::from(*key)).map(|decision| self.wanted(*decision))
     }
 
     /// The entry of a key as it is written to the map, its counters at zero.
     #[must_use]
     pub fn entry(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        self.entries.get(key).map(|decision| decision.entry())
+        self.entries.get(&Packed::from(*key)).map(|decision| decision.entry())
     }
 
     /// The entries in order of their keys, and who asked for them.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (PolicyKey, Wanted)> + '_ {
-        self.entries.iter().map(|(key, decision)| (*key, self.wanted(*decision)))
+        self.entries.iter().map(|(key, decision)| (PolicyKey::from(*key), self.wanted(*decision)))
     }
 
     fn wanted(&self, decision: Decision) -> Wanted {
@@ -130,7 +131,7 @@ impl EndpointPolicy {
 
     /// The entries as they are written to the map, their counters at zero, in order of their keys.
     pub fn map_entries(&self) -> impl ExactSizeIterator<Item = (PolicyKey, PolicyEntry)> + '_ {
-        self.entries.iter().map(|(key, decision)| (*key, decision.entry()))
+        self.entries.iter().map(|(key, decision)| (PolicyKey::from(*key), decision.entry()))
     }
 
     /// Shapes of key in use beside the four classic ones: bits of [`PolicyKey::mask_bit`].
@@ -159,32 +160,35 @@ impl EndpointPolicy {
 
     // === changing ===
 
-    /// Makes these asks all that there is about one identity; says which entries are different.
-    pub(crate) fn replace_identity(&mut self, identity: u32, asks: &mut Vec<(PolicyKey, u32)>) -> Vec<Edit> {
+    /// Makes these asks all that there is about one identity; tells each entry that is different, with what stood there and
+    /// what stands there.
+    pub(crate) fn replace_identity(
+        &mut self,
+        identity: u32,
+        asks: &mut Vec<(Packed, u32)>,
+        mut tell: impl FnMut(PolicyKey, Option<Decision>, Option<Decision>),
+    ) {
         asks.sort_unstable();
         asks.dedup();
-        let mut edits = Vec::new();
         let gone: Vec<PolicyKey> = self
             .keys_of(identity)
             .filter(|key| asks.binary_search_by(|(asked, _)| asked.cmp(key)).is_err())
+            .map(PolicyKey::from)
             .collect();
         for key in gone {
-            let before = self.take(&key).map(Decision::entry);
-            edits.push(Edit { key, before, after: None });
+            tell(key, self.take(&key), None);
         }
         let mut numbers = Vec::new();
         for same in asks.chunk_by(|a, b| a.0 == b.0) {
             numbers.clear();
             numbers.extend(same.iter().map(|(_, ask)| *ask));
             let Some((key, _)) = same.first() else { continue };
-            let decision = self.askers.decide(&numbers);
-            let before = self.put(*key, decision).map(Decision::entry);
-            let after = Some(decision.entry());
-            if before != after {
-                edits.push(Edit { key: *key, before, after });
+            let (key, decision) = (PolicyKey::from(*key), self.askers.decide(&numbers));
+            let before = self.put(key, decision);
+            if before.map(Decision::entry) != Some(decision.entry()) {
+                tell(key, before, Some(decision));
             }
         }
-        edits
     }
 
     /// How many entries there would be if there were this many about one identity.
@@ -192,21 +196,21 @@ impl EndpointPolicy {
         self.len() - self.keys_of(identity).count() + entries
     }
 
-    fn keys_of(&self, identity: u32) -> impl Iterator<Item = PolicyKey> + '_ {
+    fn keys_of(&self, identity: u32) -> impl Iterator<Item = Packed> + '_ {
         let first = PolicyKey { identity, ..PolicyKey::default() };
         let last = PolicyKey { identity, dport: u16::MAX, proto: u8::MAX, direction: u8::MAX };
-        self.entries.range(first..=last).map(|(key, _)| *key)
+        self.entries.range(Packed::from(first)..=Packed::from(last)).map(|(key, _)| *key)
     }
 
     fn put(&mut self, key: PolicyKey, decision: Decision) -> Option<Decision> {
         self.shapes.add(&key, decision.holds());
-        let before = self.entries.insert(key, decision);
+        let before = self.entries.insert(Packed::from(key), decision);
         self.forget(&key, before);
         before
     }
 
     fn take(&mut self, key: &PolicyKey) -> Option<Decision> {
-        let before = self.entries.remove(key);
+        let before = self.entries.remove(&Packed::from(*key));
         self.forget(key, before);
         before
     }

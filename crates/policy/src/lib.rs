@@ -31,6 +31,7 @@ mod metadata;
 mod named_port;
 mod node;
 mod origin;
+mod packed;
 mod parse;
 mod plan;
 mod ports;

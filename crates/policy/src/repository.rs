@@ -423,10 +423,11 @@ impl Repository {
     /// came or went costs what its own entries cost, a policy the compiling of those it selects.
     pub fn sync(&mut self) -> Vec<SubjectChange> {
         let touched = self.subjects.take_touched();
-        let mut changes = Vec::with_capacity(touched.len());
+        let mut changes: Vec<SubjectChange> = Vec::with_capacity(touched.len());
         for id in touched {
             self.subjects.refresh(id, &self.settings, &self.rules, &mut self.selectors, self.revision);
-            changes.extend(self.subjects.take_change(id));
+            let change = self.subjects.take_change(id, changes.last());
+            changes.extend(change);
         }
         changes
     }

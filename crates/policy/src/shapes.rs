@@ -10,6 +10,8 @@ pub(crate) struct ShapeCounts([Side; 2]);
 struct Side {
     /// By the bit of [`PolicyKey::mask_bit`].
     by_bit: [u32; 32],
+    /// The bits whose count is not zero.
+    mask: u32,
     deny_identity: u32,
 }
 
@@ -29,6 +31,7 @@ impl ShapeCounts {
             && let Some(count) = side.by_bit.get_mut(bit.trailing_zeros() as usize)
         {
             change(count);
+            side.mask = if *count > 0 { side.mask | bit } else { side.mask & !bit };
         }
         if denies && key.identity != 0 {
             change(&mut side.deny_identity);
@@ -36,10 +39,7 @@ impl ShapeCounts {
     }
 
     pub(crate) fn mask(&self) -> [u32; 2] {
-        self.0.each_ref().map(|side| {
-            let used = (0..).zip(side.by_bit).filter(|(_, count)| *count > 0);
-            used.fold(0, |mask, (bit, _): (u32, u32)| mask | 1 << bit)
-        })
+        self.0.each_ref().map(|side| side.mask)
     }
 
     pub(crate) fn deny_identity(&self) -> [bool; 2] {

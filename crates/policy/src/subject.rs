@@ -1,16 +1,19 @@
 //! Whose policies are compiled, and what came of it.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use villus_abi::{PolicyEntry, PolicyKey};
+use villus_abi::PolicyEntry;
 use villus_labels::{Labels, NumericIdentity};
 
 use crate::{
     Edit, EndpointPolicy, Overflow, SelectorCache, SelectorId,
+    askers::Decision,
     compile::{Compiler, TooMany, number_of},
+    packed::Packed,
     plan::Plan,
     rules::{RuleId, Rules},
     selectors::Reselected,
@@ -31,8 +34,8 @@ pub struct SubjectChange {
     /// The version that they lead to.
     pub to: u64,
     /// Entries that are different, in order of their keys. None if only the revision or the reasons are, and none from
-    /// version 0, which nobody holds.
-    pub edits: Vec<Edit>,
+    /// version 0, which nobody holds. Subjects that one change concerns alike share them.
+    pub edits: Arc<[Edit]>,
 }
 
 /// One subject's policy and what it hangs on.
@@ -52,11 +55,21 @@ pub(crate) struct Compiled {
     stale: bool,
     /// It does not fit; the policy is the last one that did.
     pub(crate) overflow: Option<Overflow>,
-    /// The flags of what stood where something else stands since the last sync; of a key that was changed again the first
-    /// count.
-    before: Vec<(PolicyKey, Option<u8>)>,
+    /// What has become different since the last sync, in its sequence.
+    turns: Vec<Turn>,
     pub(crate) version: u64,
 }
+
+/// An entry that has become different: the flags of what stood there and of what stands there.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    key: Packed,
+    before: Option<u8>,
+    after: Option<u8>,
+}
+
+/// How much room for turns is kept between two syncs.
+const TURNS: usize = 16;
 
 /// Every subject whose policy is kept compiled.
 #[derive(Debug, Default)]
@@ -89,7 +102,7 @@ impl Subjects {
             policy: Arc::default(),
             stale: true,
             overflow: None,
-            before: Vec::new(),
+            turns: Vec::new(),
             version: 0,
         };
         self.ids.insert(subject.clone(), id);
@@ -199,22 +212,26 @@ impl Subjects {
     /// Follows an identity that came, went or has other labels: only its own entries are touched, in the policies
     /// that ask for what the changed selectors select.
     pub(crate) fn follow(&mut self, identity: NumericIdentity, change: &Reselected, compiler: Compiler<'_>) {
-        let mut asks: BTreeMap<SubjectId, Vec<u32>> = BTreeMap::new();
-        for selector in &change.changed {
-            let askers = compiler.selectors.askers(*selector);
-            asks.extend(askers.map(|(subject, _)| (subject, Vec::new())));
+        let askers = |selector: &SelectorId| compiler.selectors.askers(*selector);
+        let mut concerned: Vec<SubjectId> =
+            change.changed.iter().flat_map(askers).map(|(subject, _)| subject).collect();
+        concerned.sort_unstable();
+        concerned.dedup();
+        let mut asks: Vec<(SubjectId, u32)> = Vec::new();
+        for (subject, numbers) in change.selecting.iter().flat_map(askers) {
+            asks.extend(numbers.iter().map(|number| (subject, *number)));
         }
-        for selector in &change.selecting {
-            for (subject, numbers) in compiler.selectors.askers(*selector) {
-                if let Some(all) = asks.get_mut(&subject) {
-                    all.extend_from_slice(numbers);
-                }
-            }
-        }
-        for (id, numbers) in asks {
+        asks.sort_unstable();
+        let (mut asks, mut keys) = (asks.chunk_by(|a, b| a.0 == b.0).peekable(), Vec::new());
+        for id in concerned {
+            let is_of = |asks: &&[(SubjectId, u32)], order: Ordering| {
+                asks.first().is_some_and(|(subject, _)| subject.cmp(&id) == order)
+            };
+            while asks.next_if(|asks| is_of(asks, Ordering::Less)).is_some() {}
+            let own = asks.next_if(|asks| is_of(asks, Ordering::Equal)).unwrap_or_default();
             let Some(compiled) = self.by_id.get_mut(&id).filter(|compiled| !compiled.stale) else { continue };
             self.touched.insert(id);
-            compiled.follow(identity, &numbers, compiler);
+            compiled.follow(identity, own.iter().map(|(_, number)| *number), compiler, &mut keys);
         }
     }
 
@@ -223,18 +240,26 @@ impl Subjects {
         std::mem::take(&mut self.touched)
     }
 
-    /// A subject's change since the last time.
-    pub(crate) fn take_change(&mut self, id: SubjectId) -> Option<SubjectChange> {
+    /// A subject's change since the last time; `like` may be the same for another.
+    pub(crate) fn take_change(
+        &mut self,
+        id: SubjectId,
+        like: Option<&SubjectChange>,
+    ) -> Option<SubjectChange> {
         let compiled = self.by_id.get_mut(&id)?;
-        let mut before = std::mem::take(&mut compiled.before);
-        before.sort_by_key(|(key, _)| *key);
-        before.dedup_by_key(|(key, _)| *key);
-        let edits = before.into_iter().filter_map(|(key, before)| {
-            let before = before.map(|flags| PolicyEntry { flags, ..PolicyEntry::ALLOW });
-            let after = compiled.policy.entry(&key);
-            (before != after).then_some(Edit { key, before, after })
-        });
-        let edits: Vec<Edit> = edits.collect();
+        // What was changed again was at first as before the first change.
+        compiled.turns.sort_by_key(|turn| turn.key);
+        let edit = |same: &[Turn]| {
+            let (first, last) = (same.first()?, same.last()?);
+            let entry = |flags| PolicyEntry { flags, ..PolicyEntry::ALLOW };
+            let (before, after) = (first.before.map(entry), last.after.map(entry));
+            (before != after).then_some(Edit { key: first.key.into(), before, after })
+        };
+        let edits = || compiled.turns.chunk_by(|a, b| a.key == b.key).filter_map(edit);
+        let like = like.filter(|like| edits().eq(like.edits.iter().copied()));
+        let edits: Arc<[Edit]> = like.map_or_else(|| edits().collect(), |like| like.edits.clone());
+        compiled.turns.clear();
+        compiled.turns.shrink_to(TURNS);
         let from = compiled.version;
         let first = from == 0 && compiled.overflow.is_none();
         compiled.version += u64::from(!edits.is_empty() || first);
@@ -244,23 +269,36 @@ impl Subjects {
 
 impl Compiled {
     fn remember(&mut self, edits: &[Edit]) {
-        self.before.extend(edits.iter().map(|edit| (edit.key, edit.before.map(|entry| entry.flags))));
+        let flags = |entry: Option<PolicyEntry>| entry.map(|entry| entry.flags);
+        self.turns.extend(edits.iter().map(|edit| Turn {
+            key: edit.key.into(),
+            before: flags(edit.before),
+            after: flags(edit.after),
+        }));
     }
 
-    fn follow(&mut self, identity: NumericIdentity, numbers: &[u32], compiler: Compiler<'_>) {
+    /// `asks` is where what is asked for is gathered.
+    fn follow(
+        &mut self,
+        identity: NumericIdentity,
+        numbers: impl Iterator<Item = u32>,
+        compiler: Compiler<'_>,
+        asks: &mut Vec<(Packed, u32)>,
+    ) {
         // Numbers are those of the clauses that did not fit.
         if self.overflow.is_some() || self.tight {
             self.stale = true;
             return;
         }
-        let mut asks: Vec<(PolicyKey, u32)> = Vec::new();
-        asks.extend(compiler.option_asks(identity, self.policy.enforced));
+        asks.clear();
+        let option = compiler.option_asks(identity, self.policy.enforced);
+        asks.extend(option.map(|(key, number)| (key.into(), number)));
         let bound = self.plan.bound_any(&compiler);
-        for number in numbers.iter().copied().chain(bound.into_iter().map(number_of)) {
+        for number in numbers.chain(bound.into_iter().map(number_of)) {
             let at = number.saturating_sub(number_of(0)) as usize;
             let clause = self.plan.clauses.get(at).and_then(|reference| compiler.clause(*reference));
             let keys = clause.into_iter().flat_map(|(clause, _)| self.plan.keys(clause, identity, &compiler));
-            asks.extend(keys.map(|key| (key, number)));
+            asks.extend(keys.map(|key| (key.into(), number)));
         }
         // An ask may be there twice; what seems not to fit is compiled anew and counted exactly.
         let most = compiler.settings.max_entries;
@@ -268,7 +306,10 @@ impl Compiled {
             self.stale = true;
             return;
         }
-        let edits = Arc::make_mut(&mut self.policy).replace_identity(identity.0, &mut asks);
-        self.remember(&edits);
+        let turns = &mut self.turns;
+        Arc::make_mut(&mut self.policy).replace_identity(identity.0, asks, |key, before, after| {
+            let flags = |decision: Option<Decision>| decision.map(|decision| decision.entry().flags);
+            turns.push(Turn { key: key.into(), before: flags(before), after: flags(after) });
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! Carrying what is different in compiled policies into the maps: only the entries that are.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use villus_api::model::EndpointState;
 use villus_datapath::{Edited, Edits, Shapes};
@@ -28,8 +28,7 @@ impl Node {
 
     /// Makes single changes where that is possible; returns the endpoints whose policies are to be written whole.
     fn edit_policies(&mut self, changes: &BTreeMap<SubjectId, SubjectChange>) -> Vec<u16> {
-        let edits: BTreeMap<SubjectId, Edits> =
-            changes.iter().map(|(subject, change)| (*subject, self.edits_of(change))).collect();
+        let edits = self.edits(changes);
         let (mut whole, mut done, mut batch) = (Vec::new(), Vec::new(), Vec::new());
         for endpoint in self.endpoints.values() {
             let Some((change, edits)) = endpoint.subject.and_then(|s| changes.get(&s).zip(edits.get(&s)))
@@ -45,7 +44,7 @@ impl Node {
             }
         }
         let maps = self.kernel.maps.clone();
-        let list: Vec<(u16, &Edits)> = batch.iter().map(|(id, edits, _)| (*id, *edits)).collect();
+        let list: Vec<(u16, &Edits)> = batch.iter().map(|(id, edits, _)| (*id, &***edits)).collect();
         let results = if list.is_empty() {
             Vec::new()
         } else {
@@ -70,16 +69,27 @@ impl Node {
         whole
     }
 
-    fn edits_of(&self, change: &SubjectChange) -> Edits {
-        let shapes = self
-            .repository
-            .compiled(change.subject)
-            .map(|(policy, _)| Shapes { mask: policy.mask(), deny_identity: policy.deny_identity() });
-        let mut edits = Edits::new(shapes.unwrap_or_default());
-        for edit in &change.edits {
-            edits.push(edit.key, edit.before, edit.after);
+    /// What is to be changed for each subject; those of one change that concerns them alike share it.
+    fn edits(&self, changes: &BTreeMap<SubjectId, SubjectChange>) -> BTreeMap<SubjectId, Arc<Edits>> {
+        let mut last: Option<(&SubjectChange, Arc<Edits>)> = None;
+        let mut all = BTreeMap::new();
+        for (subject, change) in changes {
+            let shapes = self.shapes_of(change);
+            let like = last
+                .take()
+                .filter(|(like, edits)| Arc::ptr_eq(&like.edits, &change.edits) && edits.shapes() == shapes);
+            let edits = like.map_or_else(|| Arc::new(edits_in(change, shapes)), |(_, edits)| edits);
+            all.insert(*subject, edits.clone());
+            last = Some((change, edits));
         }
-        edits
+        all
+    }
+
+    fn shapes_of(&self, change: &SubjectChange) -> Shapes {
+        let compiled = self.repository.compiled(change.subject);
+        let shapes =
+            compiled.map(|(policy, _)| Shapes { mask: policy.mask(), deny_identity: policy.deny_identity() });
+        shapes.unwrap_or_default()
     }
 
     /// Whether an endpoint's map holds what a change starts from, and nothing but policy has a say in it.
@@ -115,4 +125,10 @@ impl Node {
             self.wake.rejudge.notify_one();
         }
     }
+}
+
+fn edits_in(change: &SubjectChange, shapes: Shapes) -> Edits {
+    let mut edits = Edits::new(shapes);
+    change.edits.iter().for_each(|edit| edits.push(edit.key, edit.before, edit.after));
+    edits
 }

@@ -83,7 +83,7 @@ impl Follower {
                 let first = self.repository.compiled(change.subject);
                 *map = first.map(|(policy, _)| policy.map_entries().collect()).unwrap_or_default();
             }
-            for edit in change.edits {
+            for edit in change.edits.iter() {
                 assert_eq!(map.get(&edit.key), edit.before.as_ref(), "{edit:?}");
                 assert_ne!(edit.before, edit.after);
                 match edit.after {
