@@ -33,7 +33,7 @@ pub enum AgentError {
         source: io::Error,
     },
     /// A file or directory of the agent's own.
-    #[error("cannot {action} {}: {source}; it must be on a local file system that root may write", .path.display())]
+    #[error("cannot {action} {}: {source}; {}", .path.display(), file_remedy(source))]
     File {
         /// What was tried.
         action: &'static str,
@@ -61,4 +61,13 @@ pub enum AgentError {
     /// The store of identities.
     #[error("cannot open the store: {0}")]
     Store(String),
+}
+
+fn file_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            villus_durable::remedy(error)
+        }
+        _ => "it must be on a local file system that root may write",
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use villus_abi::Local;
@@ -31,6 +31,17 @@ use crate::wake::Wake;
 
 /// Where the pool's memory is kept.
 pub(crate) const ADDRESSES: &str = "addresses.json";
+
+/// How long what could not be written down waits for the next attempt.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
+
+/// What could not be written down and is to be.
+#[derive(Debug, Default)]
+pub(crate) struct Unwritten {
+    endpoints: BTreeSet<u16>,
+    is_pool: bool,
+    again: Option<Instant>,
+}
 
 /// Everything that operations share.
 pub(crate) struct Node {
@@ -63,6 +74,8 @@ pub(crate) struct Node {
     pub awaited: HashSet<Feed>,
     /// Prefixes of the store that this node may not read, and what the store says to that.
     pub unread: BTreeMap<String, String>,
+    /// What could not be written down.
+    pub unwritten: Unwritten,
     pub store_source: Option<Source>,
     /// What this agent reads itself of other clusters' stores.
     pub mesh: Option<Arc<ClusterMesh>>,
@@ -284,10 +297,30 @@ impl Node {
         self.conditions.note("memory of the address pool", Some(problem));
     }
 
-    /// Writes down which addresses rest and who had which.
-    pub fn save_pool(&self) {
-        if let Err(error) = self.state.save(ADDRESSES, &self.pool.state(Instant::now())) {
-            tracing::error!(%error, "the memory of the address pool cannot be written");
+    /// Writes down which addresses rest and who had which; a failure is a condition until it succeeds.
+    pub fn save_pool(&mut self) {
+        let result = self.state.save(ADDRESSES, &self.pool.state(Instant::now()));
+        if result.is_err() {
+            self.unwritten.is_pool = true;
+            self.unwritten.again.get_or_insert(Instant::now() + WRITE_AGAIN);
+        }
+        self.conditions.note(
+            "addresses of the pool",
+            result.err().map(|error| {
+                format!("who had which cannot be written: {error}; {}", villus_durable::remedy(&error))
+            }),
+        );
+    }
+
+    /// Tries again to write what could not be written, once that is due.
+    pub fn write_again(&mut self, now: Instant) {
+        if self.unwritten.again.is_none_or(|due| now < due) {
+            return;
+        }
+        let Unwritten { endpoints, is_pool, .. } = std::mem::take(&mut self.unwritten);
+        endpoints.into_iter().for_each(|id| self.save_endpoint(id));
+        if is_pool {
+            self.save_pool();
         }
     }
 
@@ -298,6 +331,10 @@ impl Node {
             true => self.state.save(host::FILE, &endpoint.file),
             false => self.state.save_endpoint(&endpoint.file),
         };
+        if result.is_err() {
+            self.unwritten.endpoints.insert(id);
+            self.unwritten.again.get_or_insert(Instant::now() + WRITE_AGAIN);
+        }
         self.conditions.note(
             &format!("state of endpoint {id}"),
             result.err().map(|error| {

@@ -66,10 +66,10 @@ async fn agent(
     for labels in freed {
         identities.release(&labels).await;
     }
-    for damaged in &restored.damaged {
-        let what = format!("its file lies in {}: {}", damaged.kept.display(), damaged.reason);
-        node.conditions.note("an endpoint was damaged", Some(what));
-    }
+    let damaged = restored.damaged.iter();
+    let damaged: Vec<String> =
+        damaged.map(|file| format!("its file lies in {}: {}", file.kept.display(), file.reason)).collect();
+    node.conditions.set_if("an endpoint was damaged", !damaged.is_empty(), || damaged.join("; "));
     tracing::debug!(took = ?node.started.elapsed(), "endpoints are known");
     if restored.live.is_empty() {
         // Nothing goes on without them: better not to start at all.

@@ -116,6 +116,7 @@ impl Node {
             nodes,
             awaited: layers.iter().copied().flat_map(Feed::of).collect(),
             unread: BTreeMap::new(),
+            unwritten: Default::default(),
             remote,
             cluster_policies: is_shared.then(|| ClusterPolicies::new(&config.node.cluster_name)),
             store_source,

@@ -10,7 +10,7 @@ use std::{
 
 use common::{TestNode, allow, echoes};
 use villus_api::EndpointRef;
-use villus_api::model::EndpointState;
+use villus_api::model::{EndpointPatch, EndpointState};
 use villus_datapath::{AttachMode, Links, Maps, Pins, view_policy};
 use villus_testbed::{alone, eventually, run};
 
@@ -146,7 +146,8 @@ fn after_a_boot_an_endpoint_waits_with_its_id_identity_and_addresses() {
     assert_eq!(waiting.len(), 2);
     assert!(waiting.iter().all(|e| e.status.state == EndpointState::Restoring));
     let details = node.client().status_details().unwrap();
-    assert!(details.warnings.iter().any(|w| w.message.contains("3.json.damaged-")), "{:?}", details.warnings);
+    let told = details.warnings.iter().filter(|w| w.message.contains("3.json.damaged-"));
+    assert_eq!(told.count(), 1, "{:?}", details.warnings);
 
     // A request that fails leaves it waiting.
     assert!(node.endpoint("server", &["k8s:app=server"]).is_err());
@@ -267,4 +268,44 @@ fn nobody_but_root_starts_an_agent() {
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("must run as root") && said.contains("sudo"), "{said}");
     assert!(!node.root.join("lib").exists() && !node.root.join("bpf").exists(), "nothing was touched");
+}
+
+#[test]
+fn what_cannot_be_written_down_is_said_and_is_written_as_soon_as_it_can_be() {
+    alone!();
+    let mut node = TestNode::started(&[]);
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    let file = node.root.join(format!("lib/endpoints/{}.json", client.id()));
+    let written = || std::fs::read_to_string(&file).unwrap();
+    let lib = node.root.join("lib");
+    let lib = lib.to_str().unwrap();
+    let warned = |node: &TestNode| {
+        let warnings = node.client().status_details().unwrap().warnings;
+        warnings.iter().filter(|w| w.message.contains("mount the file system of lib-dir")).count()
+    };
+    run("mount", &["--bind", lib, lib]);
+    run("mount", &["-o", "remount,ro,bind", lib]);
+    run("ip", &["netns", "add", "third"]);
+    let refused = node.endpoint("third", &["k8s:app=third"]).unwrap_err().to_string();
+    assert!(refused.contains("cannot be written") && refused.contains("Read-only"), "{refused}");
+    let patch = EndpointPatch { add_labels: vec!["k8s:app=other".into()], ..Default::default() };
+    node.client().patch_endpoint(&EndpointRef::Id(client.id()), &patch).unwrap();
+    eventually("the pool and the endpoint are named", || warned(&node) == 2);
+    assert!(!written().contains("k8s:app=other"));
+    assert!(client.pings(server.v4()), "all goes on");
+
+    run("umount", &[lib]);
+    eventually("nothing is left to be said", || warned(&node) == 0);
+    assert!(written().contains("k8s:app=other"));
+    assert!(node.endpoint("third", &["k8s:app=third"]).is_ok());
+
+    node.kill();
+    run("mount", &["--bind", lib, lib]);
+    run("mount", &["-o", "remount,ro,bind", lib]);
+    let said = node.refused();
+    assert!(said.contains("Read-only") && said.contains("mount the file system of lib-dir"), "{said}");
+    assert!(client.pings(server.v4()), "without an agent too");
+    run("umount", &[lib]);
+    node.start();
 }

@@ -60,7 +60,6 @@ pub(crate) fn open(path: &Path) -> Result<Loaded, OpenError> {
         Err(Failure::Refused(error)) => Err(error),
         Err(Failure::Damaged(reason)) => {
             let aside = set_aside(path)?;
-            tracing::error!(file = %path.display(), aside = %aside.display(), %reason, "the store's file is damaged");
             let mut loaded = load(path).map_err(|failure| match failure {
                 Failure::Refused(error) => error,
                 Failure::Damaged(reason) => OpenError::Database { path: path.to_owned(), reason },

@@ -271,9 +271,14 @@ impl Node {
             message: format!("{} drops what endpoints send: {}", drop.place, drop.what),
             mend: drop.mend.join("\n  "),
         }));
-        warnings.extend(self.state.damaged().into_iter().map(|path| {
-            plain(format!("a file of state could not be read and was kept aside: {}", path.display()))
-        }));
+        let kept_aside = self.state.damaged().into_iter().map(|path| path.display().to_string());
+        // Since this start a condition says what was wrong with it.
+        let earlier =
+            kept_aside.filter(|path| !self.conditions.iter().any(|(_, c)| c.message.contains(path)));
+        warnings.extend(
+            earlier
+                .map(|path| plain(format!("a file of state could not be read and was kept aside: {path}"))),
+        );
         warnings.extend(self.config.warnings.iter().map(|finding| plain(finding.to_string())));
         for (path, file) in &self.sources.files {
             warnings.extend(file.warnings.iter().map(|w| plain(format!("{}: {w}", path.display()))));

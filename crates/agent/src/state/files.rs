@@ -16,7 +16,7 @@ pub(crate) struct StateDir {
     root: PathBuf,
 }
 
-/// A file that could not be read and was kept aside.
+/// A file that could not be read and was kept aside; whoever asked for it says so.
 #[derive(Debug, Clone)]
 pub(crate) struct Damaged {
     /// Where it lies now.
@@ -181,17 +181,16 @@ fn read_endpoint(path: &Path, id: u16) -> Result<EndpointFile, String> {
 }
 
 fn make(path: &Path) -> Result<(), AgentError> {
-    let error = |source| AgentError::File { action: "make", path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(error)?;
+    let error = |action| move |source| AgentError::File { action, path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(error("make"))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    fs::set_permissions(path, mode).map_err(error)
+    fs::set_permissions(path, mode).map_err(error("set the mode of"))
 }
 
 fn keep_aside(path: &Path, reason: String) -> io::Result<Damaged> {
     let seconds = jiff::Timestamp::now().as_second();
     let kept = PathBuf::from(format!("{}.damaged-{seconds}", path.display()));
     fs::rename(path, &kept)?;
-    tracing::error!(file = %path.display(), kept = %kept.display(), reason, "a file of state cannot be read");
     Ok(Damaged { kept, reason })
 }
 

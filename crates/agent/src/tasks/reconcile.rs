@@ -46,6 +46,7 @@ pub(super) async fn maintain(agent: Agent) {
                 node.settle_identities();
                 node.note_usage();
                 node.end_grace(now);
+                node.write_again(now);
                 node.expire_endpoints(now)
             })
             .await;
