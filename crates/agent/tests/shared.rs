@@ -147,6 +147,19 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
         alarms.into_iter().chain(waits).all(|text| status.contains(text))
     });
 
+    // Wherever somebody looks at it.
+    let api = node.client();
+    let known = api.identities(&["k8s:app=server".into()]).unwrap();
+    assert!(known.iter().any(|identity| identity.id == interim && identity.interim), "{known:?}");
+    let endpoints = api.endpoints(&[]).unwrap();
+    assert!(endpoints.iter().all(|endpoint| endpoint.status.identity.as_ref().unwrap().interim));
+    let address = format!("{}/32", server.v4());
+    let is_interim = |node: &TestNode| {
+        let all = node.client().ips(&IpQuery::default()).unwrap();
+        all.iter().find(|row| row.cidr == address).map(|row| row.metadata.interim)
+    };
+    assert_eq!(is_interim(&node), Some(true));
+
     etcd.resume();
     etcd.wait();
     let number = || {
@@ -155,6 +168,7 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
         all.iter().all(|id| id >> 16 == 238).then_some(all)
     };
     eventually("all have numbers of the cluster", || number().is_some());
+    eventually("nothing is marked any more", || is_interim(&node) == Some(false));
     assert!(echoes(&mut open), "open connections go on");
     assert!(client.asks(server.v4(), 80) && other.asks_in_vain(server.v4(), 80));
     let key = format!("cilium/state/ip/v1/default/{}", server.v4());

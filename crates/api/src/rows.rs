@@ -35,16 +35,17 @@ impl From<&Endpoint> for EndpointRow {
                 *side = Enforcement::Audit;
             }
         }
-        let (identity, labels) = status
-            .identity
-            .as_ref()
-            .map_or_else(Default::default, |identity| (identity.id, identity.labels.clone()));
+        let (identity, labels, interim) =
+            status.identity.as_ref().map_or_else(Default::default, |identity| {
+                (identity.id, identity.labels.clone(), identity.interim)
+            });
         let addressing = &status.networking.addressing;
         Self {
             id: endpoint.id,
             ingress,
             egress,
             identity,
+            interim,
             labels,
             ipv6: addressing.iter().filter_map(|pair| pair.ipv6).collect::<Vec<Ipv6Addr>>(),
             ipv4: addressing.iter().filter_map(|pair| pair.ipv4).collect::<Vec<Ipv4Addr>>(),
@@ -55,7 +56,7 @@ impl From<&Endpoint> for EndpointRow {
 
 impl From<&Identity> for IdentityRow {
     fn from(identity: &Identity) -> Self {
-        Self { id: identity.id, labels: identity.labels.clone(), refcount: None }
+        Self { id: identity.id, interim: identity.interim, labels: identity.labels.clone(), refcount: None }
     }
 }
 
@@ -73,6 +74,7 @@ impl From<&IpListEntry> for IpRow {
             identity: entry.identity,
             labels: Vec::new(),
             source: match (entry.metadata.pending, entry.metadata.waits_for.as_str()) {
+                (false, _) if entry.metadata.interim => format!("{} (interim)", entry.metadata.source),
                 (false, _) => entry.metadata.source.clone(),
                 (true, "") => format!("{} (pending)", entry.metadata.source),
                 (true, what) => format!("{} (pending: {what})", entry.metadata.source),

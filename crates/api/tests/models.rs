@@ -10,7 +10,7 @@ fn endpoint() -> Endpoint {
     let status = &mut endpoint.status;
     let labels = vec!["k8s:app=web".to_owned()];
     status.identity =
-        Some(Identity { id: 298_951, labels, labels_sha256: "ab".into(), named_ports: Vec::new() });
+        Some(Identity { id: 298_951, labels, labels_sha256: "ab".into(), ..Identity::default() });
     status.external_identifiers.pod_name = Some("ns1/web-0".into());
     status.health.overall_health = "OK".into();
     status.networking = EndpointNetworking {

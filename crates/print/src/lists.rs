@@ -31,6 +31,11 @@ impl Enforcement {
     }
 }
 
+/// An identity's number, and whether only this node knows it.
+fn number(identity: u32, interim: bool) -> String {
+    format!("{identity}{}", if interim { " (interim)" } else { "" })
+}
+
 /// A row of `endpoint list`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct EndpointRow {
@@ -42,6 +47,9 @@ pub struct EndpointRow {
     pub egress: Enforcement,
     /// Numeric identity; 0 if it has none yet.
     pub identity: u32,
+    /// Only this node knows the identity yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interim: bool,
     /// Labels, `source:key[=value]`.
     pub labels: Vec<String>,
     /// IPv6 addresses.
@@ -67,7 +75,8 @@ pub fn endpoint_list(rows: &[EndpointRow]) -> String {
     ]);
     table.row(["", "ENFORCEMENT", "ENFORCEMENT"]);
     for row in rows {
-        let identity = if row.identity == 0 { "<no label id>".to_owned() } else { row.identity.to_string() };
+        let identity =
+            if row.identity == 0 { "<no label id>".to_owned() } else { number(row.identity, row.interim) };
         let labels = if row.labels.is_empty() { cell("no labels") } else { row.labels.clone() };
         table.rows([
             cell(row.id),
@@ -88,6 +97,9 @@ pub fn endpoint_list(rows: &[EndpointRow]) -> String {
 pub struct IdentityRow {
     /// Numeric identity.
     pub id: u32,
+    /// Only this node knows it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interim: bool,
     /// Labels.
     pub labels: Vec<String>,
     /// How many endpoints of this node have it; only with `--endpoints`.
@@ -101,13 +113,17 @@ pub fn identity_list(rows: &[IdentityRow]) -> String {
     if rows.iter().any(|row| row.refcount.is_some()) {
         let mut table = Table::new(["ID", "LABELS", "REFCOUNT"]);
         for row in rows {
-            table.rows([cell(row.id), row.labels.clone(), cell(row.refcount.unwrap_or_default())]);
+            table.rows([
+                cell(number(row.id, row.interim)),
+                row.labels.clone(),
+                cell(row.refcount.unwrap_or_default()),
+            ]);
         }
         return table.render();
     }
     let mut table = Table::new(["ID", "LABELS"]);
     for row in rows {
-        table.rows([cell(row.id), row.labels.clone()]);
+        table.rows([cell(number(row.id, row.interim)), row.labels.clone()]);
     }
     table.render()
 }

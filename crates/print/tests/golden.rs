@@ -51,25 +51,29 @@ fn endpoint_list_has_the_headers_of_the_field() {
 #[test]
 fn identity_list() {
     let mut rows = vec![
-        IdentityRow { id: 1, labels: vec!["reserved:host".into()], refcount: None },
+        IdentityRow { id: 1, labels: vec!["reserved:host".into()], ..IdentityRow::default() },
         IdentityRow {
             id: 16_777_217,
             labels: vec!["cidr:10.0.0.0/8".into(), "reserved:world".into()],
-            refcount: None,
+            ..IdentityRow::default()
         },
+        IdentityRow { id: 33_488_897, interim: true, labels: vec!["k8s:app=new".into()], refcount: None },
     ];
     assert_eq!(
         villus_print::identity_list(&rows),
         text(
             "
-        ID         LABELS
-        1          reserved:host
-        16777217   cidr:10.0.0.0/8
-                   reserved:world"
+        ID                   LABELS
+        1                    reserved:host
+        16777217             cidr:10.0.0.0/8
+                             reserved:world
+        33488897 (interim)   k8s:app=new"
         )
     );
     rows[0].refcount = Some(2);
-    assert!(villus_print::identity_list(&rows).starts_with("ID         LABELS            REFCOUNT\n"));
+    assert!(
+        villus_print::identity_list(&rows).starts_with("ID                   LABELS            REFCOUNT\n")
+    );
 }
 
 #[test]

@@ -81,6 +81,7 @@ impl Node {
                         true => self.waited_for(identity),
                         false => String::new(),
                     },
+                    interim: identity.is_interim(),
                 },
             });
         }

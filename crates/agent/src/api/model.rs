@@ -152,7 +152,13 @@ impl Node {
 
 /// An identity with its labels.
 pub(super) fn identity_model(id: NumericIdentity, labels: &Labels) -> Identity {
-    Identity { id: id.0, labels: texts(labels), labels_sha256: sha256(labels), named_ports: Vec::new() }
+    Identity {
+        id: id.0,
+        labels: texts(labels),
+        labels_sha256: sha256(labels),
+        named_ports: Vec::new(),
+        interim: id.is_interim(),
+    }
 }
 
 /// SHA-256 of the kvstore's label string, hex.

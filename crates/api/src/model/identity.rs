@@ -18,6 +18,9 @@ pub struct Identity {
     /// The named ports of its workloads, all together: `http=8080/TCP`.
     #[serde(rename = "named-ports", skip_serializing_if = "Vec::is_empty")]
     pub named_ports: Vec<String>,
+    /// Only this node knows the number, until the store says which one the labels have.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interim: bool,
 }
 
 /// An identity and how many endpoints of this node have it.
@@ -97,4 +100,7 @@ pub struct IpMetadata {
     /// What it is pending for, where that is known: the identity that the entry names and nobody has told of.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub waits_for: String,
+    /// Only this node knows the identity, until the store says which number its labels have.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interim: bool,
 }
