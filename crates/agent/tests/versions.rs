@@ -5,7 +5,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::store::{LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, shared, status, value, who, with};
+use common::store::{
+    LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, put_shared_policy, shared, status, value, who, with,
+};
 use common::{TestNode, Workload, allow, echoes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -155,9 +157,7 @@ fn what_the_version_before_left_is_taken_over_and_what_is_written_now_it_can_rea
     for (key, value) in OUTSIDE {
         etcd.etcdctl(&["put", key, value]).unwrap();
     }
-    let policy = r#"{"version":1,"author":"ann@host","time":"2026-01-01T00:00:00Z","object":{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":"shared","namespace":"default"},"spec":{"endpointSelector":{"matchLabels":{"app":"other"}},"ingress":[{}]}}}"#;
-    etcd.etcdctl(&["put", "villus/policies/v1/cluster1/current/CiliumNetworkPolicy/default/shared", policy])
-        .unwrap();
+    put_shared_policy(&etcd, 1, "2026-01-01T00:00:00Z");
     let lib = node.root.join("lib");
     let kept = lib.join("cluster-policies/CiliumNetworkPolicy_default_shared.json");
     eventually("the policy is kept", || kept.exists());

@@ -131,3 +131,12 @@ pub fn metric(node: &TestNode, name: &str) -> f64 {
 pub fn value(etcd: &EtcdServer, key: &str) -> String {
     etcd.etcdctl(&["get", key, "--print-value-only"]).unwrap().trim().to_owned()
 }
+
+/// Puts a version of the cluster's policy `default/shared`, written at a time that its author's clock said.
+pub fn put_shared_policy(etcd: &EtcdServer, version: u64, time: &str) {
+    let policy = format!(
+        r#"{{"version":{version},"author":"ann@host","time":"{time}","object":{{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{{"name":"shared","namespace":"default"}},"spec":{{"endpointSelector":{{"matchLabels":{{"app":"other"}}}},"ingress":[{{}}]}}}}}}"#
+    );
+    let key = "villus/policies/v1/cluster1/current/CiliumNetworkPolicy/default/shared";
+    etcd.etcdctl(&["put", key, &policy]).unwrap();
+}

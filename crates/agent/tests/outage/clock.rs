@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::common::store::{join_b, metric, new, node_b, shared, status, who, with, with_certificate};
+use crate::common::store::{
+    join_b, metric, new, node_b, put_shared_policy, shared, status, who, with, with_certificate,
+};
 use crate::common::{TestNode, allow, echoes};
 use jiff::{SignedDuration, Timestamp};
 use villus_api::model::PolicyQuery;
@@ -16,15 +18,6 @@ const LEASE: &str = "25s";
 fn in_seconds(seconds: i64) -> String {
     let time = Timestamp::now() + SignedDuration::from_secs(seconds);
     Timestamp::from_second(time.as_second()).unwrap().to_string()
-}
-
-/// A version of a policy of the cluster, written at a time that its author's clock said.
-fn put_policy(etcd: &EtcdServer, version: u64, time: &str) {
-    let policy = format!(
-        r#"{{"version":{version},"author":"ann@host","time":"{time}","object":{{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{{"name":"shared","namespace":"default"}},"spec":{{"endpointSelector":{{"matchLabels":{{"app":"other"}}}},"ingress":[{{}}]}}}}}}"#
-    );
-    let key = "villus/policies/v1/cluster1/current/CiliumNetworkPolicy/default/shared";
-    etcd.etcdctl(&["put", key, &policy]).unwrap();
 }
 
 /// Under which revision the key of a node was made: another, and it had run out.
@@ -106,7 +99,7 @@ fn a_clock_that_is_off_and_jumps_is_said_once_and_changes_nothing() {
 
     // Versions of the cluster's policies are told by their numbers, whatever their times.
     for (version, time) in [(1, sign * DAY), (2, 0), (3, -sign * DAY)] {
-        put_policy(&etcd, version, &in_seconds(time));
+        put_shared_policy(&etcd, version, &in_seconds(time));
         eventually("the version is in force", || {
             has_version(&right, version) && has_version(&wrong, version)
         });
