@@ -1,11 +1,10 @@
 //! One question to one policy map: the keys that were looked up, and the one that decided.
 
-use serde::Serialize;
 use villus_abi::{Direction, PolicyEntry, PolicyKey, Reason, bytes_of, policy::ICMP_TYPE_ZERO_PORT};
 use villus_path::memory::Step;
 
 /// A key that was looked up.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lookup {
     /// Identity, 0 for any.
     pub identity: u32,
@@ -26,7 +25,7 @@ pub struct Lookup {
 }
 
 /// What one endpoint's policy said in one direction.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Judgement {
     /// The endpoint whose policy was asked.
     pub endpoint: u32,

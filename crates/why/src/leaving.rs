@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
 use villus_abi::{
     config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6},
     nat::MASQUERADE_NOT_TO,
@@ -10,8 +9,7 @@ use villus_abi::{
 use villus_path::memory::{Memory, Step};
 
 /// Who masquerades.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Masquerader {
     /// Our programs on the uplinks.
     Bpf,
@@ -22,8 +20,7 @@ pub enum Masquerader {
 }
 
 /// What decides with whose address a packet leaves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rule {
     /// It leaves the cluster: the node's.
     Masquerade,
@@ -52,7 +49,7 @@ impl Rule {
 }
 
 /// With whose address a packet leaves the node, and why.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leaving {
     /// Who would lend it an address.
     pub by: Masquerader,

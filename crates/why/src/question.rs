@@ -2,7 +2,6 @@
 
 use std::{fmt, net::IpAddr};
 
-use serde::Serialize;
 use villus_abi::{
     Endpoint,
     config::FLAG_HOST_POLICY,
@@ -70,8 +69,7 @@ pub struct Question {
 }
 
 /// What a side is to this node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// An endpoint of this node.
     Endpoint,
@@ -82,8 +80,7 @@ pub enum Kind {
 }
 
 /// Where an identity comes from.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "from")]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Derivation {
     /// The endpoint's record.
     Endpoint,
@@ -99,7 +96,7 @@ pub enum Derivation {
 }
 
 /// One side, as the path sees it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Side {
     /// Its address.
     pub address: IpAddr,

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
 use villus_abi::Endpoint;
 use villus_path::{
     Action, MARK_OPENED, MARK_ROUTED, Outcome, Tunnel, Work, from_endpoint, from_network, from_overlay,
@@ -22,8 +21,7 @@ const UPLINK: u32 = u32::MAX;
 const SYN: u8 = 2;
 
 /// Where a packet meets the path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hook {
     /// What an endpoint sends.
     FromEndpoint,
@@ -40,8 +38,7 @@ pub enum Hook {
 }
 
 /// Whether the packet belonged to a flow when a hook saw it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flow {
     /// The hook did not ask.
     NotAsked,
@@ -52,7 +49,7 @@ pub enum Flow {
 }
 
 /// What one hook did.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pass {
     /// Which hook.
     pub hook: Hook,
@@ -71,8 +68,7 @@ pub struct Pass {
 }
 
 /// What becomes of the packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// Handed to the endpoint straight from the sender's hook.
     HandedOver,
@@ -91,7 +87,7 @@ pub enum Fate {
 }
 
 /// The answer to a [`Question`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Explanation {
     /// Who sends.
     pub src: Side,

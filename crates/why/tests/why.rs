@@ -147,10 +147,8 @@ fn sides_say_where_their_identity_comes_from() {
     assert_eq!(answer.src.derived, Derivation::Ipcache { prefix: "10.9.0.0/16".to_owned() });
     let answer = why(&world, &question("fe::1", "fd00::4", 80, 6)).unwrap();
     assert_eq!(answer.src.derived, Derivation::NoPrefix);
-    let json = serde_json::to_value(&answer).unwrap();
-    assert_eq!(json["src"]["derived"]["from"], "no-prefix");
-    assert_eq!(json["fate"], "delivered-by-stack");
-    assert_eq!(json["passes"][1]["judgements"][0]["direction"], "Ingress");
+    assert_eq!(answer.fate, Fate::DeliveredByStack);
+    assert_eq!(answer.passes[1].judgements[0].direction, "Ingress");
 }
 
 #[test]
