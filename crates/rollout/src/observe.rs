@@ -14,7 +14,7 @@ use villus_labels::{Label, Labels, NumericIdentity, source};
 pub enum Peer {
     /// A workload, or what has reserved labels that are not the world's: the labels of its identity.
     Identity(Labels),
-    /// Another node: its labels, and the address it was seen under, which prefixes may mean.
+    /// A node, this one or another: its labels, and the address it was seen under, which prefixes may mean.
     #[serde(rename_all = "kebab-case")]
     Node {
         /// Its labels without prefixes.
@@ -43,7 +43,7 @@ impl Peer {
         }
         // Copies of an address' prefixes say nothing about who it is; what they mean the address tells.
         let labels = labels.filtered(|label| label.source() != source::CIDR);
-        match address.filter(|_| labels.has_reserved("remote-node")) {
+        match address.filter(|_| labels.has_reserved("remote-node") || labels.has_reserved("host")) {
             Some(address) => Some(Self::Node { labels, address }),
             None => (!labels.is_empty()).then_some(Self::Identity(labels)),
         }

@@ -14,7 +14,7 @@ use villus_policy::{
     Audit, EndpointPolicy, Explanation, NamedPort, Overflow, Settings, Verdict, with_named_ports,
 };
 
-use crate::{Count, Numbers, Objects, Observation, Observations, Peer, Side};
+use crate::{Count, Numbers, Objects, Observation, Observations, Peer, Side, side::with_prefixes};
 
 /// The endpoint that a change is looked at for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -203,6 +203,11 @@ pub fn preview(mut plan: Plan, observations: &Observations) -> Preview {
         true => Cow::Borrowed(observations),
         false => Cow::Owned(observations.without_node_addresses()),
     };
+    if plan.numbers.has_node_prefixes() {
+        let host = host_of(&observations);
+        plan.before.host = plan.before.host.or_else(|| host.clone());
+        plan.after.host = plan.after.host.or(host);
+    }
     for peer in observations.iter().flat_map(|(row, _)| [&row.source, &row.destination]) {
         if let Some(labels) = plan.numbers.labels_of(peer) {
             plan.numbers.of_labels(&labels);
@@ -233,6 +238,17 @@ pub fn preview(mut plan: Plan, observations: &Observations) -> Preview {
         judged: observations.len() as u64,
         compared: plan.subjects.len() as u64,
     }
+}
+
+/// The labels of the node itself where no agent says them: with the prefixes of all addresses that it was seen under.
+fn host_of(observations: &Observations) -> Option<Labels> {
+    let peers = observations.iter().flat_map(|(row, _)| [&row.source, &row.destination]);
+    peers.fold(None, |host, peer| match peer {
+        Peer::Node { labels, address } if labels.has_reserved("host") => {
+            Some(with_prefixes(host.unwrap_or_else(|| labels.clone()), *address))
+        }
+        _ => host,
+    })
 }
 
 fn steps(before: &Objects, after: &Objects) -> Vec<PolicyStep> {

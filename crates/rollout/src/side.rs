@@ -64,10 +64,9 @@ impl Numbers {
     /// The labels by which policies know a peer; none of an address outside.
     pub(crate) fn labels_of<'a>(&self, peer: &'a Peer) -> Option<Cow<'a, Labels>> {
         match peer {
-            Peer::Node { labels, address } if self.node_prefixes => {
-                let covering = cidr_labels(IpNet::from(*address));
-                let prefixes = covering.iter().filter(|label| label.source() == source::CIDR);
-                Some(Cow::Owned(prefixes.fold(labels.clone(), |all, label| all.with(label.clone()))))
+            // All addresses of the node itself are one identity.
+            Peer::Node { labels, address } if self.node_prefixes && !labels.has_reserved("host") => {
+                Some(Cow::Owned(with_prefixes(labels.clone(), *address)))
             }
             peer => peer.labels().map(Cow::Borrowed),
         }
@@ -108,6 +107,13 @@ impl Numbers {
         let prefixes = self.prefixes.iter().map(|(prefix, number)| (*number, cidr_labels(*prefix)));
         self.by_labels.iter().map(|(labels, number)| (*number, labels.clone())).chain(prefixes).collect()
     }
+}
+
+/// Labels of a node with the prefixes that cover an address of it.
+pub(crate) fn with_prefixes(labels: Labels, address: IpAddr) -> Labels {
+    let covering = cidr_labels(IpNet::from(address));
+    let prefixes = covering.iter().filter(|label| label.source() == source::CIDR);
+    prefixes.fold(labels, |all, label| all.with(label.clone()))
 }
 
 /// Policies over identities.
