@@ -3,6 +3,7 @@
 //! What must be there at once is attached without waiting for the kernel. What the options ask for comes in the background,
 //! one endpoint after the other, while nobody makes endpoints.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use crate::node::Node;
 
 /// How long no endpoint was made before attachments are put right.
 const QUIET: Duration = Duration::from_millis(1500);
+
+/// What the condition of an uplink begins with.
+const OF_UPLINK: &str = "program of uplink ";
 
 /// An endpoint whose programs are to be attached the way that the options say.
 pub(crate) struct ToSettle {
@@ -48,6 +52,8 @@ impl Node {
         self.attach_uplinks();
         self.carry_old_flows();
         self.kernel.old_flows = None;
+        // Programs of before may have masqueraded where the table does now.
+        self.look_for_astray();
         tracing::debug!(took = ?self.started.elapsed(), endpoints = live.len(), "programs are attached");
     }
 
@@ -89,8 +95,8 @@ impl Node {
         done
     }
 
-    /// Attaches programs again that somebody took off an endpoint's device or the tunnel's: without them no policy holds
-    /// there. Says of how many devices.
+    /// Attaches programs again that somebody took off an endpoint's device or the tunnel's, without which no policy holds
+    /// there, or off an uplink on which they masquerade. Says of how many devices.
     pub fn mend_programs(&mut self) -> usize {
         if !self.attached {
             return 0;
@@ -98,7 +104,9 @@ impl Node {
         let live = self.endpoints.values().filter(|e| e.is_live() && self.settling != Some(e.id()));
         let live: Vec<(u16, u32)> =
             live.filter_map(|e| Some((e.id(), e.file.device.as_ref()?.index()))).collect();
-        let indices: Vec<u32> = live.iter().map(|(_, index)| *index).chain(self.network.tunnel).collect();
+        let lending = self.nat.lending.iter().copied();
+        let indices: Vec<u32> =
+            live.iter().map(|(_, index)| *index).chain(self.network.tunnel).chain(lending).collect();
         let attached = match self.kernel.links().list(&indices) {
             Ok(attached) => attached,
             Err(error) => {
@@ -112,6 +120,12 @@ impl Node {
         let tunnel = self.network.tunnel;
         let bare_tunnel =
             tunnel.is_some_and(|index| !has(index, Hook::FromOverlay) || !has(index, Hook::ToOverlay));
+        let bare_uplinks = self
+            .nat
+            .lending
+            .iter()
+            .filter(|index| !has(**index, Hook::FromNetwork) || !has(**index, Hook::ToNetwork))
+            .count();
         let bare: Vec<(u16, u32)> = live
             .into_iter()
             .filter(|(_, index)| !has(*index, Hook::FromEndpoint) || !has(*index, Hook::ToEndpoint))
@@ -127,11 +141,15 @@ impl Node {
             }
             self.note_programs(*id, result.err());
         }
+        if bare_uplinks > 0 {
+            tracing::warn!(uplinks = bare_uplinks, "somebody took our programs off; they are attached again");
+            self.attach_uplinks();
+        }
         if bare_tunnel {
             tracing::warn!("somebody took our programs off the tunnel's device; they are attached again");
             self.attach_tunnel();
         }
-        bare.len() + usize::from(bare_tunnel)
+        bare.len() + usize::from(bare_tunnel) + bare_uplinks
     }
 
     /// Waits until nobody attaches programs to an endpoint that is about to go.
@@ -146,7 +164,7 @@ impl Node {
     }
 
     /// The programs of uplinks on those that there are, and on no other device; that of their egress while the node itself
-    /// is judged, or where it masquerades.
+    /// is judged, or where it masquerades. At every moment either the table of nftables masquerades on a device or they do.
     pub fn attach_uplinks(&mut self) {
         if !self.kernel.programs().are_loaded() {
             return;
@@ -154,12 +172,25 @@ impl Node {
         let uplinks: Vec<(u32, String)> =
             self.network.uplinks.used.iter().map(|uplink| (uplink.index, uplink.name.clone())).collect();
         let attacher = self.kernel.attacher();
-        let out = self.is_host_judged() || self.kernel.maps.nat.is_some();
+        let lends = self.kernel.masquerades();
+        let out = self.is_host_judged() || lends;
+        self.take_devices_back(&uplinks.iter().map(|(index, _)| *index).filter(|_| lends).collect());
+        // What is lent on a device is known there before its programs are.
+        self.follow_masquerade();
+        self.nat.lending.clear();
+        let instead = if lends { "; the table of nftables masquerades there" } else { "" };
+        let mut problems = BTreeMap::new();
         for (index, name) in &uplinks {
-            let result = attacher.attach_uplink(*index, out);
-            self.conditions.note(&format!("program of uplink {name}"), result.err().map(|e| e.to_string()));
+            match attacher.attach_uplink(*index, out) {
+                Err(error) => {
+                    drop(problems.insert(format!("{OF_UPLINK}{name}"), format!("{error}{instead}")))
+                }
+                Ok(()) if lends => drop(self.nat.lending.insert(*index)),
+                Ok(()) => {}
+            }
         }
-        self.end_table();
+        self.conditions.replace(OF_UPLINK, problems);
+        self.follow_devices();
         self.attach_tunnel();
         let interfaces = self.all_interfaces();
         let attached = self.kernel.links().list(&interfaces).unwrap_or_default();

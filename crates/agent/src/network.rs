@@ -1,5 +1,6 @@
 //! The node's own network: pools, router addresses, forwarding, masquerading, uplinks.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -61,7 +62,9 @@ pub(crate) struct Network {
 
 impl Network {
     /// Looks at the node and sets it up; what is changed is written down first.
-    pub fn set_up(config: &Config, state: &StateDir) -> Result<Self, AgentError> {
+    ///
+    /// `lending` are the devices on which programs of before masquerade until this agent's are attached.
+    pub fn set_up(config: &Config, state: &StateDir, lending: &BTreeSet<u32>) -> Result<Self, AgentError> {
         let choice = DeviceChoice::new(config.node.devices.0.iter().map(String::as_str))
             .map_err(|error| AgentError::Option { option: "devices", reason: error.to_string() })?;
         let now = NodeState::read()?;
@@ -98,11 +101,11 @@ impl Network {
             }
         };
         let mut problems = Vec::new();
-        let by_programs = masquerades(config);
         let (masquerading, made) = match masquerade(config, &prefixes, router_v4, router_v6) {
-            // A table that is there goes when the programs are attached.
-            _ if by_programs => (None, Ok(())),
-            Some(wanted) => {
+            Some(mut wanted) => {
+                if masquerades(config) {
+                    wanted.left.clone_from(lending);
+                }
                 let (table, made) = Masquerading::new(wanted);
                 (Some(Arc::new(Mutex::new(table))), made)
             }

@@ -21,7 +21,7 @@ use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
 use crate::host;
 use crate::identities::IdentityRoom;
-use crate::kernel::{IpcacheMap, Kernel, Runtime, Wanted, config_of};
+use crate::kernel::{IpcacheMap, Kernel, Runtime, Told, Wanted, config_of};
 use crate::nat::Nat;
 use crate::network::Network;
 use crate::policy::{Answers, ClusterPolicies, Selected, Sources, Waiting};
@@ -179,14 +179,19 @@ impl Node {
 
     /// What the path should be told.
     pub fn wanted_config(&self) -> villus_abi::Config {
-        config_of(&self.config, &self.runtime, &self.network, self.is_host_judged(), self.kernel.nat_seed)
+        let of = Told {
+            host: self.is_host_judged(),
+            masquerade: self.kernel.masquerades(),
+            seed: self.kernel.nat_seed,
+        };
+        config_of(&self.config, &self.runtime, &self.network, &of)
     }
 
     /// Tells the path; from now on first packets may pass.
     pub fn write_config(&mut self) -> villus_datapath::Result<()> {
         self.kernel.maps.config.insert(&0, &self.wanted_config())?;
         self.open = true;
-        self.end_table();
+        self.follow_devices();
         Ok(())
     }
 

@@ -84,6 +84,7 @@ impl Node {
             + self.write_nodes()?
             + self.write_masquerade()?
             + self.follow_routes();
+        self.follow_kept();
         let found = maps.endpoints.entries()?;
         self.learn_shapes(&found);
         let wanted = self.wanted_records();
@@ -235,12 +236,14 @@ impl Node {
                     let result = self.write_addresses();
                     self.conditions.note("node addresses", result.err().map(|error| error.to_string()));
                     self.attach_uplinks();
+                    self.follow_names();
                     self.claim_node();
                     self.follow_nodes();
                 }
             }
             Err(error) => self.conditions.note("node network", Some(error.to_string())),
         }
+        self.look_for_astray();
     }
 }
 

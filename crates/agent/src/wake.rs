@@ -13,6 +13,8 @@ pub(crate) struct Wake {
     pub publish: Notify,
     /// Compare everything soon.
     pub reconcile: Notify,
+    /// The table of masquerading, and connections that it has to do with, are to be looked at.
+    pub masquerade: Notify,
     /// Counts up whenever a policy was realised.
     pub realized: watch::Sender<u64>,
 }
@@ -25,6 +27,7 @@ impl Wake {
             prepare: Notify::new(),
             publish: Notify::new(),
             reconcile: Notify::new(),
+            masquerade: Notify::new(),
             realized: watch::Sender::new(0),
         }
     }

@@ -4,8 +4,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 
 use common::{PATIENCE, TestNode, Workload, echoes};
@@ -102,7 +101,7 @@ fn endpoints_leave_with_the_nodes_address_but_for_the_list() {
         eventually("masqueraded", || seen(&outside, &client, to) == own(to));
         assert!(client.pings(to.parse().unwrap()));
     }
-    assert!(!tables().contains("villus"), "{}", tables());
+    assert!(tables().contains("villus"), "for devices without our programs: {}", tables());
     assert!(status(&node).contains("IPv4: BPF, IPv6: BPF"), "{}", status(&node));
     for to in OUTSIDE {
         let wanted = leaving("bpf", "masquerade", None, &[own(to)]);
@@ -178,24 +177,6 @@ fn endpoints_leave_with_the_nodes_address_but_for_the_list() {
     assert!(Path::new("/tmp/node/bpf").exists());
 }
 
-/// Listens and echoes, for ever.
-fn serves(outside: &Netns, at: SocketAddr) {
-    let listener = outside.run(|| TcpListener::bind(at)).unwrap().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream: TcpStream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 1024];
-                while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                    if stream.write_all(&buffer[..length]).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-}
-
 #[test]
 fn open_connections_go_on_when_the_way_of_masquerading_changes() {
     alone!();
@@ -211,7 +192,7 @@ fn open_connections_go_on_when_the_way_of_masquerading_changes() {
     let mut streams = Vec::new();
     for to in OUTSIDE {
         let to: IpAddr = to.parse().unwrap();
-        serves(&outside, SocketAddr::new(to, 9000));
+        common::serves(&outside, SocketAddr::new(to, 9000));
         eventually("masqueraded by nftables", || !client.pings_in_vain(to));
         let stream = client.connects(to, 9000).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -223,17 +204,22 @@ fn open_connections_go_on_when_the_way_of_masquerading_changes() {
         node.options.retain(|(name, _)| name != "enable-bpf-masquerade");
         node.options.push(("enable-bpf-masquerade".into(), way.into()));
         node.start();
-        eventually("one way is there and not the other", || {
-            let table = tables().contains("villus");
+        eventually("the one way or the other", || {
+            let left_alone = run("nft", &["list", "set", "inet", "villus", "uplinks"]).contains("up0");
             let maps = Path::new("/tmp/node/bpf/tc/globals/villus_nat4_v1").exists();
-            (table, maps) == (way == "false", way == "true")
+            (left_alone, maps) == (way == "true", way == "true")
         });
         for stream in &mut streams {
             assert!(echoes(stream), "{way} {stream:?}");
         }
         for to in OUTSIDE {
             eventually("and new ones come about", || seen(&outside, &client, to) == own(to));
+            // Which are to go on as well.
+            let stream = client.connects(to.parse().unwrap(), 9000).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            streams.push(stream);
         }
+        assert!(streams.iter_mut().all(echoes));
     }
     // And through a restart that changes nothing.
     node.kill();
@@ -241,4 +227,83 @@ fn open_connections_go_on_when_the_way_of_masquerading_changes() {
     node.start();
     assert!(streams.iter_mut().all(echoes));
     node.stop();
+}
+
+/// The table as agents made it that knew no programs beside it.
+const EARLIER: &str = "table inet villus {
+    counter masqueraded_ipv4 {}
+    counter masqueraded_ipv6 {}
+    counter skipped {}
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname \"lxc*\" return
+        ip saddr { 10.11.0.0/24 } ip daddr != { 10.11.0.0/24 } counter name masqueraded_ipv4 masquerade
+        ip6 saddr { fd11::/112 } ip6 daddr != { fd11::/112 } counter name masqueraded_ipv6 masquerade
+    }
+}";
+
+#[test]
+fn connections_of_an_earlier_versions_table_go_on_when_programs_take_over() {
+    alone!();
+    let outside = outside();
+    let mut node = TestNode::started(&[("enable-bpf-masquerade", "false")]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    node.stop();
+    run("nft", &["delete", "table", "inet", "villus"]);
+    run("nft", &[EARLIER]);
+    let mut connections: Vec<_> = OUTSIDE.map(|to| Both::open(&outside, &client, to)).into();
+    assert!(connections.iter_mut().all(Both::goes_on));
+    node.options.retain(|(name, _)| name != "enable-bpf-masquerade");
+    node.options.push(("enable-bpf-masquerade".into(), "true".into()));
+    node.start();
+    assert!(connections.iter_mut().all(Both::goes_on), "from the first moment");
+    eventually("our programs masquerade", || {
+        run("nft", &["list", "set", "inet", "villus", "uplinks"]).contains("up0")
+    });
+    assert!(connections.iter_mut().all(Both::goes_on));
+    let counter = run("nft", &["list", "counter", "inet", "villus", "astray"]);
+    assert!(counter.contains("packets 0 "), "{counter}");
+    for to in OUTSIDE {
+        assert_eq!(leaves(&node, &client, to).0, leaving("bpf", "masquerade", None, &[own(to)]));
+        assert_eq!(seen(&outside, &client, to), own(to));
+    }
+    // Nor does a look after the table, or another start, end them.
+    node.stop();
+    node.start();
+    eventually("nothing differs", || node.client().verify(&VerifyRequest::default()).unwrap().clean());
+    assert!(connections.iter_mut().all(Both::goes_on));
+}
+
+/// A connection by TCP, and questions and answers by UDP from one port.
+struct Both {
+    stream: TcpStream,
+    socket: UdpSocket,
+    server: UdpSocket,
+    /// Whom the server takes for the one who asks.
+    from: Option<SocketAddr>,
+}
+
+impl Both {
+    fn open(outside: &Netns, client: &Workload, to: &str) -> Self {
+        let to: IpAddr = to.parse().unwrap();
+        common::serves(outside, SocketAddr::new(to, 9000));
+        let server = outside.run(|| UdpSocket::bind(SocketAddr::new(to, 9001))).unwrap().unwrap();
+        let socket = client.udp(if to.is_ipv4() { client.v4() } else { client.v6() }, 45_000);
+        for socket in [&server, &socket] {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        socket.connect((to, 9001)).unwrap();
+        let stream = client.connects(to, 9000).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, socket, server, from: None }
+    }
+
+    fn goes_on(&mut self) -> bool {
+        let mut buffer = [0; 8];
+        self.socket.send(b"who").unwrap();
+        let (length, from) = self.server.recv_from(&mut buffer).unwrap();
+        self.server.send_to(&buffer[..length], from).unwrap();
+        self.socket.recv(&mut buffer).unwrap();
+        echoes(&mut self.stream) && *self.from.get_or_insert(from) == from
+    }
 }

@@ -102,7 +102,7 @@ fn leaves_masqueraded(client: &Workload, other: &Workload) {
 }
 
 fn between(mode: &[(&str, &str)]) {
-    let masquerades = mode.contains(&("enable-bpf-masquerade", "true"));
+    let masquerades = mode.iter().any(|(option, _)| *option == "enable-bpf-masquerade");
     network();
     let etcd = EtcdServer::cluster_at("192.0.2.1", 1, &[]);
     let mut nodes = [1, 2, 3].map(|n| node(n, &etcd[0], mode));
@@ -166,6 +166,12 @@ fn workloads_of_three_nodes_meet_by_direct_routes() {
 fn workloads_of_three_nodes_meet_by_direct_routes_and_are_masqueraded_to_others() {
     alone!();
     between(&[("auto-direct-node-routes", "true"), ("enable-bpf-masquerade", "true")]);
+}
+
+#[test]
+fn workloads_of_three_nodes_meet_by_direct_routes_and_are_masqueraded_to_others_by_nftables() {
+    alone!();
+    between(&[("auto-direct-node-routes", "true"), ("enable-bpf-masquerade", "false")]);
 }
 
 #[test]

@@ -146,8 +146,8 @@ pub(crate) const NAT_KNOWN: [Known; 4] = known! {
     UPLINKS: UPLINKS Hash u32 => Uplink, NO_PREALLOC, |_| UPLINKS_MOST, "its size, which is built in";
 };
 
-/// Prefixes of masquerading: those of nodes and of the operator's list.
-const PREFIXES_MOST: u32 = 16_384;
+/// Prefixes of masquerading: a few of each of ten thousand nodes, where no option covers them, and those of the operator's list.
+const PREFIXES_MOST: u32 = 65_536;
 /// Devices through which packets leave a node.
 const UPLINKS_MOST: u32 = 256;
 

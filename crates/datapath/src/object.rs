@@ -117,18 +117,29 @@ impl Object {
         Self::load_from(EMBEDDED, pins, maps, hooks)
     }
 
+    /// As [`Self::load`], those that do not masquerade, whatever the maps say.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_without_nat(pins: &Pins, hooks: &[Hook]) -> Result<Self> {
+        Self::load_some(EMBEDDED, pins, hooks, false)
+    }
+
     /// Loads from another object with the same maps and programs, 4-byte aligned.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub fn load_from(object: &[u8], pins: &Pins, maps: &Maps, hooks: &[Hook]) -> Result<Self> {
+        Self::load_some(object, pins, hooks, maps.nat.is_some())
+    }
+
+    fn load_some(object: &[u8], pins: &Pins, hooks: &[Hook], nat: bool) -> Result<Self> {
         if object.is_empty() {
             return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
         }
         raise_memlock();
         // The verifier gives up when a signal is pending for this thread; and it writes down what it does only when
         // it is asked again, for that takes three times as long.
-        let nat = maps.nat.is_some();
         let mut quiet = attempt(object, pins, hooks, nat, VerifierLogLevel::STATS);
         for _ in 0..INTERRUPTIONS {
             if !matches!(&quiet, Err(failed) if failed.interrupted) {

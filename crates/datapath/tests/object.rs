@@ -52,6 +52,23 @@ fn the_object_is_taken_by_the_verifier_and_answers() {
 }
 
 #[test]
+fn programs_that_do_not_masquerade_load_beside_the_maps_of_those_that_do() {
+    if !Object::is_embedded() {
+        eprintln!("skipped: built without a kernel object");
+        return;
+    }
+    let pins = Pins::detached().unwrap();
+    let maps = Maps::open(&pins, &Sizes { nat: 1024, ..Sizes::default() }).unwrap();
+    let nat = maps.nat.as_ref().unwrap().uplinks.raw().info().id;
+    let uses = |object: &Object| {
+        let program = object.program(Hook::ToNetwork).unwrap();
+        program.info.maps.contains(&nat)
+    };
+    assert!(uses(&Object::load(&pins, &maps, &Hook::ALL).unwrap()));
+    assert!(!uses(&Object::load_without_nat(&pins, &Hook::ALL).unwrap()));
+}
+
+#[test]
 fn what_is_no_object_is_refused() {
     let pins = Pins::detached().unwrap();
     let maps = Maps::open(&pins, &Sizes::default()).unwrap();

@@ -1,24 +1,32 @@
-//! Whether anything of nftables has changed, asked of the kernel without running a command.
+//! What is asked of the kernel's nftables without running a command: whether anything has changed, and a counter.
 
 use std::io;
 
 use netlink_packet_core::NlasIterator;
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 
 use crate::error::NetError;
+use crate::nat::{ASTRAY, NAT_TABLE};
+use crate::nfnetlink::{self, ERROR, append, messages, receive, verdict};
 
-/// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h above `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` of
-/// linux/netfilter/nf_tables.h.
+/// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h above `NFT_MSG_NEWGEN`, `NFT_MSG_GETGEN`, `NFT_MSG_NEWOBJ` and
+/// `NFT_MSG_GETOBJ` of linux/netfilter/nf_tables.h.
 const NEWGEN: u16 = 10 << 8 | 15;
 const GETGEN: u16 = 10 << 8 | 16;
-/// `NLM_F_REQUEST` of linux/netlink.h.
-const REQUEST: u16 = 1;
+const NEWOBJ: u16 = 10 << 8 | 18;
+const GETOBJ: u16 = 10 << 8 | 19;
 /// `NFTA_GEN_ID` of linux/netfilter/nf_tables.h: 32 bits, the highest first.
 const GEN_ID: u16 = 1;
-/// Bytes of a netlink header, and with the `struct nfgenmsg` behind it.
-const HEADER: usize = 16;
-const BODY: usize = HEADER + 4;
+/// `NFTA_OBJ_TABLE`, `NFTA_OBJ_NAME`, `NFTA_OBJ_TYPE` and `NFTA_OBJ_DATA`, and `NFT_OBJECT_COUNTER`, which has
+/// `NFTA_COUNTER_PACKETS`: 64 bits, the highest first.
+const OBJ_TABLE: u16 = 1;
+const OBJ_NAME: u16 = 2;
+const OBJ_TYPE: u16 = 3;
+const OBJ_DATA: u16 = 4;
+const COUNTER: u32 = 1;
+const COUNTER_PACKETS: u16 = 2;
+/// `NFPROTO_INET` of linux/netfilter.h.
+const INET: u8 = 1;
+const ENOENT: i32 = 2;
 
 /// The number of the last change of nftables in the calling thread's namespace: as long as it is the same, nobody has
 /// changed anything.
@@ -27,35 +35,63 @@ const BODY: usize = HEADER + 4;
 /// When the kernel has no nftables.
 pub fn nft_generation() -> Result<u32, NetError> {
     let action = "ask for the generation of nftables";
-    let failed = |source| NetError::Netlink { action: action.to_owned(), source, kernel: None };
-    let answer = ask().map_err(failed)?;
-    parse(&answer).ok_or_else(|| NetError::Answer {
-        action: action.to_owned(),
-        reason: format!("{} bytes without a generation", answer.len()),
-    })
+    let answer = ask(GETGEN, 0, &[]).map_err(|source| failed(action, source))?;
+    generation(&answer).ok_or_else(|| strange(action, &answer))
 }
 
-fn ask() -> io::Result<Vec<u8>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = Vec::with_capacity(BODY);
-    request.extend_from_slice(&(BODY as u32).to_ne_bytes());
-    request.extend_from_slice(&GETGEN.to_ne_bytes());
-    request.extend_from_slice(&REQUEST.to_ne_bytes());
-    // Sequence, port, and the header of netfilter: any family, version 0.
-    request.resize(BODY, 0);
-    socket.send(&request, 0)?;
+/// How many packets our table of masquerading has dropped, for their connection keeps an address that means nothing on the
+/// device by which they would leave; `None` when the table is not there.
+///
+/// # Errors
+/// When the kernel has no nftables.
+pub fn astray_packets() -> Result<Option<u64>, NetError> {
+    let action = "ask for a counter of nftables";
+    let mut attributes = Vec::new();
+    append(&mut attributes, OBJ_TABLE, format!("{NAT_TABLE}\0").as_bytes());
+    append(&mut attributes, OBJ_NAME, format!("{ASTRAY}\0").as_bytes());
+    append(&mut attributes, OBJ_TYPE, &COUNTER.to_be_bytes());
+    match ask(GETOBJ, INET, &attributes) {
+        Ok(answer) => packets(&answer).map(Some).ok_or_else(|| strange(action, &answer)),
+        Err(error) if error.raw_os_error() == Some(ENOENT) => Ok(None),
+        Err(source) => Err(failed(action, source)),
+    }
+}
+
+fn failed(action: &str, source: io::Error) -> NetError {
+    NetError::Netlink { action: action.to_owned(), source, kernel: None }
+}
+
+fn strange(action: &str, answer: &[u8]) -> NetError {
+    let reason = format!("{} bytes without what was asked for", answer.len());
+    NetError::Answer { action: action.to_owned(), reason }
+}
+
+fn ask(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = nfnetlink::open()?;
+    socket.send(&nfnetlink::request(kind, 0, family, attributes), 0)?;
     let mut answer = Vec::with_capacity(4096);
-    socket.recv(&mut answer, 0)?;
+    receive(&socket, &mut answer)?;
+    if let Some((_, message)) = messages(&answer).find(|(kind, _)| *kind == ERROR) {
+        verdict(message)?;
+    }
     Ok(answer)
 }
 
-fn parse(answer: &[u8]) -> Option<u32> {
-    let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
-    let attributes = NlasIterator::new(answer.get(BODY..).filter(|_| kind == NEWGEN)?);
-    let id = attributes.flatten().find(|attribute| attribute.kind() == GEN_ID)?;
+/// What the attributes of the first message of a kind are.
+fn attributes(answer: &[u8], kind: u16) -> Option<&[u8]> {
+    let (_, message) = messages(answer).find(|(of, _)| *of == kind)?;
+    message.get(nfnetlink::FAMILY..)
+}
+
+fn generation(answer: &[u8]) -> Option<u32> {
+    let id = NlasIterator::new(attributes(answer, NEWGEN)?).flatten().find(|a| a.kind() == GEN_ID)?;
     Some(u32::from_be_bytes(id.value().try_into().ok()?))
+}
+
+fn packets(answer: &[u8]) -> Option<u64> {
+    let data = NlasIterator::new(attributes(answer, NEWOBJ)?).flatten().find(|a| a.kind() == OBJ_DATA)?;
+    let packets = NlasIterator::new(data.value()).flatten().find(|a| a.kind() == COUNTER_PACKETS)?;
+    Some(u64::from_be_bytes(packets.value().try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -65,12 +101,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_answer_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..80), ours in any::<bool>()) {
-            let mut bytes = bytes;
-            if ours && bytes.len() > 6 {
-                bytes[4..6].copy_from_slice(&NEWGEN.to_ne_bytes());
-            }
-            let _ = parse(&bytes);
+        fn any_answer_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..80), kind in 0..3) {
+            let kind = [NEWGEN, NEWOBJ, ERROR][kind as usize];
+            let answer = nfnetlink::request(kind, 0, INET, &bytes);
+            let _ = (generation(&answer), packets(&answer));
+            let _ = (generation(&bytes), packets(&bytes));
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod adopt;
 mod command;
+mod conntrack;
 mod delivery;
 mod endpoint;
 mod error;
@@ -20,6 +21,7 @@ mod mac;
 mod monitor;
 mod nat;
 mod netns;
+mod nfnetlink;
 mod node;
 mod node_routes;
 mod rtnl;
@@ -31,6 +33,7 @@ pub use adopt::{
     AdoptSpec, AdoptedLink, adopt_interface, check_adoptable, forget_workload_mac, learn_workload_mac,
     release_interface,
 };
+pub use conntrack::forget_untranslated;
 pub use delivery::{Delivery, delivery_of};
 pub use endpoint::{
     CONTAINER_DEVICE, EndpointLink, EndpointLinkSpec, HOST_PREFIX, create_endpoint_link, endpoint_devices,
@@ -38,7 +41,7 @@ pub use endpoint::{
 };
 pub use error::{Errors, NetError};
 pub use foreign::{ForeignDrop, foreign_drops, iptables_drops, nft_drops};
-pub use generation::nft_generation;
+pub use generation::{astray_packets, nft_generation};
 pub use host_side::restore_host_side;
 pub use journal::{Change, Journal, Recorder, Restored};
 pub use left_over::remove_left_over;
@@ -53,7 +56,9 @@ pub use node::{
     NodeNetwork, ROUTER_DEVICE, ROUTER_PEER, RouterDevice, SystemPaths, heed_advertisements,
     remove_all_marked,
 };
-pub use node_routes::{NodeHop, device_on_link, node_routes, remove_node_route, set_node_route};
+pub use node_routes::{
+    NodeHop, device_on_link, device_towards, node_routes, remove_node_route, set_node_route,
+};
 pub use rtnl::{
     Address, Link, LinkChange, NODE_PROTOCOL, Neighbour, NextHop, PROTOCOL, Route, RouteKind, Rtnl, VethPair,
 };

@@ -1,5 +1,6 @@
 //! Masquerading of what workloads send out of the node: an nftables table of our own.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -32,6 +33,11 @@ pub struct Masquerade {
     pub pools: Vec<IpNet>,
     /// Prefixes that workloads reach with their own addresses.
     pub native: Vec<IpNet>,
+    /// More of them, which come and go; with `None` those that the table has stay.
+    pub kept: Option<Vec<IpNet>>,
+    /// Indices of devices whose own programs masquerade: what leaves by them is left alone. An index follows its device
+    /// through every change of name.
+    pub left: BTreeSet<u32>,
     /// Packets that are left alone.
     pub skip: Option<Mark>,
     /// Devices through which nothing leaves the node: workloads' own, whatever their addresses. A `*` at the end
@@ -102,9 +108,19 @@ impl Masquerade {
         }
     }
 
+    /// Whether the table has nothing to do with what leaves by a device.
+    #[must_use]
+    pub fn leaves_alone(&self, index: u32, name: &str) -> bool {
+        let is_inner = |device: &String| match device.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == device,
+        };
+        self.left.contains(&index) || self.inner_devices.iter().any(is_inner)
+    }
+
     /// Where nothing is masqueraded to.
     fn inside(&self) -> impl Iterator<Item = IpNet> {
-        self.pools.iter().chain(&self.native).copied()
+        self.pools.iter().chain(&self.native).chain(self.kept.iter().flatten()).copied()
     }
 
     fn check(&self) -> Result<(), NetError> {
@@ -121,40 +137,97 @@ impl Masquerade {
 
     fn script(&self) -> String {
         let mut script = format!("add table inet {NAT_TABLE}\n");
-        for counter in ["masqueraded_ipv4", "masqueraded_ipv6", "skipped"] {
+        for counter in ["masqueraded_ipv4", "masqueraded_ipv6", "skipped", ASTRAY] {
             let _ = writeln!(script, "add counter inet {NAT_TABLE} {counter}");
+        }
+        let _ = writeln!(script, "add set inet {NAT_TABLE} {DEVICES} {{ type iface_index; }}");
+        fill(&mut script, DEVICES, self.left.iter().map(ToString::to_string).collect());
+        for (set, kind, split) in
+            [(KEPT_IPV4, "ipv4_addr", v4 as Split), (KEPT_IPV6, "ipv6_addr", v6 as Split)]
+        {
+            let _ = writeln!(script, "add set inet {NAT_TABLE} {set} {{ type {kind}; flags interval; }}");
+            if let Some(kept) = &self.kept {
+                fill(&mut script, set, split(kept));
+            }
         }
         let _ = writeln!(
             script,
             "add chain inet {NAT_TABLE} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}\n\
-             flush chain inet {NAT_TABLE} postrouting"
+             flush chain inet {NAT_TABLE} postrouting\n\
+             add chain inet {NAT_TABLE} forward {{ type filter hook forward priority filter; policy accept; }}\n\
+             flush chain inet {NAT_TABLE} forward"
         );
-        for rule in self.rules() {
-            let _ = writeln!(script, "add rule inet {NAT_TABLE} postrouting {rule}");
+        for (chain, end) in [("postrouting", End::Masquerade), ("forward", End::DropAstray)] {
+            for rule in self.rules(end) {
+                let _ = writeln!(script, "add rule inet {NAT_TABLE} {chain} {rule}");
+            }
         }
         script
     }
 
-    fn rules(&self) -> Vec<String> {
+    /// The rules of a chain that does something to what leaves under an address that is to be masqueraded.
+    fn rules(&self, end: End) -> Vec<String> {
         let mut rules = Vec::new();
         if let Some(Mark { value, mask }) = self.skip {
-            rules.push(format!("meta mark & {mask:#x} == {value:#x} counter name skipped return"));
+            let counted = if end == End::Masquerade { "counter name skipped " } else { "" };
+            rules.push(format!("meta mark & {mask:#x} == {value:#x} {counted}return"));
         }
+        rules.push(format!("oif @{DEVICES} return"));
         for device in &self.inner_devices {
             rules.push(format!("oifname \"{device}\" return"));
         }
-        let inside: Vec<IpNet> = self.inside().collect();
-        for (family, protocol, split) in [("ipv4", "ip", v4 as Split), ("ipv6", "ip6", v6 as Split)] {
+        let inside: Vec<IpNet> = self.pools.iter().chain(&self.native).copied().collect();
+        for (family, protocol, kept, split) in
+            [("ipv4", "ip", KEPT_IPV4, v4 as Split), ("ipv6", "ip6", KEPT_IPV6, v6 as Split)]
+        {
             let pools = split(&self.pools);
             if !pools.is_empty() {
                 rules.push(format!(
-                    "{protocol} saddr {{ {} }} {protocol} daddr != {{ {} }} counter name masqueraded_{family} masquerade",
+                    "{protocol} saddr {{ {} }} {protocol} daddr != {{ {} }} {protocol} daddr != @{kept} {}",
                     pools.join(", "),
-                    split(&inside).join(", ")
+                    split(&inside).join(", "),
+                    end.text(family)
                 ));
             }
         }
         rules
+    }
+}
+
+/// Sets of the table: devices that it leaves alone, and prefixes that are reached without masquerade beside those of the rules.
+const DEVICES: &str = "uplinks";
+const KEPT_IPV4: &str = "kept_ipv4";
+const KEPT_IPV6: &str = "kept_ipv6";
+
+/// Counts what is dropped.
+pub(crate) const ASTRAY: &str = "astray";
+
+/// What is done with packets that are to be masqueraded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Masquerade,
+    /// A connection is asked about NAT once. One that began where nothing was to be done, and now leaves by another device,
+    /// would keep an address that nobody answers to: what was opened by who sends it, is known already and has been lent
+    /// nothing.
+    DropAstray,
+}
+
+impl End {
+    fn text(self, family: &str) -> String {
+        match self {
+            Self::Masquerade => format!("counter name masqueraded_{family} masquerade"),
+            Self::DropAstray => format!(
+                "ct direction original ct status & (confirmed | snat) == confirmed counter name {ASTRAY} drop"
+            ),
+        }
+    }
+}
+
+/// Makes a set hold these elements and no others.
+fn fill(script: &mut String, set: &str, elements: Vec<String>) {
+    let _ = writeln!(script, "flush set inet {NAT_TABLE} {set}");
+    if !elements.is_empty() {
+        let _ = writeln!(script, "add element inet {NAT_TABLE} {set} {{ {} }}", elements.join(", "));
     }
 }
 
@@ -251,20 +324,40 @@ mod tests {
         let masquerade = Masquerade {
             pools: nets(&["10.9.0.0/24", "fd09::/64"]),
             native: nets(&["10.9.0.0/16", "10.9.3.0/24", "192.0.2.0/24"]),
+            kept: Some(nets(&["198.51.100.0/25", "198.51.100.128/25", "2001:db8:7::/48"])),
+            left: [3, 7].into(),
             skip: Some(Mark { value: 0x200, mask: 0xf00 }),
             inner_devices: vec!["lxc*".into()],
         };
+        let script = masquerade.script();
+        for line in [
+            "flush set inet villus uplinks\nadd element inet villus uplinks { 3, 7 }\n",
+            "flush set inet villus kept_ipv4\nadd element inet villus kept_ipv4 { 198.51.100.0/24 }\n",
+            "flush set inet villus kept_ipv6\nadd element inet villus kept_ipv6 { 2001:db8:7::/48 }\n",
+        ] {
+            assert!(script.contains(line), "{script}");
+        }
+        let as_before = Masquerade { kept: None, left: BTreeSet::new(), ..masquerade.clone() };
+        assert!(!as_before.script().contains("flush set inet villus kept"), "{}", as_before.script());
+        assert!(!as_before.script().contains("add element"), "{}", as_before.script());
+        assert!(masquerade.leaves_alone(7, "eth0") && masquerade.leaves_alone(9, "lxc1"));
+        assert!(!masquerade.leaves_alone(9, "wg0") && !as_before.leaves_alone(7, "eth0"));
         assert_eq!(
-            masquerade.rules(),
+            masquerade.rules(End::Masquerade),
             [
                 "meta mark & 0xf00 == 0x200 counter name skipped return",
+                "oif @uplinks return",
                 "oifname \"lxc*\" return",
-                "ip saddr { 10.9.0.0/24 } ip daddr != { 10.9.0.0/16, 192.0.2.0/24 } \
+                "ip saddr { 10.9.0.0/24 } ip daddr != { 10.9.0.0/16, 192.0.2.0/24 } ip daddr != @kept_ipv4 \
                  counter name masqueraded_ipv4 masquerade",
-                "ip6 saddr { fd09::/64 } ip6 daddr != { fd09::/64 } counter name masqueraded_ipv6 masquerade",
+                "ip6 saddr { fd09::/64 } ip6 daddr != { fd09::/64 } ip6 daddr != @kept_ipv6 \
+                 counter name masqueraded_ipv6 masquerade",
             ]
         );
-        assert!(Masquerade::default().rules().is_empty());
+        let dropped = masquerade.rules(End::DropAstray);
+        assert_eq!(dropped[1..3], masquerade.rules(End::Masquerade)[1..3]);
+        assert!(dropped[3].ends_with("@kept_ipv4 ct direction original ct status & (confirmed | snat) == confirmed counter name astray drop"));
+        assert_eq!(Masquerade::default().rules(End::Masquerade), ["oif @uplinks return"]);
     }
 
     #[test]

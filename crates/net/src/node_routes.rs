@@ -65,6 +65,26 @@ pub fn device_on_link(ip: IpAddr) -> Result<Option<u32>, NetError> {
     }))
 }
 
+/// The device by which a packet that a workload sends would leave this node now, with its name; `None` if it is for this node or
+/// goes nowhere. Rules that ask for marks are not regarded.
+///
+/// # Errors
+/// When the kernel's answer cannot be read.
+pub fn device_towards(src: IpAddr, dst: IpAddr) -> Result<Option<(u32, String)>, NetError> {
+    let mut host = Rtnl::open()?;
+    let device = |route: Option<Route>| {
+        let route = route.filter(|route| route.kind == RouteKind::Unicast)?;
+        Some(route.hops.first()?.device)
+    };
+    let comes_by = device(host.route_to(src)?);
+    let forwarded = match comes_by {
+        Some(comes_by) => device(host.route_of(src, comes_by, dst)?),
+        None => None,
+    };
+    let Some(device) = forwarded.or(device(host.route_to(dst)?)) else { return Ok(None) };
+    Ok(host.link_by_index(device)?.map(|link| (device, link.name)))
+}
+
 fn route(destination: IpNet, hop: &NodeHop) -> Route {
     Route {
         destination: destination.trunc(),

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ fn masquerade(native: &[&str]) -> Masquerade {
     Masquerade {
         pools: nets(&["10.9.0.0/24", "fd09::/64"]),
         native: nets(native),
+        kept: None,
+        left: BTreeSet::new(),
         skip: Some(Mark { value: 0x200, mask: 0xf00 }),
         inner_devices: vec!["lxc*".into(), "villus_*".into()],
     }

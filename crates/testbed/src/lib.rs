@@ -31,6 +31,7 @@ mod sctp;
 mod surroundings;
 mod tally;
 mod translate;
+mod tun;
 mod workload;
 
 pub use association::SctpAssociation;
@@ -53,4 +54,5 @@ pub use residue::Residue;
 pub use sandbox::{eventually, inside, inside_as};
 pub use sctp::{SctpEcho, sctp_init, sctp_init_ack};
 pub use tally::{Delta, Tally};
+pub use tun::TunWire;
 pub use workload::{Kind, Workload};

@@ -1,5 +1,7 @@
 //! The hosts around the node, and its own network.
 
+use std::collections::BTreeSet;
+
 use villus_net::{DeviceChoice, Journal, Masquerade, NodeNetwork, NodeState, Recorder, SystemPaths};
 
 use crate::{
@@ -91,15 +93,18 @@ pub(crate) fn prepare_network(spec: &NodeSpec, journal: &mut Journal) -> Vec<u32
     };
     let mut save = |_: &Journal| Ok(());
     network.apply(&mut Recorder::new(journal, "memory".as_ref(), &mut save)).unwrap();
-    if !spec.direct && !spec.nat {
+    let found: Vec<u32> = uplinks.used.iter().map(|uplink| uplink.index).collect();
+    if !spec.direct {
+        let ours = if spec.nat { found.iter().copied().collect() } else { BTreeSet::new() };
         let masquerade = Masquerade {
             pools: network.pools.clone(),
+            left: ours,
             inner_devices: ["lxc*", "tap*", "near*", "villus_*"].map(str::to_owned).to_vec(),
             ..Masquerade::default()
         };
         masquerade.apply().unwrap();
     }
-    uplinks.used.iter().map(|uplink| uplink.index).collect()
+    found
 }
 
 /// What the node has of devices, addresses, routes, lasting neighbours, rules and parameters.

@@ -214,7 +214,7 @@ impl Node {
     fn masquerading(&self) -> String {
         let family = |on: bool, enabled: bool| match (enabled, on) {
             (false, _) => "Disabled",
-            (true, true) if self.config.masquerade.bpf => "BPF",
+            (true, true) if self.kernel.masquerades() => "BPF",
             (true, true) => "nftables",
             (true, false) => "off",
         };
@@ -224,15 +224,26 @@ impl Node {
 
     /// What our programs masquerade with, and how much of it there is.
     fn masqueraded(&self) -> String {
-        if self.kernel.maps.nat.is_none() {
-            return String::new();
-        }
-        let entries = self.kernel.mappings.list().map_or(0, |entries| entries.len());
-        let list = match &self.config.masquerade.list {
+        let list = match self.config.masquerade.list.as_ref().filter(|_| self.network.masquerading.is_some())
+        {
             None => String::new(),
             Some(path) => format!(", exceptions of {}", path.display()),
         };
-        format!("{}, {entries} entries{list}", self.uplinks_text())
+        if !self.kernel.masquerades() {
+            return list.trim_start_matches(", ").to_owned();
+        }
+        let entries = self.kernel.mappings.list().map_or(0, |entries| entries.len());
+        let used = &self.network.uplinks.used;
+        let others: Vec<&str> = used
+            .iter()
+            .filter(|uplink| !self.nat.lending.contains(&uplink.index))
+            .map(|uplink| uplink.name.as_str())
+            .collect();
+        let others = if others.is_empty() { String::new() } else { format!(" ({} too)", others.join(", ")) };
+        format!(
+            "{}, {entries} entries{list}; nftables on devices without our programs{others}",
+            self.uplinks_text()
+        )
     }
 
     fn condition_lines(&self) -> String {

@@ -10,10 +10,10 @@ use villus_api::{ApiError, ApiResult, EndpointRef};
 use villus_datapath::Snapshot;
 use villus_flows::PortProto;
 use villus_labels::NumericIdentity;
-use villus_net::LeavesWith;
+use villus_net::{LeavesWith, device_towards};
 use villus_path::memory::{Memory, prefix};
 use villus_policy::Verdict;
-use villus_why::{Explanation, Judgement, MASQUERADE, Party, Question, Rule, why};
+use villus_why::{Explanation, Judgement, MASQUERADE, Masquerader, Party, Question, Rule, why};
 
 use crate::kernel::IpcacheMap;
 use crate::nat::Origin;
@@ -109,20 +109,42 @@ impl Node {
         reply
     }
 
-    /// Whether the table of nftables, where there is one, lends a packet an address.
+    /// Whether the table of nftables lends a packet an address, where that is what masquerades: everywhere, or on the device by
+    /// which it leaves.
     fn ask_table(&self, explanation: &mut Explanation) {
         let (src, dst) = (explanation.src.address, explanation.dst.address);
-        let Some(leaving) = explanation.leaving.as_mut().filter(|leaving| leaving.rule == Rule::NotKnown)
-        else {
-            return;
-        };
+        let Some(leaving) = explanation.leaving.as_mut() else { return };
         let Some(table) = &self.network.masquerading else { return };
+        match leaving.by {
+            Masquerader::Nftables => {}
+            Masquerader::Bpf if self.is_left_to_the_table(src, dst) => {
+                leaving.by = Masquerader::Nftables;
+                leaving.lent.clear();
+            }
+            Masquerader::Bpf | Masquerader::Nobody => return,
+        }
         let with = table.lock().unwrap_or_else(PoisonError::into_inner).leaves_with(src, dst);
         (leaving.rule, leaving.prefix) = match with {
             LeavesWith::Lent => (Rule::Masquerade, None),
+            LeavesWith::OwnTo(net) if self.is_other_node(net) => (Rule::RemoteNode, None),
             LeavesWith::OwnTo(net) => (Rule::Prefix, Some(net.to_string())),
             LeavesWith::Own => (Rule::OwnAddress, None),
         };
+    }
+
+    /// Whether a prefix is an address of another node.
+    fn is_other_node(&self, net: IpNet) -> bool {
+        net.prefix_len() == net.max_prefix_len()
+            && self.other_nodes().iter().any(|node| node.addresses.iter().any(|a| a.ip == net.addr()))
+    }
+
+    /// Whether a packet leaves by a device that has none of our programs.
+    fn is_left_to_the_table(&self, src: IpAddr, dst: IpAddr) -> bool {
+        match device_towards(src, dst) {
+            Ok(Some((index, _))) => !self.nat.lending.contains(&index),
+            // Nothing leaves.
+            Ok(None) | Err(_) => false,
+        }
     }
 
     /// Says where a prefix comes from to which nothing is masqueraded.

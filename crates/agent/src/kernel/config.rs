@@ -45,13 +45,23 @@ pub(crate) fn masquerades(config: &Config) -> bool {
     config.masquerade.bpf && (v4.enabled && v4.masquerade || v6.enabled && v6.masquerade)
 }
 
-/// What the path is told. `seed` is the node's number for ports that are lent.
+/// What else the path is told of the node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    /// A policy selects it.
+    pub host: bool,
+    /// Its programs masquerade.
+    pub masquerade: bool,
+    /// Its number for ports that are lent.
+    pub seed: u32,
+}
+
+/// What the path is told.
 pub(crate) fn config_of(
     config: &Config,
     runtime: &Runtime,
     network: &Network,
-    host: bool,
-    seed: u32,
+    of: &Told,
 ) -> villus_abi::Config {
     let direct = !config.policy.host_only;
     let flags = [
@@ -65,9 +75,9 @@ pub(crate) fn config_of(
         (runtime.verdicts, FLAG_VERDICT_EVENTS),
         (config.datapath.allow_icmp_frag_needed, FLAG_ALLOW_FRAG_NEEDED),
         (runtime.audit == Audit::BOTH, FLAG_AUDIT),
-        (host, FLAG_HOST_POLICY),
-        (config.masquerade.bpf && config.ipv4.enabled && config.ipv4.masquerade, FLAG_MASQUERADE_V4),
-        (config.masquerade.bpf && config.ipv6.enabled && config.ipv6.masquerade, FLAG_MASQUERADE_V6),
+        (of.host, FLAG_HOST_POLICY),
+        (of.masquerade && config.ipv4.enabled && config.ipv4.masquerade, FLAG_MASQUERADE_V4),
+        (of.masquerade && config.ipv6.enabled && config.ipv6.masquerade, FLAG_MASQUERADE_V6),
     ];
     villus_abi::Config {
         flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),
@@ -81,7 +91,7 @@ pub(crate) fn config_of(
         overlay_ifindex: network.tunnel.unwrap_or_default(),
         overlay_mtu: network.tunnel.map_or(0, |_| network.mtu),
         tunnel_port: network.tunnel.map_or(0, |_| u32::from(config.routing.tunnel_port.to_be())),
-        nat_seed: if masquerades(config) { seed } else { 0 },
+        nat_seed: if masquerades(config) { of.seed } else { 0 },
         reserved: [0; 4],
     }
 }

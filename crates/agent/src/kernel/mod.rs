@@ -7,20 +7,23 @@ mod ipcache;
 mod programs;
 mod sizes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use villus_abi::config::{FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6};
 use villus_abi::names;
 use villus_config::Config;
 use villus_config::config::AttachMode as Choice;
 use villus_datapath::{
-    AttachMode, Features, Flows, Links, Mappings, Maps, OldFlows, Pins, PolicyMaps, now, refuse_cilium,
+    AttachMode, Features, Flows, Hook, Links, Mappings, Maps, OldFlows, Pins, PolicyMaps, now, refuse_cilium,
     resize,
 };
+use villus_net::NodeState;
 
 use crate::AgentError;
 
 pub(crate) use attach::Attacher;
-pub(crate) use config::{Runtime, config_of, masquerades};
+pub(crate) use config::{Runtime, Told, config_of, masquerades};
 pub(crate) use equal::{Drift, Wanted, make_equal};
 pub(crate) use ipcache::IpcacheMap;
 pub(crate) use programs::Programs;
@@ -95,6 +98,23 @@ impl Kernel {
     /// The programs, perhaps still on their way.
     pub fn programs(&self) -> &Programs {
         &self.programs
+    }
+
+    /// Whether our programs masquerade, as far as is known while they are on their way.
+    pub fn masquerades(&self) -> bool {
+        self.maps.nat.is_some() && self.programs.refused().is_none()
+    }
+
+    /// Devices on which programs of an agent before this one masquerade.
+    pub fn lending(&self) -> Result<BTreeSet<u32>, AgentError> {
+        let flags = self.maps.config.get(&0)?.map_or(0, |config| config.flags);
+        if self.maps.nat.is_none() || flags & (FLAG_MASQUERADE_V4 | FLAG_MASQUERADE_V6) == 0 {
+            return Ok(BTreeSet::new());
+        }
+        let indices: Vec<u32> = NodeState::read()?.links.iter().map(|link| link.index).collect();
+        let attached = self.links().list(&indices)?;
+        let lends = attached.iter().filter(|a| a.alive && a.hook == Hook::ToNetwork);
+        Ok(lends.map(|attachment| attachment.ifindex).collect())
     }
 
     /// The attachments of this node.

@@ -24,6 +24,8 @@ struct Loading {
     later: OnceLock<Result<Object>>,
     /// Whether they are.
     at_once: bool,
+    /// Why those that masquerade are not among them though they should be.
+    refused: OnceLock<String>,
 }
 
 impl Programs {
@@ -39,7 +41,15 @@ impl Programs {
                 let first =
                     |hook: &Hook| (at_once || !LATER.contains(hook)) && (has_tunnel || !hook.is_of_tunnel());
                 let hooks: Vec<Hook> = Hook::ALL.into_iter().filter(first).collect();
-                let object = Object::load(&pins, &maps, &hooks);
+                let mut object = Object::load(&pins, &maps, &hooks);
+                if let Err(error) = object.as_ref().map(drop).map_err(ToString::to_string)
+                    && at_once
+                {
+                    object = Object::load_without_nat(&pins, &hooks);
+                    if object.is_ok() {
+                        let _ = loading.refused.set(error);
+                    }
+                }
                 tracing::debug!(took = ?begin.elapsed(), good = object.is_ok(), "programs are loaded");
                 let _ = loading.first.set(object);
                 if !at_once {
@@ -55,6 +65,11 @@ impl Programs {
     /// Whether those are there that a node without policy of its own needs.
     pub fn are_loaded(&self) -> bool {
         self.0.first.get().is_some()
+    }
+
+    /// Why the kernel takes none of the programs that masquerade, though it takes the others.
+    pub fn refused(&self) -> Option<&str> {
+        self.0.refused.get().map(String::as_str)
     }
 
     /// Blocks until [`Self::are_loaded`].

@@ -1,7 +1,9 @@
 //! Masquerading by our programs: which prefixes, with which addresses, and the list of exceptions.
 
 mod list;
+mod table;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -47,15 +49,15 @@ impl Origin {
 pub(crate) struct Nat {
     /// Prefixes of the operator's list.
     list: Vec<IpNet>,
-    /// A table of nftables may be there, which goes when our programs do its work.
-    table_goes: bool,
+    /// Indices of uplinks whose programs masquerade; on every other device the table of nftables does.
+    pub lending: BTreeSet<u32>,
 }
 
 impl Nat {
     /// As it is at the start; what is wrong with the list is the second part.
-    pub fn at_start(list: Option<&Path>, bpf: bool) -> (Self, Option<String>) {
-        let mut nat = Self { list: Vec::new(), table_goes: bpf };
-        let Some(path) = list.filter(|_| bpf) else { return (nat, None) };
+    pub fn at_start(list: Option<&Path>, lending: BTreeSet<u32>) -> (Self, Option<String>) {
+        let mut nat = Self { list: Vec::new(), lending };
+        let Some(path) = list else { return (nat, None) };
         let parsed = read(path).and_then(|text| parse(path, text.as_deref()));
         let (list, problem) = match parsed {
             Ok(list) => (list, None),
@@ -91,16 +93,10 @@ impl Node {
         if self.kernel.maps.nat.is_none() {
             return Wanted::new();
         }
-        let flag = |origin: &Origin| match origin {
-            Origin::Node => MASQUERADE_FROM | MASQUERADE_NOT_TO,
-            _ => MASQUERADE_NOT_TO,
-        };
-        let all: Vec<(IpNet, u32)> =
-            self.kept_prefixes().into_iter().map(|(net, origin)| (net, flag(&origin))).collect();
-        let flags = |net: &IpNet| {
-            all.iter().filter(|(around, _)| around.contains(net)).fold(0, |flags, (_, of)| flags | of)
-        };
-        all.iter().map(|(net, _)| (key_of(net), flags(net))).collect()
+        let own = self.network.prefixes.all();
+        let is_own = |net: &IpNet| own.iter().any(|around| around.contains(net));
+        let flags = |net| MASQUERADE_NOT_TO | if is_own(net) { MASQUERADE_FROM } else { 0 };
+        self.kept_prefixes().iter().map(|(net, _)| (key_of(net), flags(net))).collect()
     }
 
     /// Endpoints' prefixes of other nodes, where the network takes packets to them as they are.
@@ -144,7 +140,8 @@ impl Node {
     /// As [`Self::write_masquerade`]; what goes wrong is a condition.
     pub fn follow_masquerade(&mut self) {
         let result = self.write_masquerade();
-        self.conditions.note("masquerading", result.err().map(|error| error.to_string()));
+        self.conditions.note("maps of masquerading", result.err().map(|error| error.to_string()));
+        self.follow_kept();
     }
 
     /// Another list of prefixes counts from now on.
@@ -153,16 +150,6 @@ impl Node {
             tracing::info!(prefixes = list.prefixes.len(), "another list of prefixes without masquerade");
             self.nat.list.clone_from(&list.prefixes);
             self.follow_masquerade();
-        }
-    }
-
-    /// Once our programs do its work, a table of nftables that an agent before has made goes.
-    pub fn end_table(&mut self) {
-        if self.nat.table_goes && self.open && self.attached {
-            let removed = villus_net::remove_masquerade();
-            self.nat.table_goes = removed.is_err();
-            let name = "table of masquerading";
-            self.conditions.note(name, removed.err().map(|error| error.to_string()));
         }
     }
 }

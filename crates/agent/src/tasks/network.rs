@@ -64,12 +64,20 @@ pub(super) fn spawn(agent: &Agent) -> Result<Option<MonitorStop>, AgentError> {
 
 /// Keeps the table of masquerading as it was made.
 pub(super) async fn keep_masquerade(agent: Agent) {
-    let Ok(Some(table)) = agent.with(|node| node.network.masquerading.clone()).await else { return };
+    let asked = |node: &mut Node| Some((node.network.masquerading.clone()?, node.wake.clone()));
+    let Ok(Some((table, wake))) = agent.with(asked).await else { return };
     loop {
         let table = table.clone();
         // Commands take their time; nobody waits for them here.
-        let look = move || table.lock().unwrap_or_else(PoisonError::into_inner).keep();
-        let Ok(kept) = tokio::task::spawn_blocking(look).await else { return };
+        let look = move || {
+            let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = table.look();
+            (kept, table.may_be_astray().then(|| table.forget_astray()))
+        };
+        let Ok((kept, forgotten)) = tokio::task::spawn_blocking(look).await else { return };
+        if let Some(forgotten) = forgotten {
+            let _ = agent.with(move |node| node.note_forgotten(forgotten)).await;
+        }
         if kept.as_ref().is_ok_and(|mended| *mended) {
             tracing::warn!(table = table_name(), "somebody removed or changed it, and it was made again");
         }
@@ -80,14 +88,14 @@ pub(super) async fn keep_masquerade(agent: Agent) {
             };
             let _ = agent.with(noted).await;
         }
-        tokio::time::sleep(LOOK).await;
+        let _ = tokio::time::timeout(LOOK, wake.masquerade.notified()).await;
     }
 }
 
 /// Follows the list of prefixes without masquerade. What cannot be read is said, and the last good list stays.
 pub(super) async fn follow_list(agent: Agent) {
     let Ok(Some(path)) = agent
-        .with(|node| node.config.masquerade.list.clone().filter(|_| node.kernel.maps.nat.is_some()))
+        .with(|node| node.config.masquerade.list.clone().filter(|_| node.network.masquerading.is_some()))
         .await
     else {
         return;

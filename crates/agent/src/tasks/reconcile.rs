@@ -76,8 +76,20 @@ pub(super) async fn attach(agent: Agent) {
     let _ = agent
         .with(move |node| {
             node.conditions.note("programs", problem);
+            let refused = node.kernel.programs().refused().map(|error| {
+                format!(
+                    "the kernel does not take our programs for it, and nftables does it everywhere: {error}"
+                )
+            });
+            let others = refused.is_some();
+            node.conditions.note("masquerading in eBPF", refused);
             if good && node.sources.complete && !node.attached {
                 node.attach_all();
+            }
+            if others && node.open {
+                let result = node.write_config();
+                node.conditions
+                    .note("comparison with the kernel", result.err().map(|error| error.to_string()));
             }
         })
         .await;

@@ -264,20 +264,7 @@ impl Workload {
 
     /// Listens on a TCP port and echoes, for ever.
     pub fn serves(&self, address: IpAddr, port: u16) {
-        let listener = self.netns.run(|| TcpListener::bind(SocketAddr::new(address, port))).unwrap().unwrap();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                std::thread::spawn(move || {
-                    let mut buffer = [0; 1024];
-                    while let Ok(length) = stream.read(&mut buffer) {
-                        if length == 0 || stream.write_all(&buffer[..length]).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
+        serves(&self.netns, SocketAddr::new(address, port));
     }
 
     pub fn connects(&self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
@@ -299,6 +286,24 @@ impl Workload {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
+}
+
+/// Listens on a TCP port inside a namespace and echoes, for ever.
+pub fn serves(netns: &Netns, at: SocketAddr) {
+    let listener = netns.run(|| TcpListener::bind(at)).unwrap().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 1024];
+                while let Ok(length) = stream.read(&mut buffer) {
+                    if length == 0 || stream.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
 }
 
 /// A connection from a namespace, for whose answers is waited as long as for the connection.

@@ -101,15 +101,22 @@ impl Checks<'_> {
             self.say(Severity::Warning, "direct-routing-skip-unreachable", reason, "set both or none");
         }
         let (masquerade, v4, v6) = (&self.config.masquerade, &self.config.ipv4, &self.config.ipv6);
-        if masquerade.list.is_some() && !masquerade.bpf {
-            let reason = "the table of nftables knows no list of prefixes";
-            self.say(Severity::Error, "enable-ip-masq-agent", reason, "set enable-bpf-masquerade as well");
+        if v4.masquerade || v6.masquerade {
+            return;
         }
-        if masquerade.bpf && !(v4.masquerade || v6.masquerade) {
+        let without_effect = [
+            ("enable-bpf-masquerade", masquerade.bpf && self.is_set("enable-bpf-masquerade")),
+            ("enable-ip-masq-agent", masquerade.list.is_some()),
+        ];
+        for (option, _) in without_effect.into_iter().filter(|(_, is_so)| *is_so) {
             let reason = "has no effect where neither family is masqueraded";
             let fix = "set enable-ipv4-masquerade or enable-ipv6-masquerade";
-            self.say(Severity::Warning, "enable-bpf-masquerade", reason, fix);
+            self.say(Severity::Warning, option, reason, fix);
         }
+    }
+
+    fn is_set(&self, option: &str) -> bool {
+        self.config.setting(option).is_some_and(|setting| setting.origin != Origin::Default)
     }
 
     fn host_only(&mut self) {
@@ -117,8 +124,7 @@ impl Checks<'_> {
             return;
         }
         for option in OF_ENDPOINTS {
-            let is_set = self.config.setting(option).is_some_and(|s| s.origin != Origin::Default);
-            if is_set {
+            if self.is_set(option) {
                 let reason = "has no effect with host-only: there are no endpoints";
                 self.say(Severity::Warning, option, reason, "leave one of them out");
             }

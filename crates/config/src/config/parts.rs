@@ -64,7 +64,7 @@ pub struct Family<N> {
 /// Where and how endpoints are masqueraded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Masquerade {
-    /// `enable-bpf-masquerade`; else nftables does it.
+    /// `enable-bpf-masquerade`: our programs do it where they can be; everywhere else nftables does.
     pub bpf: bool,
     /// `ip-masq-agent-config-path`, with `enable-ip-masq-agent`.
     pub list: Option<PathBuf>,

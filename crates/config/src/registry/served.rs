@@ -165,14 +165,15 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "enable-bpf-masquerade",
         Bool,
         "false",
-        "Masquerade in eBPF on the uplinks, with a table of mappings of its own, instead of in an nftables table.",
+        "Masquerade in eBPF on the uplinks, with a table of mappings of its own; what leaves by other devices is masqueraded by \
+         an nftables table, as everything is without this option.",
     ),
     opt(
         Group::Addresses,
         "enable-ip-masq-agent",
         Bool,
         "false",
-        "Leave the source of packets to the prefixes of ip-masq-agent-config-path. Needs enable-bpf-masquerade.",
+        "Leave the source of packets to the prefixes of ip-masq-agent-config-path.",
     ),
     opt(
         Group::Addresses,

@@ -47,7 +47,7 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "Villus writes no iptables rules: its masquerade is an nftables table of its own",
+        "Villus writes no iptables rules: it masquerades in eBPF and in an nftables table of its own",
         &[
             "install-iptables-rules",
             "prepend-iptables-chains",

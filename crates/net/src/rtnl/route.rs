@@ -310,10 +310,27 @@ impl Rtnl {
     /// # Errors
     /// When the kernel's answer cannot be read.
     pub fn route_to(&mut self, ip: IpAddr) -> Result<Option<Route>, NetError> {
+        self.look_up(ip, &[])
+    }
+
+    /// The way that a packet would take now that came in by a device from `src`; `None` where it could not leave.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn route_of(&mut self, src: IpAddr, device: u32, dst: IpAddr) -> Result<Option<Route>, NetError> {
+        self.look_up(dst, &[RouteAttribute::Source(src.into()), RouteAttribute::Iif(device)])
+    }
+
+    fn look_up(&mut self, ip: IpAddr, more: &[RouteAttribute]) -> Result<Option<Route>, NetError> {
+        let source = more.iter().any(|attribute| matches!(attribute, RouteAttribute::Source(_)));
         let mut message = RouteMessage::default();
         message.header.address_family = family(ip);
         message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+        if source {
+            message.header.source_prefix_length = message.header.destination_prefix_length;
+        }
         message.attributes.push(RouteAttribute::Destination(ip.into()));
+        message.attributes.extend_from_slice(more);
         match self.get(RouteNetlinkMessage::GetRoute(message), || format!("look up the route to {ip}")) {
             Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Route::from_message(route)),
             Ok(_) => Ok(None),
