@@ -117,6 +117,11 @@ fn warns(node: &TestNode, text: &str) -> bool {
     node.client().status_details().unwrap().warnings.iter().any(|warning| warning.message.contains(text))
 }
 
+/// Options with which the program of the uplinks' egress is there to judge the node only, not to masquerade.
+fn only_to_judge() -> Vec<(&'static str, &'static str)> {
+    [OPTIONS, &[("enable-bpf-masquerade", "false")]].concat()
+}
+
 /// Whether the program of the uplinks' egress is attached.
 fn judges_egress() -> bool {
     let pins = std::fs::read_dir(GLOBALS).unwrap();
@@ -130,7 +135,7 @@ fn judges_egress() -> bool {
 fn the_node_is_off_then_audited_then_enforced_and_stays_so_until_no_policy_selects_it() {
     alone!();
     let outside = Outside::new();
-    let mut node = TestNode::started(OPTIONS);
+    let mut node = TestNode::started(&only_to_judge());
     serve(22);
     serve(80);
 
@@ -216,7 +221,7 @@ fn the_node_and_its_endpoints_judge_each_other_and_what_endpoints_send_is_theirs
 fn who_locked_himself_out_gets_back_in() {
     alone!();
     let outside = Outside::new();
-    let mut node = TestNode::started(OPTIONS);
+    let mut node = TestNode::started(&only_to_judge());
     serve(22);
     node.import(&only(2222));
     set_audit(&node, false);

@@ -164,7 +164,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         Group::Addresses,
         "enable-bpf-masquerade",
         Bool,
-        "false",
+        "true",
         "Masquerade in eBPF on the uplinks, with a table of mappings of its own; what leaves by other devices is masqueraded by \
          an nftables table, as everything is without this option.",
     ),
