@@ -111,7 +111,7 @@ async fn a_file_in_use_is_refused_by_name() {
     let error = Embedded::open(&path).err().unwrap();
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     assert!(error.to_string().contains("kvstore"));
-    let status = child("child_opens", &path).output().unwrap();
+    let status = child("a_process_that_opens", OPENS, &path).output().unwrap();
     assert!(String::from_utf8_lossy(&status.stdout).contains("another process"), "{status:?}");
     drop(first);
     assert_eq!(rows(&open(&path)).await.len(), 1);
@@ -196,31 +196,33 @@ async fn flipped_bits_are_noticed_or_harmless_and_never_a_panic() {
     assert!(noticed > 20, "{noticed}");
 }
 
+/// Tells a process that it is another one of these, and the store's path.
+const OPENS: &str = "VILLUS_TEST_STORE_OPENS";
+const WRITES: &str = "VILLUS_TEST_STORE_WRITES";
+
 /// This test binary as another process that runs one of the tests below.
-fn child(test: &str, path: &Path) -> Command {
+fn child(test: &str, role: &str, path: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture"]).env("VILLUS_TEST_STORE", path);
+    command.args(["--exact", test, "--nocapture"]).env(role, path);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     command
 }
 
-fn child_path() -> std::path::PathBuf {
-    std::env::var_os("VILLUS_TEST_STORE").expect("only run as a child of other tests").into()
-}
-
+/// The other process of `a_file_in_use_is_refused_by_name`.
 #[test]
-#[ignore = "the other process of `a_file_in_use_is_refused_by_name`"]
-fn child_opens() {
-    match Embedded::open(&child_path()) {
+fn a_process_that_opens() {
+    let Some(path) = std::env::var_os(OPENS) else { return };
+    match Embedded::open(Path::new(&path)) {
         Ok(_) => println!("opened"),
         Err(error) => println!("{error}"),
     }
 }
 
+/// The other process of `what_was_acknowledged_survives_kill_9`.
 #[tokio::test]
-#[ignore = "the other process of `what_was_acknowledged_survives_kill_9`"]
-async fn child_writes() {
-    let store = open(&child_path());
+async fn a_process_that_writes() {
+    let Some(path) = std::env::var_os(WRITES) else { return };
+    let store = open(Path::new(&path));
     let lease = store.grant(MINUTE, LeasePurpose::Entries).await.unwrap();
     let start = store.list_prefix("left/").await.unwrap().entries.len();
     for n in start.. {
@@ -240,7 +242,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     let mut chance = fastrand::Rng::with_seed(11);
     let mut count = 0;
     for round in 0..15 {
-        let mut process = child("child_writes", &path).spawn().unwrap();
+        let mut process = child("a_process_that_writes", WRITES, &path).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut acknowledged = None;
         // The first rounds also end while the file is opened.
