@@ -373,16 +373,23 @@ fn cluster_name(text: &str) -> Result<String, String> {
     Ok(text.into())
 }
 
-fn map(text: &str) -> Result<BTreeMap<String, String>, String> {
+/// `KEY=VALUE,KEY=VALUE` or a JSON object. A piece without `=` goes on with the value before it: a value may be a list.
+pub(crate) fn map(text: &str) -> Result<BTreeMap<String, String>, String> {
     if text.starts_with('{') {
         return json_map(text);
     }
-    let mut out = BTreeMap::new();
-    for pair in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        let Some((key, value)) = pair.split_once('=') else {
-            return Err(format!("'{pair}' is not key=value"));
+    let mut out: BTreeMap<String, String> = BTreeMap::new();
+    let mut last = None;
+    for piece in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        if let Some((key, value)) = piece.split_once('=') {
+            out.insert(key.trim().to_string(), value.trim().to_string());
+            last = Some(key.trim());
+            continue;
+        }
+        let Some(value) = last.and_then(|key| out.get_mut(key)) else {
+            return Err(format!("'{piece}' is not key=value"));
         };
-        out.insert(key.trim().to_string(), value.trim().to_string());
+        *value = format!("{value},{piece}");
     }
     Ok(out)
 }
@@ -429,4 +436,29 @@ fn mode(text: &str) -> Result<Value, String> {
 /// The address of a text in either family.
 pub(crate) fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_without_a_key_goes_on_with_the_value_before() {
+        for (text, pairs) in [
+            ("", &[][..]),
+            ("a=1, b = 2,", &[("a", "1"), ("b", "2")]),
+            (
+                "etcd.address=http://a:1, http://b:2,http://c:3,etcd.qps=5",
+                &[("etcd.address", "http://a:1,http://b:2,http://c:3"), ("etcd.qps", "5")],
+            ),
+            ("a=,x", &[("a", ",x")]),
+            (r#"{"a": "1,2", "b": 3}"#, &[("a", "1,2"), ("b", "3")]),
+        ] {
+            let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            assert_eq!(Kind::Map.parse(text), Ok(Value::Map(pairs)), "{text}");
+        }
+        for text in ["a", "a,b=1", ",x,y=2"] {
+            assert!(Kind::Map.parse(text).unwrap_err().ends_with("is not key=value"), "{text}");
+        }
+    }
 }
