@@ -14,6 +14,8 @@ use crate::node::Node;
 /// Between two looks at a store that is well, and at one that is not, in a cluster of one node.
 const WELL: Duration = Duration::from_secs(30);
 const ILL: Duration = Duration::from_secs(5);
+/// The longest time, in whole doublings of the first, between looks at a store with something left to do.
+const DOUBLINGS: u32 = 8;
 /// Between two looks at a store that failed somebody, at least.
 const TROUBLE: Duration = Duration::from_secs(1);
 /// So many entries at once leave much memory behind.
@@ -127,9 +129,32 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
+/// Looks at the store one after another.
+#[derive(Default)]
+struct Looks {
+    /// So many in a row found something left to do.
+    unfinished: u32,
+}
+
+impl Looks {
+    /// Until the next one, in a cluster of one node: soon while there is something to read or to write, but more and more
+    /// seldom, for what the store refuses may never be done.
+    fn rest(&mut self, is_well: bool, is_done: bool) -> Duration {
+        let base = if is_well { WELL } else { ILL };
+        if is_done {
+            self.unfinished = 0;
+            return base;
+        }
+        let soon = TROUBLE * 2u32.pow(self.unfinished.min(DOUBLINGS));
+        self.unfinished += 1;
+        soon.min(base)
+    }
+}
+
 /// Looks at the store, always.
 pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
     let (mut started, mut is_clean) = (false, false);
+    let mut looks = Looks::default();
     loop {
         let health = shared.look().await;
         let is_well = health.down_since.is_none();
@@ -146,10 +171,7 @@ pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
         if agent.with(move |node| node.note_store(&health)).await.is_err() {
             return;
         }
-        let base = if is_well { WELL } else { ILL };
-        // Until all is read and written it is looked at often.
-        let base = if started && is_clean { base } else { base.min(Duration::from_secs(1)) };
-        let rest = tokio::time::sleep(shared.size.interval(base));
+        let rest = tokio::time::sleep(shared.size.interval(looks.rest(is_well, started && is_clean)));
         tokio::select! {
             () = rest => {}
             () = trouble(&shared), if is_well => {}
@@ -172,6 +194,7 @@ async fn remove_leftovers(agent: &Agent, shared: &SharedStore) -> bool {
         return false;
     }
     let Ok(Some(leftovers)) = agent.with(|node| node.leftovers()).await else { return false };
+    let mut is_clean = true;
     for (key, revision) in leftovers {
         let same = Compare::ModRevision(key.to_string(), revision);
         match shared.store.compare_and_delete(&key, same).await {
@@ -179,10 +202,12 @@ async fn remove_leftovers(agent: &Agent, shared: &SharedStore) -> bool {
                 tracing::info!(key = &*key, "an entry of before the start was removed from the store")
             }
             Ok(false) => {}
+            // It holds up no other.
+            Err(error) if error.is_of_one_key() => is_clean = false,
             Err(_) => return false,
         }
     }
-    true
+    is_clean
 }
 
 /// Tells the publisher what this node has, whenever that changes.
@@ -209,5 +234,25 @@ pub(crate) async fn settle(agent: Agent) {
         if agent.with(|node| node.settle_identities()).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_never_done_is_looked_at_more_and_more_seldom() {
+        let mut looks = Looks::default();
+        let mut rests = |is_well, is_done, count: usize| {
+            let rest = |_| looks.rest(is_well, is_done).as_secs();
+            (0..count).map(rest).collect::<Vec<u64>>()
+        };
+        assert_eq!(rests(true, false, 8), [1, 2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(rests(true, true, 2), [30, 30]);
+        assert_eq!(rests(true, false, 2), [1, 2], "something else is to be done");
+        assert_eq!(rests(false, false, 3), [4, 5, 5]);
+        assert_eq!(rests(false, true, 1), [5]);
+        assert_eq!(rests(true, false, 2000).last(), Some(&30));
     }
 }
