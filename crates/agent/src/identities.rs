@@ -22,6 +22,10 @@ const PREFIXES: &str = "local-identities.json";
 const NODES: &str = "node-identities.json";
 /// How long the number of a prefix that no policy names, or of a node that is gone, rests before another may get it.
 const LOCAL_REST: Duration = Duration::from_secs(600);
+/// How long an attempt waits for the lock of a label set, and how often an allocation is tried: as Cilium's agents do
+/// (reference `kvstore` 1.8). A lock whose holder died is free after 25 s.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const ATTEMPTS: u32 = 16;
 /// How long a shared store that fails is waited for before an endpoint begins without it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -196,9 +200,9 @@ fn allocator_config(
         node: node.to_owned(),
         // Nobody else looks at a store of this node's own.
         lease_ttl: shared.map_or(Duration::from_secs(900), |_| config.kvstore.lease_ttl),
-        lock_patience: Duration::from_secs(10),
+        lock_patience: LOCK_PATIENCE,
         timeout: config.kvstore.allocation_timeout,
-        attempts: 8,
+        attempts: ATTEMPTS,
         pace: shared.map_or(backoff.into(), |shared| shared.pace.clone()),
         patience: shared.map(|_| PATIENCE),
         stale_grace: config.kvstore.stale_grace,
