@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// One member, or the only one. Gone with this value.
@@ -165,6 +166,21 @@ impl EtcdServer {
             .spawn()
             .expect("etcd (package etcd-server)");
         self.child = Some(child);
+    }
+
+    /// Stops it, as if its machine stood still: its connections stay and nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on after [`Self::pause`].
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        rustix::process::kill_process(Pid::from_child(child), signal).unwrap();
     }
 
     /// Throws its data away; it must be dead.

@@ -325,3 +325,84 @@ fn explained(error: &Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use villus_testbed::EtcdServer;
+
+    use super::*;
+
+    /// Requests that ask nobody anything, on a connection that is there.
+    async fn ask(connection: &Connection) {
+        connection.call("test", |_| async { Ok(()) }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_wait_for_their_turn_at_first_by_the_rate_of_the_start() {
+        let server = EtcdServer::start();
+        let mut options = EtcdOptions::new(vec![server.url()]);
+        (options.bootstrap_qps, options.qps) = (1000, 100);
+        let connection = Connection::new(options).unwrap();
+        ask(&connection).await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        // Of each a second's worth comes at once, and then two seconds of them evenly.
+        for count in [3001, 301] {
+            let begin = tokio::time::Instant::now();
+            for _ in 0..count {
+                ask(&connection).await;
+            }
+            let took = begin.elapsed().as_millis();
+            assert!((2000..2020).contains(&took), "{count} requests: {took} ms");
+            connection.started();
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_requests_are_under_way_than_may_be() {
+        let server = EtcdServer::start();
+        let mut options = EtcdOptions::new(vec![server.url()]);
+        options.max_inflight = 3;
+        let connection = Arc::new(Connection::new(options).unwrap());
+        ask(&connection).await;
+        let (under_way, may_end) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let tasks: Vec<_> = (0..10)
+            .map(|_| {
+                let (connection, under_way, may_end) =
+                    (Arc::clone(&connection), Arc::clone(&under_way), Arc::clone(&may_end));
+                tokio::spawn(async move {
+                    let asked = |_| async {
+                        under_way.fetch_add(1, Ordering::Relaxed);
+                        may_end.acquire().await.unwrap().forget();
+                        under_way.fetch_sub(1, Ordering::Relaxed);
+                        Ok(())
+                    };
+                    connection.call("test", asked).await.unwrap();
+                })
+            })
+            .collect();
+        let settled = async || {
+            while under_way.load(Ordering::Relaxed) < 3 {
+                tokio::task::yield_now().await;
+            }
+            // Whoever else would begin has the time to.
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        for _ in 0..7 {
+            settled().await;
+            assert_eq!(under_way.load(Ordering::Relaxed), 3);
+            may_end.add_permits(1);
+            while may_end.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        may_end.add_permits(3);
+        for task in tasks {
+            task.await.unwrap();
+        }
+    }
+}

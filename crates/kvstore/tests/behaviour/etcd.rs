@@ -7,7 +7,7 @@ use villus_kvstore::{
 };
 use villus_testbed::EtcdServer;
 
-use crate::{bytes, keys, put, quick, shown_items};
+use crate::{bytes, keys, next, put, quick, shown_items};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -90,6 +90,28 @@ async fn without_a_quorum_nothing_is_invented_and_afterwards_all_goes_on() {
     servers.iter_mut().for_each(EtcdServer::resume);
     put_patiently(&store, "p/b", "2").await;
     until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/b", "2")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_has_lost_its_leader_ends_its_watches() {
+    let servers = EtcdServer::cluster(3);
+    let alone = store_of(&servers[..1]);
+    let from = put(&alone, "p/a", "1").await;
+    let mut watch = alone.watch("p/", from).await.unwrap();
+    assert_eq!(next(&mut watch).await, ["p/a=1"]);
+    // They keep their connections and say nothing, as behind a network that is cut.
+    servers[1..].iter().for_each(EtcdServer::pause);
+    let ended =
+        tokio::time::timeout(LONG, watch.next()).await.expect("the watch ends although its member is there");
+    let error = ended.unwrap_err();
+    assert!(matches!(error, StoreError::Interrupted { .. }) && error.is_transient(), "{error}");
+    assert!(error.to_string().contains("no leader"), "{error}");
+    let mut follow = Follow::start(Arc::clone(&alone), "p/", quick());
+    let quiet = tokio::time::timeout(Duration::from_millis(300), follow.next()).await;
+    assert!(quiet.is_err(), "nothing is invented: {quiet:?}");
+    servers[1..].iter().for_each(EtcdServer::go_on);
+    put_patiently(&alone, "p/b", "2").await;
+    until(&mut follow, &mut BTreeMap::new(), &[("p/a", "1"), ("p/b", "2")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
