@@ -227,6 +227,10 @@ impl Cluster {
                     Permission::write_below(below(&[OPERATORS, &self.name])),
                     Permission::write_below(below(&[EXTERNAL, &self.name])),
                     Permission::write_below(below(&[keys::IPS, &self.address_space])),
+                    // What lies under the leases of a node that does not come back.
+                    Permission::write_below(below(&[keys::NODES, &self.name])),
+                    Permission::write_below(below(&[REALISED, &self.name])),
+                    Permission::write(keys::join_key([keys::CLUSTER_CONFIG, &self.name])),
                 ],
             ),
             (

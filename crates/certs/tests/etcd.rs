@@ -138,12 +138,15 @@ async fn a_certificate_writes_its_node_and_its_addresses_and_no_others() {
     assert!(!lab.may("users/ann", "put", "villus/policies/v1/c2/x"));
     assert!(!lab.may("users/ann", "put", "cilium/state/nodes/v1/c1/node-a"));
 
-    // The operator collects identities and leads; nodes and policies are not its own.
+    // The operator collects identities, leads, and ends nodes that do not come back; policies are not its own.
     for (key, wanted) in [
         ("cilium/state/identities/v1/id/300", true),
         ("cilium/.heartbeat", true),
         ("villus/operator/v1/c1/leader", true),
-        ("cilium/state/nodes/v1/c1/node-a", false),
+        ("cilium/state/nodes/v1/c1/node-a", true),
+        ("villus/realised/v1/c1/node-a", true),
+        ("cilium/state/ip/v1/default/10.0.1.7", true),
+        ("cilium/state/nodes/v1/c2/node-a", false),
         ("villus/policies/v1/c1/x", false),
     ] {
         assert_eq!(lab.may("users/operator", "put", key), wanted, "operator {key}");

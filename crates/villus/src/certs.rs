@@ -132,7 +132,7 @@ pub enum CertsCommand {
         /// A user who may change the cluster's policies.
         #[arg(long = "policy-writer", value_name = "USER")]
         policy_writers: Vec<String>,
-        /// The user of an operator of the cluster.
+        /// The user of an operator of the cluster, who may also end nodes that do not come back.
         #[arg(long = "operator", value_name = "USER")]
         operators: Vec<String>,
         /// The user of `villus kvstoremesh` of this cluster, which copies other clusters' entries to `cilium/cache`.

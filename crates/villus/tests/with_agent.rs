@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Said, command_in_sandbox as command};
+use common::{Said, command_in_sandbox as command, secured::Secured};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
 /// The demo's policy, in the test's own /tmp: the checkout may lie below the one that it hides.
@@ -394,4 +394,60 @@ fn the_shared_store_and_the_cluster_are_those_of_the_agent() {
     let table = villus(&["metrics", "list", "kvstore_refused"]).ok();
     assert!(table.starts_with("METRIC") && table.contains("villus_kvstore_refused_total"), "{table}");
     assert!(table.lines().skip(1).all(|line| line.contains("kvstore_refused")), "{table}");
+}
+
+#[test]
+fn where_etcd_has_roles_a_node_is_forgotten_by_a_user_who_may() {
+    alone!();
+    run("ip", &["link", "set", "lo", "up"]);
+    let secured = Secured::new("/tmp/pki".as_ref(), "node1", "10.15.0.0/24");
+    let [agent, ann, op] = ["agents/node1", "users/ann", "users/op"].map(|who| secured.option(who));
+    let of_the_node = ["--kvstore", "etcd", "--kvstore-opt", &agent, "--node-name", "node1"];
+    let _node = Node::with(&[&of_the_node[..], &["--cluster-name", "c1", "--cluster-id", "1"]].concat());
+    let etcdctl = |words: &[&str]| secured.etcd.etcdctl(words).unwrap();
+    let entry = r#"{"Name":"dead","Cluster":"c1","IPAddresses":[{"Type":"InternalIP","IP":"10.3.9.77"}],"IPv4AllocCIDR":{"IP":"10.77.0.0","Mask":"////AA=="},"ClusterID":1}"#;
+    let pair = r#"{"IP":"10.77.0.5","Mask":null,"HostIP":"10.3.9.77","ID":66000,"Key":0,"Metadata":""}"#;
+    let keys = [
+        ("cilium/state/nodes/v1/c1/dead", entry),
+        ("cilium/state/ip/v1/default/10.77.0.5", pair),
+        ("villus/realised/v1/c1/dead", "{}"),
+    ];
+    let grant = || {
+        let lease = etcdctl(&["lease", "grant", "86400"]);
+        let lease = lease.split_whitespace().nth(1).unwrap().to_owned();
+        for (key, value) in keys {
+            etcdctl(&["put", &format!("--lease={lease}"), key, value]);
+        }
+        lease
+    };
+    let is_there = |key: &str| etcdctl(&["get", "--keys-only", key]).contains(key);
+    let is_known = || villus(&["node", "list"]).ok().contains("c1/dead");
+    let has_address = || villus(&["ip", "list"]).ok().contains("10.77.0.5");
+    let lease = grant();
+    eventually("the agent knows it", || is_known() && has_address());
+
+    let forget = ["node", "forget", "dead", "--force"];
+    let by = |option: &str| villus(&[&forget[..], &["--kvstore-opt", option]].concat());
+    let said = villus(&forget).fails(1);
+    assert!(said.contains("does not permit this agent") && said.contains("--kvstore-opt"), "{said}");
+    assert!(!said.contains("tried again"), "{said}");
+    let said = by(&ann).fails(1);
+    assert!(said.contains("does not permit `txn`") && said.contains("a user who may"), "{said}");
+    let dry = villus(&[&forget[..], &["--kvstore-opt", &op, "--dry-run"]].concat()).ok();
+    assert!(dry.contains("would go: cilium/state/nodes/v1/c1/dead"), "{dry}");
+    assert!(keys.iter().all(|(key, _)| is_there(key)) && is_known() && has_address());
+
+    let said = by(&op).ok();
+    assert!(said.contains("c1/dead is forgotten; 1 leases ended"), "{said}");
+    assert!(!keys.iter().any(|(key, _)| is_there(key)) && !etcdctl(&["lease", "list"]).contains(&lease));
+    eventually("the agent forgets it", || !is_known() && !has_address());
+
+    // One that is silent has no keys any more: everybody is told all the same.
+    let lease = grant();
+    eventually("the agent knows it again", || is_known() && has_address());
+    etcdctl(&["lease", "revoke", &lease]);
+    let silent = ["node", "forget", "dead", "--kvstore-opt", &op];
+    eventually("it is silent and forgotten", || villus(&silent).code == 0);
+    eventually("nothing of it is left", || !is_known() && !has_address());
+    assert!(!keys.iter().any(|(key, _)| is_there(key)));
 }

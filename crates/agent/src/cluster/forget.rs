@@ -1,12 +1,11 @@
 //! Nodes as the API shows them, and the operator's word that one does not come back.
 
-use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use villus_api::model::{ClusterNode, NodeForget, NodeForgotten};
 use villus_api::{ApiError, ApiResult};
-use villus_identity::{Layer, NodeName};
-use villus_kvstore::{Compare, Op, Store, StoreError, Txn};
+use villus_identity::{Layer, NodeName, end_keys};
+use villus_kvstore::StoreError;
 
 use crate::agent::Agent;
 use crate::node::Node;
@@ -72,37 +71,35 @@ pub(crate) async fn forget(agent: &Agent, forget: NodeForget) -> ApiResult<NodeF
     let mut forgotten = NodeForgotten { name: name.to_string(), ..NodeForgotten::default() };
     forgotten.keys = keys.iter().map(|(key, _)| key.clone()).collect();
     if dry_run {
+        forgotten.values = keys.into_iter().map(|(_, value)| value).collect();
         return Ok(forgotten);
     }
     let Some(shared) = &agent.identities.shared else {
         return Err(ApiError::conflict("this node has a store of its own: there are no others"));
     };
-    let ended = end_keys(shared.store.as_ref(), &keys).await;
-    forgotten.leases = ended.map_err(|error| ApiError::unavailable(error.to_string()))?;
+    forgotten.leases = end_keys(shared.store.as_ref(), &keys).await.map_err(failed)?;
     tracing::warn!(node = %name, keys = keys.len(), "an operator says that a node does not come back");
     agent.with(move |node| node.drop_forgotten(&name)).await?;
     Ok(forgotten)
 }
 
-/// A key that goes without a lease was deleted on purpose, for everybody: so each loses its lease first.
-async fn end_keys(store: &dyn Store, keys: &[(String, String)]) -> Result<u64, StoreError> {
-    let mut leases = BTreeSet::new();
-    for (key, known) in keys {
-        let there = store.get(key).await?;
-        leases.extend(there.as_ref().and_then(|entry| entry.lease));
-        let (condition, value) = match there {
-            Some(entry) => (Compare::ModRevision(key.clone(), entry.mod_revision), entry.value),
-            None => (Compare::Absent(key.clone()), known.clone().into()),
-        };
-        let put = Txn::new().when(condition).then(Op::put(key.as_str(), value.clone(), None));
-        if store.txn(put).await?.held {
-            store.compare_and_delete(key, Compare::Value(key.clone(), value)).await?;
+/// Why nothing, or not all of it, was done; it is not tried again.
+fn failed(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Denied { reason, .. } => {
+            let said =
+                format!("the store does not permit this agent to delete another node's keys: {reason}");
+            ApiError::unavailable(said).hint(
+                "say it as a user who may: `villus node forget NAME --kvstore-opt etcd.config=FILE` with an operator's \
+                 certificate",
+            )
         }
+        StoreError::Unavailable { what, reason } => {
+            ApiError::unavailable(format!("the store is not available for `{what}`: {reason}"))
+                .hint("say it again when the store is there")
+        }
+        other => ApiError::unavailable(other.to_string()),
     }
-    for lease in &leases {
-        store.revoke(*lease).await?;
-    }
-    Ok(leases.len() as u64)
 }
 
 impl Node {

@@ -46,6 +46,9 @@ pub struct NodeForgotten {
     pub name: String,
     /// Its keys, which are gone from the store.
     pub keys: Vec<String>,
+    /// In a dry run, what is known of each key: a silent node's are not in the store any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
     /// Leases that were ended.
     pub leases: u64,
 }

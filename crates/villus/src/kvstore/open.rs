@@ -69,6 +69,12 @@ struct Wanted {
 // === impl StoreArgs ===
 
 impl StoreArgs {
+    /// Whether any of them is on the command line.
+    pub fn is_given(&self) -> bool {
+        let named = [&self.kvstore, &self.config_dir, &self.config];
+        named.iter().any(|option| option.is_some()) || !self.kvstore_opt.is_empty()
+    }
+
     /// The store; nothing is asked yet.
     pub fn open(&self, host: &Host) -> Result<Shared, Failure> {
         self.open_with(host, &[])

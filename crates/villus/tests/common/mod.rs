@@ -1,6 +1,8 @@
 //! Running the program.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod secured;
+
 use std::process::{Command, Output, Stdio};
 
 /// What the program printed and how it ended.

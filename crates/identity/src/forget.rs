@@ -1,0 +1,31 @@
+//! The end of a node for the whole cluster, by the word of somebody who knows that it does not come back.
+
+use std::collections::BTreeSet;
+
+use villus_kvstore::{Compare, Op, Store, StoreError, Txn};
+
+/// Deletes keys of a node so that everybody sees that this is meant, and ends their leases. `keys` are keys and values as
+/// they are known: a key that goes without a lease was deleted on purpose, for everybody, so each loses its lease first, or is
+/// put once more. Returns how many leases were ended.
+///
+/// # Errors
+/// When the store is not there or does not permit it. What is done may be done again.
+pub async fn end_keys(store: &dyn Store, keys: &[(String, String)]) -> Result<u64, StoreError> {
+    let mut leases = BTreeSet::new();
+    for (key, known) in keys {
+        let there = store.get(key).await?;
+        leases.extend(there.as_ref().and_then(|entry| entry.lease));
+        let (condition, value) = match there {
+            Some(entry) => (Compare::ModRevision(key.clone(), entry.mod_revision), entry.value),
+            None => (Compare::Absent(key.clone()), known.clone().into()),
+        };
+        let put = Txn::new().when(condition).then(Op::put(key.as_str(), value.clone(), None));
+        if store.txn(put).await?.held {
+            store.compare_and_delete(key, Compare::Value(key.clone(), value)).await?;
+        }
+    }
+    for lease in &leases {
+        store.revoke(*lease).await?;
+    }
+    Ok(leases.len() as u64)
+}
