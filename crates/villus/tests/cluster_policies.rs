@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Said, command, said};
+use common::{Said, command, said, secured::Secured};
 use serde_json::Value;
 use tempfile::TempDir;
 use villus_testbed::EtcdServer;
@@ -13,6 +13,14 @@ use villus_testbed::EtcdServer;
 struct Lab {
     server: EtcdServer,
     directory: TempDir,
+}
+
+fn write(directory: &Path, file: &str, name: &str, port: u16) {
+    let text = format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+         endpointSelector: {{matchLabels: {{app: web}}}}\n  ingress:\n  - toPorts:\n    - ports: [{{port: '{port}', protocol: TCP}}]\n"
+    );
+    std::fs::write(directory.join(file), text).unwrap();
 }
 
 impl Lab {
@@ -27,11 +35,7 @@ impl Lab {
     }
 
     fn write(&self, file: &str, name: &str, port: u16) {
-        let text = format!(
-            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
-             endpointSelector: {{matchLabels: {{app: web}}}}\n  ingress:\n  - toPorts:\n    - ports: [{{port: '{port}', protocol: TCP}}]\n"
-        );
-        std::fs::write(self.path().join(file), text).unwrap();
+        write(self.path(), file, name, port);
     }
 
     fn path(&self) -> &Path {
@@ -74,6 +78,25 @@ fn policies_of_a_cluster_have_versions_and_a_way_back() {
         "{text}"
     );
     assert!(lab.keys().contains("villus/policies/v1/c1/current/CiliumNetworkPolicy/shop/web\n"));
+}
+
+#[test]
+fn the_author_is_the_user_of_the_certificate_and_who_may_not_change_policies_does_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let secured = Secured::new(directory.path(), "node1", "10.15.0.0/24");
+    write(directory.path(), "web.yaml", "web", 80);
+    let run = |who: &str, words: &[&str]| {
+        let option = secured.option(who);
+        let all = [&["policy"], words, &["--kvstore-opt", &option, "--cluster-name", "c1"]].concat();
+        said(&command(&all).current_dir(directory.path()).output().unwrap())
+    };
+    let refused = run("users/op", &["apply", "--cluster", "web.yaml"]).fails(1);
+    assert!(refused.contains("does not permit"), "{refused}");
+    run("users/ann", &["apply", "--cluster", "web.yaml"]).ok();
+    let history: Value =
+        serde_json::from_str(&run("users/op", &["history", "web", "-o", "json"]).ok()).unwrap();
+    let author = history[0]["author"].as_str().unwrap();
+    assert!(author.starts_with("ann (") && author.contains('@'), "{author}");
 }
 
 #[test]

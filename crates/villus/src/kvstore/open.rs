@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, future::Future, ops::RangeInclusive, path::Path
 use clap::Args;
 use serde_json::Value as Json;
 use tokio::runtime::Runtime;
+use villus_certs::Found;
 use villus_config::{Config, Report, Severity, Sources, Value};
 use villus_kvstore::{Etcd, EtcdOptions, Store, StoreError, keys::CLUSTER_CONFIG};
 use villus_labels::MaxConnectedClusters;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub store: Arc<dyn Store>,
     /// Its members, for the journal.
     pub endpoints: String,
+    /// The certificate that is shown to it.
+    certificate: Option<PathBuf>,
     settings: Settings,
 }
 
@@ -106,8 +109,9 @@ impl StoreArgs {
             .build()
             .map_err(|error| Failure::new(format!("no runtime: {error}")))?;
         let endpoints = options.endpoints.join(",");
+        let certificate = options.tls.as_ref().and_then(|tls| tls.identity.clone()).map(|(path, _)| path);
         let store = Etcd::new(options).map_err(|error| Failure::new(error).fix(missing))?;
-        Ok(Shared { runtime, store: Arc::new(store), endpoints, settings })
+        Ok(Shared { runtime, store: Arc::new(store), endpoints, certificate, settings })
     }
 
     fn wanted(&self, host: &Host, flags: &[(&str, &str)]) -> Result<Wanted, Failure> {
@@ -212,6 +216,17 @@ impl Shared {
 
     pub fn failed(&self, error: &StoreError) -> Failure {
         failed(error, &self.endpoints, |what| format!("does not answer `{what}`"))
+    }
+
+    /// Who writes: the user of the certificate, by which the store tells users apart, with [`author`] behind it; without a
+    /// certificate the latter alone. The store does not check what is said of it.
+    pub fn author(&self) -> String {
+        let found = self.certificate.as_ref().and_then(|path| std::fs::read(path).ok());
+        let found = found.and_then(|pem| Found::parse(&pem).ok()).map(|found| found.common_name);
+        match found.filter(|name| !name.is_empty()) {
+            Some(name) => format!("{name} ({})", author()),
+            None => author(),
+        }
     }
 
     /// The name of the cluster that is meant.

@@ -15,7 +15,7 @@ use super::{files, validate};
 use crate::{
     connect::Host,
     failure::{DIFFERS, Failure},
-    kvstore::{Shared, StoreArgs, author},
+    kvstore::{Shared, StoreArgs},
     out::{self, OutputArgs},
 };
 
@@ -219,7 +219,7 @@ pub fn apply(host: &Host, args: &ApplyArgs) -> Result<(), Failure> {
         parsed.push(objects);
     }
     let place = args.place.open(host)?;
-    let changes = place.wait(place.policies.plan(&parsed, &author()))?;
+    let changes = place.wait(place.policies.plan(&parsed, &place.shared.author()))?;
     place.write(&changes, args.dry_run, &args.output)
 }
 
@@ -231,7 +231,7 @@ fn names(file: &ParsedFile) -> impl Iterator<Item = ObjectName> {
 pub fn rollback(host: &Host, args: &RollbackArgs) -> Result<(), Failure> {
     let place = args.place.open(host)?;
     let name = place.wait(place.policies.find(&args.name))?;
-    let change = place.wait(place.policies.plan_rollback(&name, args.version, &author()))?;
+    let change = place.wait(place.policies.plan_rollback(&name, args.version, &place.shared.author()))?;
     let changes: Vec<Change> = change.into_iter().collect();
     place.write(&changes, args.dry_run, &args.output)
 }
@@ -246,7 +246,7 @@ pub fn delete(
 ) -> Result<(), Failure> {
     let place = place.open(host)?;
     let name = place.wait(place.policies.find(name))?;
-    let change = place.wait(place.policies.plan_delete(&name, &author()))?;
+    let change = place.wait(place.policies.plan_delete(&name, &place.shared.author()))?;
     let changes: Vec<Change> = change.into_iter().collect();
     place.write(&changes, dry_run, output)
 }
