@@ -21,7 +21,7 @@ struct Counts {
 // === impl Leased ===
 
 impl Leased {
-    /// With numbers from before a restart, which count until [`Self::restored`].
+    /// With numbers from before a restart, which count until the addresses of then are counted.
     pub fn known(before: BTreeSet<NumericIdentity>) -> Self {
         Self(Arc::new(Mutex::new(Counts { now: HashMap::new(), before })))
     }
