@@ -5,13 +5,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_fib_lookup, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
-        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace,
-        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
-        bpf_skb_set_tunnel_key, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+        bpf_fib_lookup as fib_lookup, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace,
+        bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_skc_lookup_tcp,
     },
 };
 use villus_abi::{Config, Reason};
-use villus_path::{Neighbour, Net, Packet, Parse, Pick, Room, Tunnel, V4, V6, World};
+use villus_path::{
+    AROUND, ETH_HLEN, HALVES, Headers, Neighbour, Net, Outcome, Packet, Parse, Pick, Room, Tunnel, V4, V6,
+    World, Wrapping,
+};
 
 use crate::world::{self, HOPS, Kernel};
 
@@ -269,6 +273,60 @@ impl Packet for Skb {
         }
     }
 
+    /// Segments are made of the packet inside, so their size stays: what does not fit then was refused before.
+    #[inline(always)]
+    fn wrap(&mut self, headers: &Headers) -> Wrapping {
+        const BEHIND_ETHERNET: u32 = 1;
+        const FIXED_GSO: u64 = 1;
+        const IPV4: u64 = 1 << 1;
+        const UDP: u64 = 1 << 4;
+        const ETHERNET: u64 = 1 << 6;
+        const INNER_ETHERNET: u64 = (ETH_HLEN as u64) << 56;
+        const FLAGS: u64 = FIXED_GSO | IPV4 | UDP | ETHERNET | INNER_ETHERNET;
+        const REST: u32 = HALVES as u32 * 2 - ETH_HLEN;
+
+        let bytes: *const u8 = headers.0.as_ptr().cast();
+        // SAFETY: no pointers into the packet are held, and as many bytes as are stored are readable. What is new counts towards a
+        // sum over the whole packet that a device may have made, but for the Ethernet header.
+        unsafe {
+            if bpf_skb_adjust_room(self.0, AROUND as i32, BEHIND_ETHERNET, FLAGS) != 0 {
+                return Wrapping::Refused;
+            }
+            let rest = bytes.add(ETH_HLEN as usize).cast();
+            if bpf_skb_store_bytes(self.0, 0, bytes.cast(), ETH_HLEN, 0) != 0
+                || bpf_skb_store_bytes(self.0, ETH_HLEN, rest, REST, BPF_F_RECOMPUTE_CSUM) != 0
+            {
+                return Wrapping::Torn;
+            }
+        }
+        Wrapping::Done
+    }
+
+    /// Counted on each CPU: receivers put together again what has numbers that follow each other.
+    #[inline(always)]
+    fn number(&mut self) -> u16 {
+        const DRAWN: u32 = 1 << 31;
+        let Some(cpu) = world::cpu() else { return 0 };
+        // SAFETY: see `len`.
+        let segments = unsafe { (*self.0).gso_segs };
+        let mut number = cpu.number.get();
+        if number == 0 {
+            // SAFETY: no arguments.
+            number = unsafe { bpf_get_prandom_u32() } | DRAWN;
+        }
+        cpu.number.set(number.wrapping_add(if segments == 0 { 1 } else { segments }) | DRAWN);
+        number as u16
+    }
+
+    #[inline(always)]
+    fn by_tunnel<F: Pick, W: World + Net<F>>(&mut self, _: &W, _: &mut Room<F>, identity: u32) -> Outcome {
+        Outcome::from_bits(if F::V6 {
+            villus_tunnel6(self.0, identity)
+        } else {
+            villus_tunnel4(self.0, identity)
+        })
+    }
+
     #[inline(always)]
     fn add_to_ip_sum(&mut self, offset: u32, difference: u32) -> bool {
         // SAFETY: plain helper call with the program's context.
@@ -388,7 +446,7 @@ impl Packet for Skb {
 /// Stages of the path that are global functions: the verifier looks at each once, not at every way to it.
 /// They find the packet's room where the program that called them found it.
 macro_rules! stages {
-    ($family:ty, $parse:ident, $emit:ident, $end:ident, $lend:ident) => {
+    ($family:ty, $parse:ident, $emit:ident, $end:ident, $lend:ident, $tunnel:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $parse(skb: *mut __sk_buff, l3_only: u32) -> u32 {
@@ -428,8 +486,16 @@ macro_rules! stages {
             let room = <$family>::room(work);
             villus_path::lend(&Kernel, &mut Skb(skb), room, port as u16, own != 0) as u32
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $tunnel(skb: *mut __sk_buff, identity: u32) -> u64 {
+            let Some(work) = world::work() else { return Outcome::drop(Reason::NOT_READY).to_bits() };
+            let room = <$family>::room(work);
+            villus_path::by_tunnel(&Kernel, &mut Skb(skb), room, identity).to_bits()
+        }
     };
 }
 
-stages!(V4, villus_parse4, villus_emit4, villus_end4, villus_lend4);
-stages!(V6, villus_parse6, villus_emit6, villus_end6, villus_lend6);
+stages!(V4, villus_parse4, villus_emit4, villus_end4, villus_lend4, villus_tunnel4);
+stages!(V6, villus_parse6, villus_emit6, villus_end6, villus_lend6, villus_tunnel6);

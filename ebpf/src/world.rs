@@ -60,6 +60,8 @@ pub struct Cpu {
     pub hops4: [Hop<u32>; HOPS],
     /// See `hops4`.
     pub hops6: [Hop<[u32; 4]>; HOPS],
+    /// Number of the next packet that is wrapped, see [`villus_path::Packet::number`]; 0 before the first.
+    pub number: Cell<u32>,
 }
 
 const SLOTS: usize = 8;

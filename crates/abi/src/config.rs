@@ -30,6 +30,8 @@ pub const FLAG_HOST_POLICY: u32 = 1 << 10;
 pub const FLAG_MASQUERADE_V4: u32 = 1 << 11;
 /// As [`FLAG_MASQUERADE_V4`] for IPv6.
 pub const FLAG_MASQUERADE_V6: u32 = 1 << 12;
+/// The host has IPsec policies for what it sends: between endpoints and networks every packet is the stack's, which asks them.
+pub const FLAG_IPSEC: u32 = 1 << 13;
 
 /// Runtime configuration of the path. 64 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,11 +58,22 @@ pub struct Config {
     /// Largest layer-3 packet that fits into the tunnel.
     pub overlay_mtu: u32,
     /// UDP port of the tunnel, network order.
-    pub tunnel_port: u32,
+    pub tunnel_port: u16,
+    /// TTL of what our programs put around a packet.
+    pub tunnel_ttl: u8,
+    /// Padding, 0.
+    pub pad: u8,
     /// What the search for a free port begins with: a number that this node has drawn once.
     pub nat_seed: u32,
-    /// Reserved, 0.
-    pub reserved: [u32; 4],
+    /// The address by which other nodes know this one as the other end of their tunnels, IPv4 in network order; 0 where the
+    /// tunnel's device is to wrap every packet.
+    pub tunnel_source: u32,
+    /// Interface index of the uplink that has that address: our programs wrap what leaves there.
+    pub tunnel_uplink: u32,
+    /// When they end doing so, unless an agent has found until then that nothing on the host must see those packets.
+    pub tunnel_until: Tick,
+    /// The least of the UDP ports that flows in the tunnel are told apart by on the network, and how many there are.
+    pub tunnel_ports: [u16; 2],
 }
 
 impl Default for Config {
@@ -83,8 +96,13 @@ impl Default for Config {
             overlay_ifindex: 0,
             overlay_mtu: 0,
             tunnel_port: 0,
+            tunnel_ttl: 0,
+            pad: 0,
             nat_seed: 0,
-            reserved: [0; 4],
+            tunnel_source: 0,
+            tunnel_uplink: 0,
+            tunnel_until: 0,
+            tunnel_ports: [0; 2],
         }
     }
 }

@@ -75,6 +75,8 @@ impl Reason {
     pub const DHCP: Self = Self(235);
     /// An IPv4 option asks for a route of the sender's choice.
     pub const SOURCE_ROUTE: Self = Self(236);
+    /// What the tunnel puts around a packet could not be written.
+    pub const WRAP: Self = Self(237);
     /// Quiet end: the path itself answered for the gateway.
     pub const ANSWERED: Self = Self(240);
     /// Quiet end: router solicitation.
@@ -198,6 +200,7 @@ impl Reason {
             234 => "ARP for an address that is not the sender's",
             235 => "DHCP not allowed",
             236 => "IPv4 source routing",
+            237 => "Headers of the tunnel could not be written",
             240 => "Neighbour answered",
             241 => "Router solicitation ended",
             242 => "MLD ended",

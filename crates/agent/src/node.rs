@@ -16,6 +16,7 @@ use villus_labels::{Labels, NumericIdentity, cidr_labels, source};
 use villus_policy::Repository;
 use villus_table::{Changes, Reconciler, Source};
 
+use crate::between::Wrapping;
 use crate::cluster::{Calendar, ClusterMesh, Feed, Freeze, Learned};
 use crate::conditions::Conditions;
 use crate::endpoint::{Endpoint, LabelRules, owner_key, word_of};
@@ -125,6 +126,8 @@ pub(crate) struct Node {
     pub counts: Counts,
     /// The endpoint whose policy map was compared last.
     pub compared_to: u16,
+    /// What goes past the host's stack.
+    pub wrapping: Wrapping,
     /// The journal as it was last read: length and time of its last change.
     pub journal_seen: Option<(u64, std::time::SystemTime)>,
     /// Numbers of prefixes of before the start were given up.
@@ -183,6 +186,7 @@ impl Node {
             host: self.is_host_judged(),
             masquerade: self.kernel.masquerades(),
             seed: self.kernel.nat_seed,
+            wrapping: self.wrapping,
         };
         config_of(&self.config, &self.runtime, &self.network, &of)
     }

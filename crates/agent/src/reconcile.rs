@@ -231,6 +231,7 @@ impl Node {
                 self.conditions.note("node network", None);
                 let result = self.network.prepare_uplinks(&self.state);
                 self.conditions.note("uplinks", result.err().map(|error| error.to_string()));
+                self.wake.wrapping.notify_one();
                 self.tell_own_node();
                 if self.sources.complete {
                     let result = self.write_addresses();

@@ -14,6 +14,7 @@ use villus_policy::Repository;
 use villus_table::{Backoff, Reconciler};
 
 use crate::AgentError;
+use crate::between::Wrapping;
 use crate::cluster::{ClusterMesh, Feed, SharedStore, Snapshot};
 use crate::conditions::Conditions;
 use crate::endpoint::LabelRules;
@@ -150,6 +151,7 @@ impl Node {
             attached: false,
             counts: Default::default(),
             compared_to: 0,
+            wrapping: Wrapping::at_start(),
             journal_seen: None,
             grace_over: false,
             config,

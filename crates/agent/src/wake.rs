@@ -11,6 +11,8 @@ pub(crate) struct Wake {
     pub prepare: Notify,
     /// What this node has changed, and the store is to say so.
     pub publish: Notify,
+    /// The node's links, addresses or routes have changed: what goes past the stack is to be found anew.
+    pub wrapping: Notify,
     /// Compare everything soon.
     pub reconcile: Notify,
     /// The table of masquerading, and connections that it has to do with, are to be looked at.
@@ -26,6 +28,7 @@ impl Wake {
             rejudge: Notify::new(),
             prepare: Notify::new(),
             publish: Notify::new(),
+            wrapping: Notify::new(),
             reconcile: Notify::new(),
             masquerade: Notify::new(),
             realized: watch::Sender::new(0),

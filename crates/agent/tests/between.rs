@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::net::Ipv4Addr;
+
 use common::TestNode;
 use common::store::{join_b, new, shared, status, who, with};
 use villus_api::model::VerifyRequest;
@@ -81,6 +83,125 @@ fn a_tunnel_that_cannot_be_is_refused_before_anything_runs() {
     run("ip", &["link", "add", "villus_vxlan", "type", "veth", "peer", "name", "end"]);
     let said = node.refused();
     assert!(said.contains("villus_vxlan already exists") && said.contains("not made by Villus"), "{said}");
+}
+
+/// What the path has been told.
+fn told(node: &TestNode) -> villus_abi::Config {
+    let pin = node.config().paths.bpf_root.join("tc/globals").join(villus_abi::names::CONFIG);
+    let pin = pin.to_str().unwrap();
+    let text = run("bpftool", &["-j", "map", "lookup", "pinned", pin, "key", "0", "0", "0", "0"]);
+    let entry: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let bytes = entry["value"].as_array().unwrap().iter();
+    let bytes: Vec<u8> =
+        bytes.map(|byte| u8::from_str_radix(&byte.as_str().unwrap()[2..], 16).unwrap()).collect();
+    villus_abi::from_bytes(&bytes).unwrap()
+}
+
+/// The address, and the index of its uplink, under which programs may wrap packets for the tunnel now.
+fn wraps_as(node: &TestNode) -> Option<(Ipv4Addr, u32)> {
+    let config = told(node);
+    let source = Ipv4Addr::from(config.tunnel_source.to_ne_bytes());
+    (config.tunnel_source != 0 && !villus_datapath::is_expired(config.tunnel_until, villus_datapath::now()))
+        .then_some((source, config.tunnel_uplink))
+}
+
+fn index_of(device: &str) -> u32 {
+    let links: serde_json::Value = serde_json::from_str(&run("ip", &["-j", "link", "show", device])).unwrap();
+    u32::try_from(links[0]["ifindex"].as_u64().unwrap()).unwrap()
+}
+
+#[test]
+fn packets_are_wrapped_past_the_stack_as_long_as_an_agent_finds_that_they_may_be() {
+    alone!();
+    uplink();
+    let own = Some((Ipv4Addr::new(192, 0, 2, 10), index_of("up0")));
+    let mut node = TestNode::started(&[("routing-mode", "tunnel")]);
+    eventually("the programs may", || wraps_as(&node) == own);
+    let config = told(&node);
+    assert_eq!(config.tunnel_ttl, 64);
+    assert_eq!(config.tunnel_ports, [32_768, 60_999 - 32_768]);
+    assert!(node.client().verify(&VerifyRequest::default()).unwrap().clean());
+
+    // Nobody answers for this one: as soon as the kernel asks it is given up.
+    run(
+        "ip",
+        &["neigh", "replace", "192.0.2.77", "lladdr", "02:00:00:00:00:77", "dev", "up0", "nud", "stale"],
+    );
+    eventually("the kernel is told to ask", || {
+        !run("ip", &["neigh", "show", "192.0.2.77", "dev", "up0"]).contains("STALE")
+    });
+
+    // IPsec, whatever it is for, in the clear too.
+    for policy in [
+        "src 192.0.2.10 dst 192.0.2.20 proto udp dport 8472 tmpl proto esp mode transport",
+        "src 198.51.100.1 dst 198.51.100.2",
+    ] {
+        let change = |verb: &str, what: &str| {
+            let text = format!("xfrm policy {verb} dir out {what}");
+            run("ip", &text.split(' ').collect::<Vec<_>>());
+        };
+        change("add", policy);
+        eventually("IPsec sees what is sent", || wraps_as(&node).is_none());
+        let selector = policy.split(" tmpl").next().unwrap();
+        change("delete", selector);
+        eventually("it is gone", || wraps_as(&node) == own);
+    }
+    if try_run("ip", &["xfrm", "policy", "setdefault", "out", "block"]).status.success() {
+        eventually("nothing is sent that IPsec does not allow", || wraps_as(&node).is_none());
+        run("ip", &["xfrm", "policy", "setdefault", "out", "accept"]);
+        eventually("all is", || wraps_as(&node) == own);
+    }
+    for (parameter, value) in [("fib_multipath_hash_policy", "1"), ("ip_local_port_range", "40000 50000")] {
+        std::fs::write(format!("/proc/sys/net/ipv4/{parameter}"), value).unwrap();
+    }
+    eventually("several ways are the kernel's", || wraps_as(&node).is_none());
+    std::fs::write("/proc/sys/net/ipv4/fib_multipath_hash_policy", "0").unwrap();
+    eventually("ports are the node's", || told(&node).tunnel_ports == [40_000, 10_000]);
+
+    // Of such an MTU the programs are not told, and what is too large would be lost behind a router that cuts nothing.
+    run("ip", &["route", "add", "203.0.113.0/24", "via", "192.0.2.1", "mtu", "1400"]);
+    eventually("the device cuts for a narrow way", || wraps_as(&node).is_none());
+    let said = status(&node);
+    assert!(said.contains("203.0.113.0/24") && said.contains("MTU of 1400"), "{said}");
+    run("ip", &["route", "del", "203.0.113.0/24"]);
+    eventually("there is none", || wraps_as(&node) == own && !status(&node).contains("MTU of 1400"));
+
+    // The address by which others know the node moves.
+    run("ip", &["addr", "del", "192.0.2.10/24", "dev", "up0"]);
+    eventually("without an address", || wraps_as(&node).is_none());
+    run("ip", &["addr", "add", "192.0.2.11/24", "dev", "up0"]);
+    run("ip", &["route", "replace", "default", "via", "192.0.2.1"]);
+    let moved = own.map(|(_, uplink)| (Ipv4Addr::new(192, 0, 2, 11), uplink));
+    eventually("it is another one", || wraps_as(&node) == moved);
+
+    node.stop();
+    eventually("nobody says so any more", || wraps_as(&node).is_none());
+    node.options.push(("tunnel-past-stack".to_owned(), "false".to_owned()));
+    node.start();
+    assert!(node.client().verify(&VerifyRequest::default()).unwrap().clean());
+    assert_eq!((wraps_as(&node), told(&node).tunnel_source), (None, 0));
+}
+
+#[test]
+fn what_is_routed_is_the_stacks_as_long_as_ipsec_has_policies() {
+    alone!();
+    uplink();
+    let asks = |node: &TestNode| told(node).flags & villus_abi::config::FLAG_IPSEC != 0;
+    let policy = |verb: &str| {
+        run("ip", &["xfrm", "policy", verb, "dir", "out", "src", "198.51.100.1", "dst", "198.51.100.2"]);
+    };
+    let mut node = TestNode::started(&[]);
+    assert!(!asks(&node));
+    policy("add");
+    eventually("the stack asks IPsec", || asks(&node));
+    assert!(node.client().verify(&VerifyRequest::default()).unwrap().clean());
+    // From the first packet on.
+    node.stop();
+    node.start();
+    assert!(asks(&node));
+    policy("delete");
+    eventually("nobody is to be asked", || !asks(&node));
+    assert!(node.client().verify(&VerifyRequest::default()).unwrap().clean());
 }
 
 #[test]

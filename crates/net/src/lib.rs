@@ -15,6 +15,7 @@ mod error;
 mod foreign;
 mod generation;
 mod host_side;
+mod ipsec;
 mod journal;
 mod left_over;
 mod mac;
@@ -43,6 +44,7 @@ pub use error::{Errors, NetError};
 pub use foreign::{ForeignDrop, foreign_drops, iptables_drops, nft_drops};
 pub use generation::{astray_packets, nft_generation};
 pub use host_side::restore_host_side;
+pub use ipsec::{IpsecChanges, has_ipsec_output};
 pub use journal::{Change, Journal, Recorder, Restored};
 pub use left_over::remove_left_over;
 pub use mac::{InvalidMac, Mac};
@@ -57,7 +59,8 @@ pub use node::{
     remove_all_marked,
 };
 pub use node_routes::{
-    NodeHop, device_on_link, device_towards, node_routes, remove_node_route, set_node_route,
+    NarrowRoute, NodeHop, device_on_link, device_towards, narrow_routes, node_routes, remove_node_route,
+    set_node_route,
 };
 pub use rtnl::{
     Address, Link, LinkChange, NODE_PROTOCOL, Neighbour, NextHop, PROTOCOL, Route, RouteKind, Rtnl, VethPair,

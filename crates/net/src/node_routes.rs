@@ -36,6 +36,34 @@ pub fn node_routes() -> Result<Vec<(IpNet, NodeHop)>, NetError> {
         .collect())
 }
 
+/// An IPv4 route to which somebody has given an MTU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarrowRoute {
+    /// Where it leads.
+    pub destination: IpNet,
+    /// Index of a device by which it does.
+    pub device: u32,
+    /// Largest packet.
+    pub mtu: u32,
+}
+
+/// The IPv4 routes of the main table, in the calling thread's namespace, to which somebody has given an MTU; one for each device
+/// of a route.
+///
+/// # Errors
+/// When the kernel refuses the listing.
+pub fn narrow_routes() -> Result<Vec<NarrowRoute>, NetError> {
+    let routes = Rtnl::open()?.routes()?;
+    let narrow = routes.into_iter().filter(|route| route.destination.addr().is_ipv4() && !route.is_ours());
+    Ok(narrow
+        .filter_map(|route| Some((route.mtu?, route)))
+        .flat_map(|(mtu, route)| {
+            let destination = route.destination;
+            route.hops.into_iter().map(move |hop| NarrowRoute { destination, device: hop.device, mtu })
+        })
+        .collect())
+}
+
 /// Makes a route to a prefix of another node, or changes ours.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use socket2::{Domain, Protocol, Socket, Type};
 use villus_net::*;
+use villus_testbed::eventually;
 
 fn node(uplinks: &[&str], system: &Path) -> NodeNetwork {
     NodeNetwork {
@@ -350,4 +351,28 @@ fn a_journal_of_an_earlier_boot_restores_files_only() {
     assert_eq!(restored.undone.len(), 1, "{restored:?}");
     assert!(!file.exists());
     assert_eq!(sysctl(&s, "net/ipv4/ip_forward"), "1");
+}
+
+#[test]
+fn neighbours_that_nobody_has_heard_of_for_a_while_are_asked_again() {
+    let s = Sandbox::new();
+    let router = uplink(&s);
+    let confirm = || {
+        s.inside(|| {
+            let mut rtnl = Rtnl::open().unwrap();
+            let device = rtnl.links().unwrap().into_iter().find(|link| link.name == "up0").unwrap().index;
+            rtnl.confirm_neighbours(&[device]).unwrap()
+        })
+    };
+    let known = |ip: &str| s.ip(&format!("neigh show {ip} dev up0"));
+    let mac = router.mac("far");
+    // One who is still there, and one whose address another has meanwhile.
+    router.ip("addr add 192.0.2.3/24 dev far");
+    s.ip(&format!("neigh replace 192.0.2.1 lladdr {mac} dev up0 nud stale"));
+    s.ip("neigh replace 192.0.2.3 lladdr 02:00:00:00:00:99 dev up0 nud stale");
+    s.ip("neigh replace 192.0.2.4 lladdr 02:00:00:00:00:98 dev up0 nud permanent");
+    assert_eq!(confirm(), 2);
+    eventually("who is there answers", || known("192.0.2.1").contains("REACHABLE"));
+    eventually("the other is not believed in", || !known("192.0.2.3").contains("02:00:00:00:00:99"));
+    assert!(known("192.0.2.4").contains("PERMANENT"));
 }

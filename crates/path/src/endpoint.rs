@@ -2,7 +2,7 @@
 
 use villus_abi::{
     Config, Endpoint, IpcacheValue, Reason,
-    config::{FLAG_HOST_POLICY, FLAG_TRACE_ALL},
+    config::{FLAG_HOST_POLICY, FLAG_IPSEC, FLAG_TRACE_ALL},
     endpoint::{FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DHCP, SLOT_HOST},
     event::{
         HOOK_FROM_ENDPOINT, POINT_FROM_ENDPOINT, POINT_TO_ENDPOINT, POINT_TO_HOST, POINT_TO_NETWORK,
@@ -195,13 +195,17 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
     room.note.ifindex = 0;
     let mut outcome = Outcome::up(config.flags & FLAG_HOST_POLICY != 0, known.forward);
     if way.action as u8 != Action::Pass as u8 {
-        if !route(p, &room.facts, &room.next.mac, &room.next.own_mac) {
-            return dropped(w, p, config, room, Reason::WRITE);
+        if way.action as u8 == Action::Tunnel as u8 {
+            outcome = p.by_tunnel(w, room, endpoint.identity);
+            if outcome.action() as u8 == Action::Drop as u8 {
+                return dropped(w, p, config, room, outcome.reason());
+            }
+        } else {
+            if !route(p, &room.facts, &room.next.mac, &room.next.own_mac) {
+                return dropped(w, p, config, room, Reason::WRITE);
+            }
+            outcome = Outcome::leave(way.action, room.next.ifindex);
         }
-        if way.action as u8 == Action::Tunnel as u8 && !p.encapsulate(room.via, endpoint.identity) {
-            return dropped(w, p, config, room, Reason::TUNNEL_KEY);
-        }
-        outcome = Outcome::leave(way.action, room.next.ifindex);
         room.note.ifindex = room.next.ifindex;
         if way.point == POINT_TO_ENDPOINT {
             w.count(Reason::FORWARDED, 0, p.len());
@@ -210,7 +214,7 @@ fn unicast<F: Pick, W: World + Net<F>, P: Packet>(
             room.note.peer = endpoint.id;
         }
     }
-    w.count(Reason::FORWARDED, 1, p.len());
+    w.count(Reason::FORWARDED, 1, p.len() - room.note.around as u32);
     report::trace(w, p, config, room, wanted);
     outcome
 }
@@ -284,6 +288,7 @@ fn tunnel_to(config: &Config, known: &Known<'_>, row: &IpcacheValue) -> u32 {
 /// Whether a packet for no address of this node belongs past the stack. What came past it goes back so, where no NAT is wanted.
 /// What an endpoint opens goes up, where the host's own DNAT may have a say, unless it is for an endpoint of another node:
 /// services have other addresses. What is of no known flow and opens none may be an answer that the host's NAT must turn back.
+/// Nothing does while IPsec has policies, of which only the stack knows.
 #[inline(always)]
 fn is_past_stack<F: Family>(
     config: &Config,
@@ -291,6 +296,9 @@ fn is_past_stack<F: Family>(
     facts: &Facts<F>,
     row: &IpcacheValue,
 ) -> bool {
+    if config.flags & FLAG_IPSEC != 0 {
+        return false;
+    }
     let routed = row.flags & FLAG_ROUTED != 0;
     if known.flow.is_some() {
         return routed || config.flags & F::DIRECT != 0;

@@ -81,7 +81,7 @@ pub(crate) fn is_tunnel<F: Family, W: World>(
     config.overlay_ifindex != 0
         && facts.proto == UDP
         && !facts.later
-        && facts.dport as u32 == config.tunnel_port
+        && facts.dport == config.tunnel_port
         && w.node(&F::mapped(other)).is_some()
 }
 

@@ -33,6 +33,7 @@ mod policy;
 mod report;
 mod work;
 mod world;
+mod wrap;
 
 pub use deliver::to_endpoint;
 pub use endpoint::from_endpoint;
@@ -47,3 +48,4 @@ pub use policy::{Ask, Question, Verdict, verdict};
 pub use report::{emit, end};
 pub use work::{Pick, Room, Work};
 pub use world::{Neighbour, Net, Packet, PolicyMap, Tunnel, World};
+pub use wrap::{AROUND, HALVES, Headers, Wrapping, by_tunnel};

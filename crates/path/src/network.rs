@@ -2,7 +2,7 @@
 
 use villus_abi::{
     Config, Endpoint, Reason,
-    config::FLAG_HOST_POLICY,
+    config::{FLAG_HOST_POLICY, FLAG_IPSEC},
     endpoint::{FLAG_ACTIVE, SLOT_HOST},
     event::{HOOK_FROM_NETWORK, POINT_TO_ENDPOINT},
 };
@@ -20,7 +20,8 @@ use crate::{
 
 /// What comes in on an uplink: nobody outside may use an address of this node or its endpoints as a source;
 /// where no NAT is wanted, or none of what its sender sends, packets for an endpoint are judged and handed over here; if policy
-/// selects the node, packets for the node are judged here. Everything else is the stack's.
+/// selects the node, packets for the node are judged here. Everything else is the stack's; all for endpoints is while IPsec has
+/// policies, which the stack asks whether it may come in the clear.
 #[inline(always)]
 pub fn from_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> Outcome {
     let Some(config) = w.config() else { return Outcome::PASS };
@@ -64,7 +65,7 @@ fn ip<F: Pick, W: World + Net<F>, P: Packet>(
         // What it sends to an endpoint comes by the tunnel, where it is known which node sends it.
         return dropped(w, p, config, room, Reason::UNKNOWN_SENDER);
     }
-    if config.flags & F::DIRECT == 0 && !room.sender.routed {
+    if config.flags & FLAG_IPSEC != 0 || config.flags & F::DIRECT == 0 && !room.sender.routed {
         return Outcome::PASS;
     }
     let Some(endpoint) = w.endpoint(local.slot) else { return Outcome::PASS };

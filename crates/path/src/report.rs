@@ -26,6 +26,8 @@ pub(crate) struct Note {
     pub matched: u8,
     pub hook: u8,
     pub audited: bool,
+    /// Bytes that were put around what was sent.
+    pub around: u8,
     pub endpoint: u16,
     pub peer: u16,
     pub ifindex: u32,
@@ -61,7 +63,7 @@ pub fn emit<F: Parse, W: World, P: Packet>(w: &W, p: &P, room: &mut Room<F>) {
     event.ifindex = note.ifindex;
     event.src_identity = note.src_identity;
     event.dst_identity = note.dst_identity;
-    event.len = p.len();
+    event.len = p.len() - note.around as u32;
     event.hash = p.hash();
     event.src = F::words(&facts.src);
     event.dst = F::words(&facts.dst);

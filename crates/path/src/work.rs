@@ -11,6 +11,7 @@ use crate::{
     parse::{Facts, Parse},
     report::Note,
     world::{Neighbour, Tunnel},
+    wrap::Headers,
 };
 
 /// Room for one packet of one family.
@@ -36,6 +37,8 @@ pub struct Room<F: Parse> {
     pub(crate) event: Event,
     /// Of a packet that is masqueraded.
     pub(crate) mapping: Mapping<F>,
+    /// Of a packet that is wrapped.
+    pub(crate) outer: Headers,
 }
 
 impl<F: Parse> Room<F> {

@@ -10,9 +10,11 @@ use villus_abi::{
 use crate::{
     family::{Family, V4, V6},
     nat::lend,
+    outcome::Outcome,
     policy::{Ask, Verdict, verdict},
     report::{emit, end},
     work::{Pick, Room},
+    wrap::{Headers, Wrapping, by_tunnel},
 };
 
 /// Where a routed packet goes next on a network.
@@ -162,6 +164,19 @@ pub trait Packet {
     /// Says to which node (IPv4 in network order) the tunnel's device is to send it, and the identity of its sender.
     /// False if that failed.
     fn encapsulate(&mut self, to: u32, identity: u32) -> bool;
+    /// Puts the first bytes of a packet that is wrapped for the tunnel in the place of its own, [`AROUND`](crate::AROUND) bytes
+    /// longer than those, and tells the kernel what is inside: segments and checksums are made of that.
+    fn wrap(&mut self, headers: &Headers) -> Wrapping;
+    /// The number of the next packet around another (the identification of IPv4); a train of segments takes as many as it has.
+    fn number(&mut self) -> u16;
+    /// Sends the packet in the room into the tunnel, see [`by_tunnel`]. As [`Packet::parse`] in the kernel.
+    #[inline(always)]
+    fn by_tunnel<F: Pick, W: World + Net<F>>(&mut self, w: &W, room: &mut Room<F>, identity: u32) -> Outcome
+    where
+        Self: Sized,
+    {
+        by_tunnel(w, self, room, identity)
+    }
     /// Fills in the facts of a packet. The kernel does so in a function that the verifier looks at once.
     #[inline(always)]
     fn parse<F: Pick>(&self, room: &mut Room<F>, l3_only: bool) -> Reason

@@ -28,3 +28,5 @@ mod policy;
 mod reports;
 #[path = "path/source.rs"]
 mod source;
+#[path = "path/wrap.rs"]
+mod wrap;

@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 use villus_abi::{
     Config, Direction, Endpoint, IpcacheKey, IpcacheValue, Local, Node, PolicyEntry, PolicyKey, Reason,
+    config::FLAG_IPSEC,
     endpoint::{ADDR_GATEWAY, FLAG_ACTIVE, FLAG_CHECK_MAC, FLAG_DELIVER_PEER, SLOT_HOST},
     ipcache::{FLAG_PENDING, FLAG_ROUTED},
     metrics,
@@ -37,6 +38,8 @@ const POD: u16 = 101;
 /// UDP port of the tunnel.
 const PORT: u16 = 8472;
 const MTU: u32 = 1500;
+/// The least port that the kernel draws for what it sends, and how many there are.
+const PORTS: [u16; 2] = [32_768, 60_999 - 32_768];
 
 /// How packets reach pods of other nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -243,7 +246,15 @@ impl Member {
             router_ifindex: self.host.index(villus_net::ROUTER_DEVICE),
             overlay_ifindex: tunnel.unwrap_or_default(),
             overlay_mtu: tunnel.map_or(0, |_| MTU - TUNNEL_OVERHEAD),
-            tunnel_port: u32::from(PORT.to_be()),
+            tunnel_port: PORT.to_be(),
+            tunnel_source: match (tunnel, self.address(Version::V4)) {
+                (Some(_), IpAddr::V4(v4)) => u32::from_ne_bytes(v4.octets()),
+                _ => 0,
+            },
+            tunnel_uplink: self.host.index(self.uplink.device()),
+            tunnel_until: villus_datapath::now().wrapping_add(villus_abi::time::from_secs(86_400)),
+            tunnel_ports: PORTS,
+            tunnel_ttl: 64,
             ..Config::default()
         };
         self.maps.config.insert(&0, &config).unwrap();
@@ -366,6 +377,27 @@ impl Member {
     /// Forgets who an address is.
     pub fn forget_identity(&self, ip: IpAddr) {
         self.maps.ipcache.remove(&key(ip, None)).unwrap();
+    }
+
+    /// Lets the programs wrap packets for the tunnel, or leaves that to the tunnel's device.
+    pub fn wraps(&self, wraps: bool) {
+        let mut config = self.maps.config.get(&0).unwrap().unwrap();
+        let long = villus_datapath::now().wrapping_add(villus_abi::time::from_secs(86_400));
+        config.tunnel_until = if wraps { long } else { villus_datapath::now() };
+        self.maps.config.insert(&0, &config).unwrap();
+    }
+
+    /// Says that the node's IPsec has policies, or has none.
+    pub fn asks_ipsec(&self, asks: bool) {
+        let mut config = self.maps.config.get(&0).unwrap().unwrap();
+        config.flags = config.flags & !FLAG_IPSEC | if asks { FLAG_IPSEC } else { 0 };
+        self.maps.config.insert(&0, &config).unwrap();
+    }
+
+    /// The Ethernet address that the pod's packets go to.
+    #[must_use]
+    pub fn gateway_mac(&self) -> Mac {
+        Mac::from_seed(&format!("node pod-{}", self.number))
     }
 
     /// Its address on the network.

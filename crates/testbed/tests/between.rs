@@ -14,7 +14,7 @@ use villus_abi::{
 };
 use villus_datapath::FlowKey;
 use villus_path::memory::Build;
-use villus_testbed::{Between, Cluster, Host, Member, Ping, TcpEcho, UdpEcho, Version, eventually};
+use villus_testbed::{Between, Capture, Cluster, Host, Member, Ping, TcpEcho, UdpEcho, Version, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 const TCP: u8 = 6;
@@ -29,6 +29,40 @@ fn is_heard(from: &Host, to: &Host, at: SocketAddr) -> bool {
     let echo = UdpEcho::open(from, None, to, at, at);
     echo.patience(Duration::from_millis(300));
     echo.echo(b"who is it").is_ok()
+}
+
+/// How often IPsec has forbidden a packet to leave.
+fn forbidden(host: &Host) -> u64 {
+    let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/xfrm_stat")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("XfrmOutPolBlock"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn what_ipsec_forbids_does_not_leave_by_a_route_past_the_stack() {
+    let cluster = Cluster::new(Between::Routes, 2);
+    let (a, b) = (cluster.node(1), cluster.node(2));
+    a.allow_all();
+    b.allow_all();
+    for version in Version::ALL {
+        let at = SocketAddr::new(b.pod(version), 9000);
+        let echo = UdpEcho::open(&a.pod, None, &b.pod, at, at);
+        eventually("it is answered", || echo.echo(b"hello").is_ok());
+        let policy = format!("dir out src {} dst {}", a.pod(version), b.pod(version));
+        a.host.ip(&format!("xfrm policy add {policy} action block"));
+        eventually("past the stack nobody asks IPsec", || echo.echo(b"hello").is_ok());
+        a.asks_ipsec(true);
+        let wire = Capture::open(&cluster.lan, "p1");
+        let before = forbidden(&a.host);
+        eventually("IPsec is asked", || {
+            echo.send(b"a secret").unwrap();
+            forbidden(&a.host) > before
+        });
+        assert!(!wire.drain().iter().any(|frame| frame.bytes.ends_with(b"a secret")), "{version:?}");
+        a.host.ip(&format!("xfrm policy delete {policy}"));
+        eventually("the stack sends what nothing forbids", || echo.echo(b"hello").is_ok());
+        a.asks_ipsec(false);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Packets between nodes: which nodes the tunnel knows, and the ways to their endpoints.
 
 mod routes;
+mod wrapping;
 
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -13,6 +14,8 @@ use villus_labels::NumericIdentity;
 use crate::endpoint::word_of;
 use crate::kernel::{Wanted, make_equal};
 use crate::node::Node;
+
+pub(crate) use wrapping::{Host, Wrapping};
 
 /// Who claims the routers of other nodes in the ipcache.
 const OWNER: &str = "nodes";

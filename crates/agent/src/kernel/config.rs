@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use villus_abi::config::{
     FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_DROP_EVENTS, FLAG_HOST_POLICY,
-    FLAG_IPV4, FLAG_IPV6, FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6, FLAG_TRACE, FLAG_TRACE_ALL,
+    FLAG_IPSEC, FLAG_IPV4, FLAG_IPV6, FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6, FLAG_TRACE, FLAG_TRACE_ALL,
     FLAG_VERDICT_EVENTS,
 };
 use villus_abi::time::{Tick, from_ns};
@@ -12,6 +12,7 @@ use villus_config::Config;
 use villus_config::config::{Aggregation, Enforcement};
 use villus_policy::Audit;
 
+use crate::between::Wrapping;
 use crate::network::Network;
 
 /// Options that can be changed while the agent runs.
@@ -54,6 +55,8 @@ pub(crate) struct Told {
     pub masquerade: bool,
     /// Its number for ports that are lent.
     pub seed: u32,
+    /// How its endpoints' packets go into the tunnel.
+    pub wrapping: Wrapping,
 }
 
 /// What the path is told.
@@ -76,6 +79,7 @@ pub(crate) fn config_of(
         (config.datapath.allow_icmp_frag_needed, FLAG_ALLOW_FRAG_NEEDED),
         (runtime.audit == Audit::BOTH, FLAG_AUDIT),
         (of.host, FLAG_HOST_POLICY),
+        (of.wrapping.ipsec, FLAG_IPSEC),
         (of.masquerade && config.ipv4.enabled && config.ipv4.masquerade, FLAG_MASQUERADE_V4),
         (of.masquerade && config.ipv6.enabled && config.ipv6.masquerade, FLAG_MASQUERADE_V6),
     ];
@@ -90,9 +94,14 @@ pub(crate) fn config_of(
         router_ifindex: network.router.index,
         overlay_ifindex: network.tunnel.unwrap_or_default(),
         overlay_mtu: network.tunnel.map_or(0, |_| network.mtu),
-        tunnel_port: network.tunnel.map_or(0, |_| u32::from(config.routing.tunnel_port.to_be())),
+        tunnel_port: network.tunnel.map_or(0, |_| config.routing.tunnel_port.to_be()),
         nat_seed: if masquerades(config) { of.seed } else { 0 },
-        reserved: [0; 4],
+        tunnel_ttl: of.wrapping.ttl,
+        pad: 0,
+        tunnel_source: of.wrapping.source,
+        tunnel_uplink: of.wrapping.uplink,
+        tunnel_until: of.wrapping.until,
+        tunnel_ports: of.wrapping.ports,
     }
 }
 

@@ -7,6 +7,7 @@ mod network;
 mod nodes;
 mod policies;
 mod reconcile;
+mod wrapping;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
     tasks.add(export::run(agent.clone()));
     tasks.add(network::keep_masquerade(agent.clone()));
     tasks.add(network::follow_list(agent.clone()));
+    tasks.add(wrapping::keep(agent.clone(), wrapping::listen()));
     tasks.add(events::run(agent.clone()));
     tasks.add(policies::watch(agent.clone()));
     tasks.add(policies::follow_identities(agent.clone()));

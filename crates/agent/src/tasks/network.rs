@@ -152,6 +152,9 @@ async fn take(agent: &Agent, batch: Vec<NetEvent>) -> bool {
                     NetEvent::Address(_) | NetEvent::AddressGone(_) => refresh = true,
                     NetEvent::Route(route) | NetEvent::RouteGone(route) => {
                         refresh |= route.destination.prefix_len() == 0;
+                        if route.mtu.is_some() {
+                            node.wake.wrapping.notify_one();
+                        }
                     }
                 }
             }

@@ -12,6 +12,8 @@ pub struct Routing {
     pub tunnel: bool,
     /// `tunnel-port`.
     pub tunnel_port: u16,
+    /// `tunnel-past-stack`.
+    pub past_stack: bool,
     /// `auto-direct-node-routes`.
     pub direct_routes: bool,
     /// `direct-routing-skip-unreachable`.
@@ -24,6 +26,7 @@ impl Routing {
         Self {
             tunnel: r.text("routing-mode") == "tunnel",
             tunnel_port: port.unwrap_or(VXLAN_PORT),
+            past_stack: r.bool("tunnel-past-stack"),
             direct_routes: r.bool("auto-direct-node-routes"),
             skip_unreachable: r.bool("direct-routing-skip-unreachable"),
         }

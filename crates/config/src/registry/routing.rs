@@ -17,6 +17,14 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     opt("tunnel-port", int_or_zero(1, 65_535, "8472"), "0", "UDP port of the tunnel; the same on all nodes."),
     opt(
+        "tunnel-past-stack",
+        Kind::Bool,
+        "true",
+        "Wrap what endpoints send to other nodes where it leaves the endpoint, past the host's stack and its rules for output, as \
+         long as the host has no IPsec policies for output and spreads nothing over several ways by ports. false: the tunnel's \
+         device wraps, and the host's rules see each packet.",
+    ),
+    opt(
         "auto-direct-node-routes",
         Kind::Bool,
         "false",

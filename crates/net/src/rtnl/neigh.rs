@@ -11,7 +11,7 @@ use netlink_packet_route::route::{RouteProtocol, RouteType};
 
 use super::socket::family;
 use super::{PROTOCOL, Rtnl};
-use crate::error::NetError;
+use crate::error::{NetError, missing_is_fine};
 use crate::mac::Mac;
 
 /// An entry of a device's neighbour table.
@@ -66,6 +66,29 @@ impl Rtnl {
             _ => None,
         });
         Ok(neighbours.filter(|neighbour| neighbour.device == device).collect())
+    }
+
+    /// Has the kernel find out whether neighbours of these devices that it has not heard of for a while are still who they were, as it
+    /// does when its own stack sends to them; how many. What is sent past the stack it does not notice.
+    ///
+    /// # Errors
+    /// When the kernel refuses. That a neighbour is gone meanwhile is none.
+    pub fn confirm_neighbours(&mut self, devices: &[u32]) -> Result<usize, NetError> {
+        let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let mut asked = 0;
+        for answer in self.dump(&message, || "list neighbours".into())? {
+            let RouteNetlinkMessage::NewNeighbour(stale) = answer else { continue };
+            if stale.header.state != NeighbourState::Stale || !devices.contains(&stale.header.ifindex) {
+                continue;
+            }
+            let Some(Neighbour { device, ip, .. }) = Neighbour::from_message(stale) else { continue };
+            let mut message = neighbour_message(device, ip);
+            message.header.flags = NeighbourFlags::Use;
+            let message = RouteNetlinkMessage::NewNeighbour(message);
+            missing_is_fine(self.change(message, 0, || format!("ask neighbour {ip} on device {device}")))?;
+            asked += 1;
+        }
+        Ok(asked)
     }
 
     /// Makes or replaces a permanent neighbour.

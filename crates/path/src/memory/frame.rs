@@ -6,6 +6,7 @@ use super::{address4, address6};
 use crate::{
     nat::sum,
     world::{Neighbour, Packet, Tunnel},
+    wrap::{AROUND, Headers, Wrapping},
 };
 
 /// What the routing table says for the packet.
@@ -36,12 +37,18 @@ pub struct Frame {
     pub hash: u32,
     /// The routing table's answer; `None` sends the packet to the stack.
     pub next_hop: Option<NextHop>,
+    /// Its answers for what goes to nodes (network order).
+    pub node_hops: Vec<(u32, Option<NextHop>)>,
     /// Fails the n-th write from now, counted from 1; 0 fails none.
     pub failing_write: u32,
     /// What the tunnel says that brought it.
     pub tunnel: Option<Tunnel>,
     /// Where to and who from the tunnel was told that it is: node (network order) and identity.
     pub encapsulated: Option<(u32, u32)>,
+    /// Whether the kernel refuses to wrap it.
+    pub unwrappable: bool,
+    /// Number of the last packet around another.
+    pub number: u16,
     /// Whether the device is to complete the transport's checksum, which holds the sum of the pseudo header until then.
     pub partial: bool,
     /// Sockets of the host: protocol, own end, and peer if it is connected.
@@ -78,9 +85,9 @@ impl Frame {
         self.sockets.iter().any(is)
     }
 
-    fn route(&self, l3_len: u32, next: &mut Neighbour) -> bool {
+    fn route(&self, hop: Option<NextHop>, l3_len: u32, next: &mut Neighbour) -> bool {
         self.asked_len.set(l3_len);
-        match self.next_hop {
+        match hop {
             Some(hop) if l3_len <= hop.mtu => {
                 *next = hop.neighbour;
                 true
@@ -156,6 +163,27 @@ impl Packet for Frame {
         written
     }
 
+    fn wrap(&mut self, headers: &Headers) -> Wrapping {
+        if self.unwrappable {
+            return Wrapping::Refused;
+        }
+        let bytes: Vec<u8> = headers.0.iter().flat_map(|half| half.to_ne_bytes()).collect();
+        let replaced = bytes.len() - AROUND as usize;
+        if self.bytes.len() < replaced {
+            return Wrapping::Refused;
+        }
+        if !self.writes() {
+            return Wrapping::Torn;
+        }
+        self.bytes.splice(..replaced, bytes);
+        Wrapping::Done
+    }
+
+    fn number(&mut self) -> u16 {
+        self.number = self.number.wrapping_add(1);
+        self.number
+    }
+
     fn add_to_ip_sum(&mut self, offset: u32, difference: u32) -> bool {
         let Some([sum]) = self.halves::<1>(offset) else { return false };
         self.store(offset, &sum::replaced(sum, difference).to_ne_bytes(), false)
@@ -187,11 +215,12 @@ impl Packet for Frame {
         self.is_hosts(proto, at(local), at(peer))
     }
 
-    fn neighbour4(&mut self, _src: u32, _dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {
-        self.route(l3_len, next)
+    fn neighbour4(&mut self, _src: u32, dst: u32, l3_len: u32, next: &mut Neighbour) -> bool {
+        let hop = self.node_hops.iter().find(|(node, _)| *node == dst).map_or(self.next_hop, |(_, hop)| *hop);
+        self.route(hop, l3_len, next)
     }
 
     fn neighbour6(&mut self, _src: &[u32; 4], _dst: &[u32; 4], l3_len: u32, next: &mut Neighbour) -> bool {
-        self.route(l3_len, next)
+        self.route(self.next_hop, l3_len, next)
     }
 }

@@ -267,12 +267,27 @@ impl Lab {
     }
 }
 
+/// The address of this node in the tunnel, the first port of its flows, and for how long they may be wrapped past the stack.
+pub const NODE_A: u32 = u32::from_ne_bytes([192, 0, 2, 1]);
+pub const FLOW_PORT: u16 = 50_000;
+pub const LONG: u32 = 1 << 30;
+
+/// What goes into the tunnel is wrapped past the stack, where the uplink leads to the node.
+pub fn wraps(world: &mut Memory) {
+    let config = world.config.as_mut().unwrap();
+    config.tunnel_source = NODE_A;
+    config.tunnel_uplink = UPLINK;
+    config.tunnel_until = LONG;
+    config.tunnel_ports = [FLOW_PORT, 1];
+    config.tunnel_ttl = 61;
+}
+
 /// Makes packets to endpoints of other nodes take a tunnel: there are nodes B and C, each with an endpoint.
 pub fn tunnel(world: &mut Memory) {
     let config = world.config.as_mut().unwrap();
     config.overlay_ifindex = OVERLAY;
     config.overlay_mtu = 1450;
-    config.tunnel_port = u32::from(8472_u16.to_be());
+    config.tunnel_port = 8472_u16.to_be();
     for (node, identity) in [(NODE_B, 2011), (NODE_C, 2012)] {
         let [a, b, c, d] = node.to_ne_bytes();
         // The second is another address of the same node.

@@ -6,7 +6,7 @@ use fastrand::Rng;
 use villus_abi::{
     Config, Direction, IpcacheValue, Local, PolicyEntry, PolicyKey, Uplink,
     config::{
-        FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY,
+        FLAG_ALLOW_FRAG_NEEDED, FLAG_AUDIT, FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_HOST_POLICY, FLAG_IPSEC,
         FLAG_MASQUERADE_V4, FLAG_MASQUERADE_V6, FLAG_TRACE_ALL,
     },
     endpoint as ep,
@@ -183,6 +183,9 @@ impl Random {
             if self.one_in(4) {
                 world.config.as_mut().unwrap().overlay_mtu = 90;
             }
+            if self.one_in(2) {
+                super::wraps(&mut world);
+            }
         }
         world
     }
@@ -298,6 +301,7 @@ impl Random {
         for (flag, chance) in [
             (FLAG_DIRECT_V4, 2),
             (FLAG_DIRECT_V6, 2),
+            (FLAG_IPSEC, 8),
             (FLAG_TRACE_ALL, 4),
             (FLAG_AUDIT, 20),
             (FLAG_HOST_POLICY, 2),
@@ -620,6 +624,9 @@ impl Random {
             frame.tunnel = Some(Tunnel { from: node, identity });
         }
         frame.next_hop = is_for_neighbour(&frame.bytes).then_some(HOP);
+        frame.node_hops = vec![(NODE_B, Some(HOP)), (NODE_C, None)];
+        // Of what kind its segments are, a test run does not say.
+        frame.unwrappable = frame.gso_size != 0;
         Step { hook, frame }
     }
 

@@ -6,7 +6,7 @@ use villus_abi::{
     Config,
     Direction::Ingress,
     IpcacheValue, Reason,
-    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6},
+    config::{FLAG_DIRECT_V4, FLAG_DIRECT_V6, FLAG_IPSEC},
     flow::FLOW_VIA_STACK,
     ipcache::FLAG_ROUTED,
 };
@@ -181,6 +181,29 @@ fn between_endpoints_of_two_nodes_packets_go_past_the_stack_whoever_opens_and_th
         // Others take the stack.
         assert_eq!(sent(&lab, hop(1500), &Build::tcp(client, 1, outside(v6), 2, SYN)), PASS);
         assert_eq!(end(lab.net(&Build::tcp(outside(v6), 5, client, 6, SYN))), PASS);
+    }
+}
+
+#[test]
+fn while_ipsec_has_policies_all_between_endpoints_and_networks_is_the_stacks() {
+    for v6 in [false, true] {
+        let (mut lab, client) = (direct(), addr(v6, CLIENT));
+        let far = routed(v6, &mut lab);
+        let there = Build::udp(client, 1, far, 2);
+        let (ask, answer) =
+            (Build::tcp(outside(v6), 5, client, 6, SYN), Build::tcp(client, 6, outside(v6), 5, SYN | ACK));
+        assert_eq!(sent(&lab, hop(1500), &there), TO_NEIGHBOUR);
+        assert_eq!(end(lab.net(&ask)), peer(CLIENT));
+        assert_eq!(sent(&lab, hop(1500), &answer), TO_NEIGHBOUR);
+        lab.world.config.as_mut().unwrap().flags |= FLAG_IPSEC;
+        // Known flows too.
+        assert_eq!(sent(&lab, hop(1500), &there), PASS);
+        assert_eq!(sent(&lab, hop(1500), &answer), PASS);
+        assert_eq!(sent(&lab, hop(1500), &Build::udp(client, 3, far, 4)), PASS);
+        assert_eq!(end(lab.net(&ask)), PASS);
+        assert_eq!(end(lab.net(&Build::udp(far, 2, client, 1))), PASS);
+        // On this node nothing is encrypted.
+        assert_eq!(end(lab.from(CLIENT, &Build::udp(client, 1, addr(v6, SERVER), 2))), peer(SERVER));
     }
 }
 
