@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::store::{join_b, new, node_b, shared, status, with};
 use common::{TestNode, allow, echoes, echoes_in_vain};
-use villus_api::model::{PolicyQuery, WaitingChange};
+use villus_api::model::{FreezeRequest, PolicyQuery, WaitingChange};
 use villus_cluster_policy::{Policies, Realised, Standing};
 use villus_kvstore::{Etcd, EtcdOptions, Store};
 use villus_policy::parse;
@@ -118,6 +118,27 @@ fn nodes_that_lag_are_named_until_they_are_there() {
     assert!(writer.realised("web").missing.contains_key("node-b"));
     b.start();
     eventually("both have it", || writer.realised("web").nodes == ["node-a", "node-b"]);
+}
+
+#[test]
+fn a_frozen_node_says_so_to_all_and_why_until_it_is_thawed() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let writer = Writer::new(&etcd);
+    let mut node = new(&shared(&etcd));
+    node.start();
+    writer.apply(&allow("web", "server", "client", 80));
+    eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
+    node.client().freeze(&FreezeRequest { reason: "etcd is restored".into() }).unwrap();
+    let frozen = || writer.realised("web").frozen.get("node-a").cloned();
+    eventually("it says so at once", || frozen().as_deref() == Some("etcd is restored"));
+    assert_eq!(writer.realised("web").nodes, ["node-a"], "what it has it has");
+    writer.apply(&allow("web", "server", "other", 80));
+    let reason = writer.realised("web").missing.remove("node-a").unwrap();
+    assert!(reason.contains("frozen (etcd is restored) until `villus thaw` there"), "{reason}");
+    node.client().thaw().unwrap();
+    eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
+    assert_eq!(frozen(), None);
 }
 
 fn waiting(node: &TestNode) -> Vec<WaitingChange> {

@@ -10,7 +10,7 @@ use crate::{REALISED, policies::Standing};
 /// Value of a node's key below [`REALISED`], under the node's lease.
 ///
 /// It says up to which revision of the store everything is realised, so its size does not depend on how many policies
-/// there are.
+/// there are. Fields that a reader does not know are left out by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NodeReport {
@@ -21,6 +21,9 @@ pub struct NodeReport {
     /// Why the node is not further.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub problem: String,
+    /// The node stands still at its operator's word, for the reason given; empty if none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<String>,
     /// Objects that the node cannot use, as their keys end, with the reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, String>,
@@ -33,6 +36,8 @@ pub struct Realised {
     pub nodes: Vec<String>,
     /// Nodes that have not, with the reason.
     pub missing: BTreeMap<String, String>,
+    /// Nodes that stand still, whether they have or not, with the reason that was given; empty if none was.
+    pub frozen: BTreeMap<String, String>,
 }
 
 // === impl NodeReport ===
@@ -54,9 +59,14 @@ impl NodeReport {
         if let Some(reason) = self.refused.get(&standing.name.suffix()) {
             return Some(format!("it cannot use it: {reason}"));
         }
-        (self.revision < standing.revision).then(|| match self.problem.as_str() {
+        let behind = || match self.problem.as_str() {
             "" => format!("it is at revision {} of the store, this is {}", self.revision, standing.revision),
             problem => problem.to_owned(),
+        };
+        (self.revision < standing.revision).then(|| match self.frozen.as_deref() {
+            None => behind(),
+            Some("") => format!("it is frozen until `villus thaw` there: {}", behind()),
+            Some(reason) => format!("it is frozen ({reason}) until `villus thaw` there: {}", behind()),
         })
     }
 }
@@ -87,7 +97,11 @@ impl Realised {
             let lacks = match reports.get(&node) {
                 None => Some("it has not said anything".to_owned()),
                 Some(Err(error)) => Some(format!("what it says cannot be read: {error}")),
-                Some(Ok(report)) => report.lacks(standing),
+                Some(Ok(report)) => {
+                    let frozen = report.frozen.clone().map(|reason| (node.clone(), reason));
+                    realised.frozen.extend(frozen);
+                    report.lacks(standing)
+                }
             };
             match lacks {
                 None => realised.nodes.push(node),

@@ -226,16 +226,25 @@ async fn who_has_realised_a_version_is_counted_and_who_has_not_is_named() {
     say("n3", NodeReport { refused, ..at(standing.revision + 5) }).await;
     say("n4", NodeReport { problem: "endpoint 7: full".into(), ..at(0) }).await;
     store.update(&NodeReport::key("c1", "n6"), "{".into(), None).await.unwrap();
+    for (node, revision, reason) in [("n7", 0, "etcd is restored"), ("n8", standing.revision, "")] {
+        say(node, NodeReport { frozen: Some(reason.into()), ..at(revision) }).await;
+    }
+    let of_later = r#"{"revision": 0, "time": "", "frozen": "x", "of_a_later_version": {"a": [1]}}"#;
+    store.update(&NodeReport::key("c1", "n9"), of_later.into(), None).await.unwrap();
     let realised = Realised::of(&store, "c1", &standing).await.unwrap();
-    assert_eq!(realised.nodes, ["n1"]);
+    assert_eq!(realised.nodes, ["n1", "n8"]);
+    let frozen = [("n7", "etcd is restored"), ("n8", ""), ("n9", "x")];
+    assert_eq!(realised.frozen, frozen.map(|(node, reason)| (node.to_owned(), reason.to_owned())).into());
     let missing: Vec<&str> = realised.missing.keys().map(String::as_str).collect();
-    assert_eq!(missing, ["n2", "n3", "n4", "n5", "n6"]);
+    assert_eq!(missing, ["n2", "n3", "n4", "n5", "n6", "n7", "n9"]);
     for (node, says) in [
         ("n2", "revision"),
         ("n3", "too large"),
         ("n4", "endpoint 7"),
         ("n5", "not said"),
         ("n6", "cannot be read"),
+        ("n7", "frozen (etcd is restored) until `villus thaw`"),
+        ("n9", "frozen (x)"),
     ] {
         assert!(realised.missing[node].contains(says), "{:?}", realised.missing);
     }

@@ -152,10 +152,11 @@ impl Node {
     pub fn report_cluster_policies(&mut self) {
         let behind = self.behind(self.repository.revision());
         let complete = self.sources.complete;
+        let frozen = self.freeze.reason();
         let Some(policies) = &mut self.cluster_policies else { return };
         // 0: the store was not listed yet.
         let revision = policies.mirror.revision();
-        if revision == 0 {
+        if revision == 0 && frozen.is_none() && policies.report.is_none() {
             return;
         }
         let old = policies.report.clone().unwrap_or_default();
@@ -170,7 +171,7 @@ impl Node {
             }
         };
         let reached = if problem.is_empty() { revision } else { old.revision.min(revision) };
-        let report = NodeReport { revision: reached, problem, refused, time: old.time.clone() };
+        let report = NodeReport { revision: reached, problem, frozen, refused, time: old.time.clone() };
         if policies.report.is_none() || report != old {
             policies.report = Some(NodeReport { time: timestamp(), ..report });
             self.wake.publish.notify_one();

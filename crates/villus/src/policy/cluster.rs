@@ -308,6 +308,13 @@ impl Shown {
         for (node, reason) in &self.realised.missing {
             text.push_str(&format!("Missing: {node}: {reason}\n"));
         }
+        let missing = &self.realised.missing;
+        for (node, reason) in self.realised.frozen.iter().filter(|(node, _)| !missing.contains_key(*node)) {
+            let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+            text.push_str(&format!(
+                "Frozen: {node}: it gets no later version until `villus thaw` there{why}\n"
+            ));
+        }
         text
     }
 }
