@@ -52,6 +52,34 @@ fn the_higher_rank_wins_in_either_order_and_the_next_follows() {
 }
 
 #[test]
+fn many_claims_at_once_say_what_the_same_say_one_by_one() {
+    let claims = [
+        ("10.0.0.1/32", claim(Rank::Kvstore, "a", 1, 300)),
+        ("10.0.0.1/24", claim(Rank::Kvstore, "b", 1, 301)),
+        ("10.0.0.1/32", claim(Rank::Local, "c", 1, 302)),
+        ("fd00::1/128", claim(Rank::Kvstore, "d", 0, 303)),
+        ("10.0.0.1/32", claim(Rank::Kvstore, "a", 2, 304)),
+        ("10.0.0.9/32", claim(Rank::Kvstore, "e", 1, 305)),
+    ];
+    let (one_by_one, at_once) = (Ipcache::new(), Ipcache::new());
+    for cache in [&one_by_one, &at_once] {
+        cache.upsert(net("10.0.0.9/32"), claim(Rank::Local, "known", 1, 400));
+    }
+    let mut feed = at_once.winners().changes();
+    assert_eq!(feed.take().len(), 1);
+    for (prefix, claim) in claims.clone() {
+        one_by_one.upsert(net(prefix), claim);
+    }
+    at_once.fill(claims.map(|(prefix, claim)| (net(prefix), claim)));
+    assert_eq!(at_once.list(), one_by_one.list());
+    assert_eq!(winner(&at_once, "10.0.0.1/32"), Some(302));
+    assert_eq!(at_once.lookup(address("10.0.0.2")), one_by_one.lookup(address("10.0.0.2")));
+    let mut prefixes: Vec<String> = feed.take().iter().map(|change| change.key.to_string()).collect();
+    prefixes.sort();
+    assert_eq!(prefixes, ["10.0.0.0/24", "10.0.0.1/32", "fd00::1/128"], "who follows hears of each");
+}
+
+#[test]
 fn rank_names_are_those_of_the_field() {
     assert_eq!(Rank::KubeApiserver.to_string(), "kube-apiserver");
     for rank in [Rank::Kvstore, Rank::CustomResource, Rank::ClusterMesh, Rank::Restored] {

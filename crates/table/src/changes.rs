@@ -126,6 +126,17 @@ impl<K: Ord + Clone, V: Clone> Changes<K, V> {
         changes
     }
 
+    /// Takes everything written up to a revision for known, unless something was yielded before. Says whether it did.
+    pub(crate) fn begin_after(&mut self, revision: Revision) -> bool {
+        if self.cursor > 0 || self.round.is_some() {
+            return false;
+        }
+        lock(&self.shared.cursors).insert(self.id, revision);
+        self.cursor = revision;
+        self.shared.forget_seen();
+        true
+    }
+
     fn begin(&self) -> Round<K, V> {
         let state = self.shared.read(|state| {
             lock(&self.shared.cursors).insert(self.id, state.revision);

@@ -42,6 +42,16 @@ pub trait Target<K, V> {
     /// When it could not be compared, or not be made equal, completely.
     fn prune(&mut self, rows: &Snapshot<K, V>) -> Result<Pruned, Self::Error>;
 
+    /// Makes the target hold all rows, whatever else it holds, and says that it does. Called once, before anything else, if
+    /// there are many; a target that is not faster so leaves it, and is told row by row.
+    ///
+    /// # Errors
+    /// When not all could be written; they are tried again row by row.
+    fn fill(&mut self, rows: &Snapshot<K, V>) -> Result<bool, Self::Error> {
+        let _ = rows;
+        Ok(false)
+    }
+
     /// Carries out many operations, one result for each, in their order. A target that is faster in batches
     /// overrides this.
     fn apply(&mut self, ops: &[Op<K, V>]) -> Vec<Result<(), Self::Error>> {
@@ -139,6 +149,8 @@ pub struct Reconciler<K, V> {
     config: Config,
     chance: fastrand::Rng,
     retries: BTreeMap<K, Retry>,
+    /// The target has been told something, or asked to be.
+    is_begun: bool,
     /// The target was equal to the table as of this revision before the batch under way.
     before_batch: Revision,
     full_due: Option<Instant>,
@@ -229,6 +241,7 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
             config,
             chance: fastrand::Rng::with_seed(seed),
             retries: BTreeMap::new(),
+            is_begun: false,
             before_batch: 0,
             full_due: None,
             full_failures: 0,
@@ -276,11 +289,11 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
 
     /// Does what is due at `now`: new changes, rows whose backoff has passed, a full comparison.
     pub fn step<T: Target<K, V>>(&mut self, now: Instant, target: &mut T) -> Step {
-        let mut tried = 0;
+        let mut tried = self.fill(target);
         let ops = self.due_ops(now);
         if !ops.is_empty() {
             let results = target.apply(&ops);
-            tried = ops.len();
+            tried += ops.len();
             self.settle(now, ops, results.into_iter().map(|result| result.map_err(|e| e.to_string())));
         }
         if !self.changes.is_behind()
@@ -290,6 +303,25 @@ impl<K: Ord + Clone, V: Clone> Reconciler<K, V> {
             self.settle_full(now, &rows, outcome);
         }
         Step { tried, failing: self.retries.len(), more: self.changes.is_behind(), next: self.next_due() }
+    }
+
+    /// The first rows, if they are more than a batch and the target takes them all. Returns how many it took.
+    fn fill<T: Target<K, V>>(&mut self, target: &mut T) -> usize {
+        if std::mem::replace(&mut self.is_begun, true) || self.table.len() <= self.config.batch {
+            return 0;
+        }
+        let rows = self.table.snapshot();
+        match target.fill(&rows) {
+            Ok(true) if self.changes.begin_after(rows.revision()) => {}
+            Ok(_) => return 0,
+            Err(error) => {
+                tracing::warn!(table = self.table.name(), %error, "the first rows are written one by one");
+                return 0;
+            }
+        }
+        self.counters.send_modify(|counters| counters.updates += rows.len() as u64);
+        self.publish_reconciled();
+        rows.len()
     }
 
     /// The operations that are due at `now`, at most a batch of changes and all rows whose backoff has

@@ -16,8 +16,8 @@ pub(crate) struct State<K, V> {
     pub(crate) rows: OrdMap<K, Row<V>>,
     /// Live rows by the revision of their last write, those after `settled`.
     order: OrdMap<Revision, K>,
-    /// Every consumer has seen what was written up to here. Nearly all rows lie there, and their order is found again for a
-    /// new consumer.
+    /// What was written up to here was seen by every consumer, or came in a long list. Nearly all rows lie there, and their
+    /// order is found again for a consumer that has not looked since.
     settled: Revision,
     /// Deleted rows by the revision of their deletion.
     pub(crate) graves: OrdMap<Revision, Arc<Grave<K, V>>>,
@@ -66,6 +66,22 @@ impl<K: Ord + Clone, V: Clone> State<K, V> {
         let past = self.exhume(&key);
         self.rows.insert(key, Row { value, revision, created: revision, past });
         None
+    }
+
+    /// Writes a row at the next revision, whose order is not kept; gives the value back if there is such a row.
+    pub(crate) fn fill(&mut self, key: K, value: V) -> Result<(), V> {
+        let revision = self.revision + 1;
+        let past = if self.buried.is_empty() { Past::default() } else { self.exhume(&key) };
+        let row = Row { value, revision, created: revision, past };
+        if let Some(old) = self.rows.insert(key.clone(), row) {
+            let refused = self.rows.insert(key, old);
+            return refused.map_or(Ok(()), |row| Err(row.value));
+        }
+        (self.revision, self.settled) = (revision, revision);
+        if !self.order.is_empty() {
+            self.order = OrdMap::new();
+        }
+        Ok(())
     }
 
     /// Replaces the value of a row and nothing else of it. Says whether there is such a row.

@@ -241,6 +241,15 @@ impl<K: Ord + Clone, V: Clone> Write<'_, K, V> {
         self.state.put(key, value)
     }
 
+    /// Writes a row where there is none; gives the value back where there is. For many rows: consumers that have not looked
+    /// since find their order by a look at all rows.
+    ///
+    /// # Errors
+    /// The value, if there is such a row.
+    pub fn fill(&mut self, key: K, value: V) -> Result<(), V> {
+        self.state.fill(key, value)
+    }
+
     /// Writes a row unless it already has this very value. Returns whether it wrote.
     pub fn put_if_changed(&mut self, key: K, value: V) -> bool
     where

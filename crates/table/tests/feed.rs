@@ -44,6 +44,7 @@ enum Action {
     Put(u8, u16),
     Delete(u8),
     Transaction(Vec<(u8, Option<u16>)>, bool),
+    Fill(Vec<(u8, u16)>),
     Look(usize, usize),
     Join,
     Leave(usize),
@@ -57,6 +58,7 @@ fn action() -> impl Strategy<Value = Action> {
         4 => key.clone().prop_map(Action::Delete),
         2 => (prop::collection::vec((key, prop::option::of(any::<u16>())), 0..8), any::<bool>())
             .prop_map(|(writes, commit)| Action::Transaction(writes, commit)),
+        1 => prop::collection::vec((0u8..12, any::<u16>()), 0..8).prop_map(Action::Fill),
         3 => (0usize..4, 1usize..6).prop_map(|(who, limit)| Action::Look(who, limit)),
         1 => Just(Action::Join),
         1 => (0usize..4).prop_map(Action::Leave),
@@ -93,6 +95,15 @@ proptest! {
                         drop(write);
                         prop_assert_eq!(table.revision(), before);
                     }
+                }
+                Action::Fill(rows) => {
+                    let mut write = table.write();
+                    for (key, value) in rows {
+                        let is_there = model.contains_key(&key);
+                        prop_assert_eq!(write.fill(key, value), if is_there { Err(value) } else { Ok(()) });
+                        model.entry(key).or_insert(value);
+                    }
+                    write.commit();
                 }
                 Action::Look(who, limit) => {
                     if let Some(consumer) = consumers.get_mut(who) {

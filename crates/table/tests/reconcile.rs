@@ -18,6 +18,9 @@ struct World {
     refuse: BTreeSet<u8>,
     refuse_prune: bool,
     tried: usize,
+    /// Takes many rows at once.
+    fills: bool,
+    filled: usize,
 }
 
 /// A target whose content the test can look at and spoil.
@@ -56,6 +59,22 @@ impl Target<u8, u16> for Fake {
             }
             world.held.remove(key);
             Ok(())
+        })
+    }
+
+    fn fill(&mut self, rows: &Snapshot<u8, u16>) -> Result<bool, String> {
+        self.world(|world| {
+            if !world.fills {
+                return Ok(false);
+            }
+            world.filled += 1;
+            for (key, value) in rows.iter() {
+                if world.refuse.contains(key) {
+                    return Err(format!("no {key}"));
+                }
+                world.held.insert(*key, *value);
+            }
+            Ok(true)
         })
     }
 
@@ -116,6 +135,38 @@ fn changes_reach_the_target_in_batches() {
     assert!(reconciler.statuses().get(&3).is_none());
     let counters = *reconciler.counters().borrow();
     assert_eq!((counters.updates, counters.deletes, counters.failures), (6, 1, 0));
+}
+
+#[test]
+fn many_first_rows_reach_a_target_that_takes_them_together() {
+    for (refused, tried) in [(None, [6, 0, 1]), (Some(3), [4, 2, 1])] {
+        let (table, mut reconciler, mut fake, now) = setup();
+        let source = table.source("more");
+        fake.world(|world| {
+            world.fills = true;
+            world.refuse.extend(refused);
+            world.held.insert(77, 7);
+        });
+        for key in 0..6 {
+            table.put(key, 1);
+        }
+        let step = reconciler.step(now, &mut fake);
+        assert_eq!((step.tried, step.more), (tried[0], refused.is_some()));
+        assert_eq!(reconciler.step(now, &mut fake).tried, tried[1]);
+        fake.world(|world| world.refuse.clear());
+        // From then on it is told what changes, and what no row says is not touched before all is known.
+        table.delete(&5);
+        assert_eq!(reconciler.step(now, &mut fake).tried, tried[2]);
+        reconciler.step(now + SEC, &mut fake);
+        let held = BTreeMap::from([(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (77, 7)]);
+        assert_eq!((fake.held(), fake.world(|world| world.filled)), (held, 1));
+        assert_eq!(*reconciler.reconciled().borrow(), table.revision());
+        let counters = *reconciler.counters().borrow();
+        assert_eq!((counters.updates, counters.deletes), (6, 1), "{counters:?}");
+        source.complete();
+        reconciler.step(now + SEC, &mut fake);
+        assert!(!fake.held().contains_key(&77));
+    }
 }
 
 #[test]
@@ -288,8 +339,10 @@ proptest! {
     #[test]
     fn whatever_happens_the_target_ends_equal_to_the_table(
         actions in prop::collection::vec(action(), 0..80),
+        fills: bool,
     ) {
         let (table, mut reconciler, mut fake, mut now) = setup();
+        fake.world(|world| world.fills = fills);
         for action in actions {
             match action {
                 Action::Put(key, value) => drop(table.put(key, value)),

@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -33,11 +34,11 @@ pub(crate) enum Line<'a> {
     /// An identity: its number, and its labels unless it is gone.
     Identity(u32, Option<Cow<'a, str>>),
     /// A copy of another cluster's identity by its key: number and labels unless it is gone.
-    Copy(Cow<'a, str>, Option<(u32, Cow<'a, str>)>),
+    Copy(#[serde(borrow)] Cow<'a, str>, Option<(u32, Cow<'a, str>)>),
     /// An address by its key, unless it is gone.
-    Address(Cow<'a, str>, Option<Cow<'a, AddressRecord>>),
+    Address(#[serde(borrow)] Cow<'a, str>, Option<Cow<'a, AddressRecord>>),
     /// What each layer says of a node, and whether its key is under a lease there; gone without any.
-    Node(Cow<'a, str>, Vec<(Layer, Cow<'a, NodeEntry>, bool)>),
+    Node(#[serde(borrow)] Cow<'a, str>, Vec<(Layer, Cow<'a, NodeEntry>, bool)>),
 }
 
 /// The files, and the one that is written.
@@ -65,7 +66,7 @@ pub(crate) struct Changes {
     pub store: Option<(Header, Option<Witness>)>,
     pub identities: BTreeMap<u32, Option<String>>,
     pub copies: BTreeMap<String, Option<(u32, String)>>,
-    pub addresses: BTreeMap<String, Option<AddressRecord>>,
+    pub addresses: BTreeMap<Arc<str>, Option<AddressRecord>>,
     pub nodes: BTreeMap<String, Vec<(Layer, NodeEntry, bool)>>,
     /// When the last of them was written.
     pub written: Option<Timestamp>,
@@ -254,7 +255,7 @@ impl Changes {
                     .insert(key.into_owned(), row.map(|(number, labels)| (number, labels.into_owned())));
             }
             Line::Address(key, address) => {
-                self.addresses.insert(key.into_owned(), address.map(Cow::into_owned));
+                self.addresses.insert((*key).into(), address.map(Cow::into_owned));
             }
             Line::Node(key, words) => {
                 let words =

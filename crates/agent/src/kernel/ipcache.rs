@@ -10,6 +10,9 @@ use villus_table::{Op, Pruned, Snapshot, Target};
 
 use super::Wanted;
 
+/// So many rows are written together.
+const PART: usize = 4096;
+
 /// The map `cilium_ipcache`.
 #[derive(Debug)]
 pub(crate) struct IpcacheMap(pub Arc<Maps>);
@@ -90,6 +93,19 @@ impl Target<IpNet, Claim> for IpcacheMap {
             extra: found.extra.len() as u64,
             altered: altered as u64,
         })
+    }
+
+    fn fill(&mut self, rows: &Snapshot<IpNet, Claim>) -> Result<bool, Self::Error> {
+        let mut part = Vec::with_capacity(PART);
+        let mut rows = rows.iter().map(|(prefix, winner)| to_kernel(*prefix, &winner.mapping));
+        loop {
+            part.extend(rows.by_ref().take(PART));
+            if part.is_empty() {
+                return Ok(true);
+            }
+            self.0.ipcache.insert_all(&part)?;
+            part.clear();
+        }
     }
 
     fn apply(&mut self, ops: &[Op<IpNet, Claim>]) -> Vec<Result<(), Self::Error>> {

@@ -21,6 +21,8 @@ const WAIT: Duration = Duration::from_secs(300);
 pub struct Agent {
     child: Child,
     dir: PathBuf,
+    /// Its network namespace.
+    name: String,
     started: Instant,
 }
 
@@ -51,8 +53,7 @@ impl Agent {
             std::fs::create_dir_all(dir.join(folder))?;
         }
         let bpf = dir.join("bpf");
-        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpf).status()?;
-        ensure!(mounted.success(), "mounting a bpffs");
+        mount_bpf(&bpf)?;
         ip(&format!("netns add {name}"))?;
         ip(&format!("link add port{n} type veth peer name eth0 netns {name}"))?;
         ip(&format!("link set port{n} master br0 up"))?;
@@ -78,18 +79,22 @@ impl Agent {
         ] {
             std::fs::write(dir.join("options").join(option), value)?;
         }
-        let villus = std::env::current_exe()?.with_file_name("villus");
-        let started = Instant::now();
-        let child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{name}"))
-            .arg(&villus)
-            .args(["agent", "--config-dir"])
-            .arg(dir.join("options"))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("log"))?)
-            .spawn()
-            .with_context(|| format!("{}", villus.display()))?;
-        Ok(Self { child, dir, started })
+        let (child, started) = run(&dir, &name)?;
+        Ok(Self { child, dir, name, started })
+    }
+
+    /// Ends the agent and starts it again as after a boot: of the kernel's maps nothing is left, of the disk all. Waits for
+    /// nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn boot(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        // What the one before has pinned stays below, and is nobody's.
+        mount_bpf(&self.dir.join("bpf"))?;
+        (self.child, self.started) = run(&self.dir, &self.name)?;
+        Ok(())
     }
 
     /// Waits until it serves. Says how long that took.
@@ -166,6 +171,27 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn mount_bpf(at: &Path) -> Result<()> {
+    let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(at).status()?;
+    ensure!(mounted.success(), "mounting a bpffs");
+    Ok(())
+}
+
+fn run(dir: &Path, netns: &str) -> Result<(Child, Instant)> {
+    let villus = std::env::current_exe()?.with_file_name("villus");
+    let started = Instant::now();
+    let child = Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{netns}"))
+        .arg(&villus)
+        .args(["agent", "--config-dir"])
+        .arg(dir.join("options"))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(dir.join("log"))?)
+        .spawn()
+        .with_context(|| format!("{}", villus.display()))?;
+    Ok((child, started))
 }
 
 fn ip(line: &str) -> Result<()> {

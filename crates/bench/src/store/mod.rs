@@ -1,6 +1,7 @@
 //! The shared store at the size of a large cluster: from etcd into the kernel maps of agents, and numbers of identities from it.
 //!
-//! One etcd of one member holds 300,000 addresses and 20,000 identities, as nodes write them; three agents share it.
+//! One etcd of one member holds 300,000 addresses and 20,000 identities, as nodes write them; three agents share it, and one of
+//! them starts again when it is dead.
 
 mod agents;
 
@@ -88,6 +89,7 @@ fn measure(root: &Path) -> Result<Vec<Row>> {
         (p50, "p50"),
         20.0,
     ));
+    let last = nodes.pop().context("an agent")?;
     drop(nodes);
     let (plain, allocated) = runtime.block_on(allocations(&server))?;
     rows.push(at_least(
@@ -97,7 +99,50 @@ fn measure(root: &Path) -> Result<Vec<Row>> {
         (plain, "puts, 64 in flight"),
         500.0,
     ));
+    drop(server);
+    rows.extend(from_snapshot(root, last)?);
     Ok(rows)
+}
+
+/// After a boot while the store is dead: until the agent serves, and all that it knew before is in the kernel. Beside it one
+/// that knew nothing.
+fn from_snapshot(root: &Path, mut agent: Agent) -> Result<[Row; 2]> {
+    let (mut full, mut peaks) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        agent.boot()?;
+        let serving = agent.serves()?;
+        let maps = agent.maps()?;
+        for n in (0..ADDRESSES).step_by(997) {
+            ensure!(Agent::look(&maps, host(n))?.is_some(), "it serves before {} is known", host(n));
+        }
+        ensure!(maps.ipcache.count()? >= ADDRESSES as usize, "it serves before all addresses are known");
+        full.push(serving);
+        peaks.push(agent.resident("VmHWM:")?);
+    }
+    drop(agent);
+    let nobody = format!("http://{}:2379", agents::STORE);
+    let mut empty = Agent::start(root, NODES, &nobody)?;
+    let mut bare = vec![empty.serves()?];
+    for _ in 1..ROUNDS {
+        empty.boot()?;
+        bare.push(empty.serves()?);
+    }
+    Ok([
+        at_most(
+            "boot without the store to serving, 300,000 addresses and 20,000 identities from the disk in the kernel",
+            median(full).as_secs_f64(),
+            "s",
+            (median(bare).as_secs_f64(), "nothing in it"),
+            1.0,
+        ),
+        at_most(
+            "agent's peak at that start",
+            largest(&peaks),
+            "MB",
+            (empty.resident("VmHWM:")?, "nothing in it"),
+            220.0,
+        ),
+    ])
 }
 
 fn connect(server: &EtcdServer) -> Result<Arc<dyn Store>> {

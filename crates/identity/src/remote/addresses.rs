@@ -225,6 +225,11 @@ impl Remote {
     }
 
     pub(super) fn claim(&self, edit: &mut Edit<'_>, key: &Arc<str>, address: &AddressRecord, pending: bool) {
+        edit.upsert(address.prefix, self.claim_of(key, address, pending));
+    }
+
+    /// What an entry says about its prefix.
+    pub(super) fn claim_of(&self, key: &Arc<str>, address: &AddressRecord, pending: bool) -> Claim {
         let tunnel = address.host.filter(|_| self.config.tunnels).and_then(as_v4);
         // That a node has it is said better by the node's own key, which may tell it from others.
         let is_node = address.identity == NumericIdentity::REMOTE_NODE;
@@ -233,8 +238,7 @@ impl Remote {
         let routed = is_endpoint && self.is_routed(address.prefix);
         let mapping = Mapping { identity: address.identity, tunnel, key: address.key, pending, routed };
         let (owner, revision) = (Arc::clone(key), if is_node { 0 } else { address.revision });
-        let rank = Layer::of(key).rank();
-        edit.upsert(address.prefix, Claim { rank, owner, revision, mapping });
+        Claim { rank: Layer::of(key).rank(), owner, revision, mapping }
     }
 
     /// Whether packets to and from endpoints in a prefix travel as they are.

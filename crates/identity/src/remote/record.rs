@@ -1,8 +1,11 @@
 //! What of all that others have said should outlive the process: whole, in parts, and what of it is different.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{collections::BTreeMap, fmt, ops::Bound, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{SeqAccess, Visitor},
+};
 use villus_kvstore::NodeEntry;
 
 use super::{AddressRecord, Layer, Remote, Surroundings};
@@ -10,8 +13,9 @@ use super::{AddressRecord, Layer, Remote, Surroundings};
 /// What is known of addresses and nodes at some time, to begin with after a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteRecord {
-    /// Addresses by their keys.
-    pub addresses: Vec<(String, AddressRecord)>,
+    /// Addresses by their keys; on disk a list of pairs.
+    #[serde(serialize_with = "write_pairs", deserialize_with = "read_pairs")]
+    pub addresses: BTreeMap<Arc<str>, AddressRecord>,
     /// Nodes: their values and whether their keys were under a lease.
     pub nodes: Vec<(NodeEntry, bool)>,
     /// Nodes as layers of copies tell of them.
@@ -55,11 +59,7 @@ impl Touched {
 impl Remote {
     /// What should outlive the process.
     pub fn record(&self) -> RemoteRecord {
-        let addresses = self.addresses.iter();
-        RemoteRecord {
-            addresses: addresses.map(|(key, address)| (key.to_string(), address.clone())).collect(),
-            ..self.record_of_nodes()
-        }
+        RemoteRecord { addresses: self.addresses.clone(), ..self.record_of_nodes() }
     }
 
     /// What should outlive the process, without addresses.
@@ -70,7 +70,7 @@ impl Remote {
             .chain(self.echoes.iter().map(|(_, layer, echo)| (layer, echo.entry.clone(), echo.leased)))
             .partition(|(layer, ..)| *layer == Layer::State);
         let nodes = state.into_iter().map(|(_, entry, leased)| (entry, leased)).collect();
-        RemoteRecord { addresses: Vec::new(), nodes, copied_nodes }
+        RemoteRecord { addresses: BTreeMap::new(), nodes, copied_nodes }
     }
 
     /// The next addresses of the record behind a key, in the order of their keys; `most` at most.
@@ -99,20 +99,35 @@ impl Remote {
         }
     }
 
-    /// Takes over what was known before a restart; the store's first lists say what of it is still so.
+    /// Takes over what was known before a restart; the store's first lists say what of it is still so. To be called before
+    /// anything was said of addresses.
     pub fn restore(&mut self, record: RemoteRecord, around: &dyn Surroundings) {
         let state = record.nodes.into_iter().map(|(entry, leased)| (Layer::State, entry, leased));
         for (layer, entry, leased) in state.chain(record.copied_nodes) {
             self.tell_node(entry.key().into(), layer, entry, leased);
         }
-        let ipcache = self.ipcache.clone();
-        let mut edit = ipcache.edit();
-        for (key, address) in record.addresses {
-            let address = AddressRecord { revision: 0, ..address };
-            self.put_address(&mut edit, key.into(), address, around);
-        }
+        self.restore_addresses(record.addresses, around);
         self.config.leased.restored();
         self.touched = Touched::default();
+    }
+
+    /// All that was known is taken as it is: an agent that starts without the store has a second for hundreds of thousands.
+    fn restore_addresses(&mut self, addresses: BTreeMap<Arc<str>, AddressRecord>, around: &dyn Surroundings) {
+        let is_pending = |address: &AddressRecord| !around.is_known(address.identity);
+        for (key, address) in &addresses {
+            if is_pending(address) {
+                self.unresolved.entry(address.identity).or_default().insert(Arc::clone(key));
+            }
+            self.count_ports(address, true);
+            if address.leased {
+                self.config.leased.add(address.identity);
+            }
+        }
+        let claim = |(key, address): (&Arc<str>, &AddressRecord)| {
+            (address.prefix, self.claim_of(key, address, is_pending(address)))
+        };
+        self.ipcache.fill(addresses.iter().map(claim));
+        self.addresses = addresses;
     }
 }
 
@@ -122,11 +137,20 @@ impl RemoteRecord {
     /// The record with what has changed since, by key: addresses, and what all layers say of nodes. See [`RecordChange`].
     pub fn with(
         mut self,
-        addresses: BTreeMap<String, Option<AddressRecord>>,
+        addresses: BTreeMap<Arc<str>, Option<AddressRecord>>,
         nodes: BTreeMap<String, Vec<(Layer, NodeEntry, bool)>>,
     ) -> Self {
-        self.addresses.retain(|(key, _)| !addresses.contains_key(key));
-        self.addresses.extend(addresses.into_iter().filter_map(|(key, address)| Some((key, address?))));
+        if self.addresses.is_empty() {
+            let there = addresses.into_iter().filter_map(|(key, address)| Some((key, address?)));
+            self.addresses = there.collect();
+        } else {
+            for (key, address) in addresses {
+                match address {
+                    Some(address) => drop(self.addresses.insert(key, address)),
+                    None => drop(self.addresses.remove(&key)),
+                }
+            }
+        }
         self.nodes.retain(|(entry, _)| !nodes.contains_key(&entry.key()));
         self.copied_nodes.retain(|(_, entry, _)| !nodes.contains_key(&entry.key()));
         for (layer, entry, leased) in nodes.into_values().flatten() {
@@ -137,4 +161,55 @@ impl RemoteRecord {
         }
         self
     }
+}
+
+// === addresses on disk ===
+
+/// A key, read without a copy in between: there are hundreds of thousands.
+struct Key(Arc<str>);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Key, E> {
+                Ok(Key(text.into()))
+            }
+        }
+
+        from.deserialize_str(Text)
+    }
+}
+
+fn write_pairs<S: Serializer>(
+    addresses: &BTreeMap<Arc<str>, AddressRecord>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.collect_seq(addresses.iter().map(|(key, address)| (&**key, address)))
+}
+
+fn read_pairs<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Arc<str>, AddressRecord>, D::Error> {
+    struct Pairs;
+
+    impl<'de> Visitor<'de> for Pairs {
+        type Value = BTreeMap<Arc<str>, AddressRecord>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of keys and addresses")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let next = || list.next_element::<(Key, AddressRecord)>().transpose();
+            std::iter::from_fn(next).map(|pair| pair.map(|(Key(key), address)| (key, address))).collect()
+        }
+    }
+
+    from.deserialize_seq(Pairs)
 }
