@@ -222,7 +222,19 @@ fn a_key_keeps_its_lease_and_one_whose_lease_is_gone_is_left_to_its_owner() {
     assert!(said.contains(&format!("[lease {lease}]")) && said.contains("owner"), "{said}");
     let entry: Value = serde_json::from_str(&lab.run(&["get", "mine", "-o", "json"]).ok()).unwrap();
     assert_eq!(entry["lease"], *lease);
-    lab.run(&["delete", "mine"]).ok();
+    lab.etcdctl(&["put", "nobody's", "1"]);
+    lab.etcdctl(&["put", "mine/2", "1", &format!("--lease={lease}")]);
+    let notes = |key: &str| -> Value {
+        let said = lab.run(&["delete", "--recursive", key, "--dry-run", "-o", "json"]).ok();
+        serde_json::from_str::<Value>(&said).unwrap()["notes"].clone()
+    };
+    assert_eq!(notes("nobody's"), Value::Null);
+    assert!(notes("mine").to_string().contains("2 keys lie under their owners' leases"), "{}", notes("mine"));
+    let said = lab.run(&["delete", "mine"]).ok();
+    assert!(
+        said.contains("Note: mine lies under its owner's lease") && said.contains("writes it again"),
+        "{said}"
+    );
     lab.etcdctl(&["lease", "revoke", lease]);
     assert!(lab.run(&["undo", "2"]).fails(1).contains(&format!("lease {lease} is gone")));
     assert_eq!(lab.value("mine"), None);

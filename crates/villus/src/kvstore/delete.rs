@@ -47,12 +47,31 @@ pub fn run(host: &Host, args: &DeleteArgs) -> Result<(), Failure> {
         return Err(Failure::new(format!("key {} is not found", args.key))
             .fix("villus kvstore get --recursive shows what is there"));
     }
-    let notes = in_use(&shared, &entries)?;
+    let mut notes = in_use(&shared, &entries)?;
     if let (Some(first), false) = (notes.first(), args.force) {
         return Err(Failure::new(first).fix("agents would write it again at once; or use --force"));
     }
+    notes.extend(owned(&entries));
     let changes = entries.iter().map(|entry| Change::of(&entry.key, Some(entry), None)).collect();
     carry_out(&shared, &args.write, Plan { verb: "delete", undoes: None, forced: args.force, changes, notes })
+}
+
+/// Keys whose owner's lease has not run out: as far as the store knows, the owner is alive.
+fn owned(entries: &[Entry]) -> Option<String> {
+    let mut owned = entries.iter().filter(|entry| entry.lease.is_some());
+    let (first, more) = (owned.next()?, owned.count());
+    Some(match more {
+        0 => format!(
+            "{} lies under its owner's lease, which has not run out: an owner that is alive writes it again",
+            first.key
+        ),
+        more => format!(
+            "{} keys lie under their owners' leases, which have not run out: owners that are alive write them again: \
+             {} and {more} more",
+            more + 1,
+            first.key
+        ),
+    })
 }
 
 /// Identities that nodes use.
