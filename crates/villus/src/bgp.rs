@@ -18,10 +18,10 @@ use crate::{
 /// Render the configuration of BIRD 2 that announces this node's pod ranges to its neighbours and imports nothing.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  villus bird-config --router-id 10.9.0.1 --local-as 65001 --neighbor 10.9.1.2,as=65000 --neighbor 10.9.2.2,as=65000 \\\n    \
-                  > /etc/bird/bird.conf && birdc configure\n  \
-                  villus bird-config --router-id 10.9.0.1 --local-as 65001 --neighbor fd09:1::2,as=65001 --neighbor fd09:2::2,as=65001 \\\n    \
-                  --range fd00:1:2:3::/64 --import default\n\nA neighbour in the node's own autonomous system is spoken to as iBGP. See docs/bgp.md."
+    after_help = "Examples:\n  villus bird-config --router-id 10.9.0.1 --local-as 65001 --neighbor 10.9.1.2,as=65000 \\\n    \
+                  --neighbor 10.9.2.2,as=65000 > /etc/bird/bird.conf && birdc configure\n  \
+                  villus bird-config --router-id 10.9.0.1 --local-as 65001 --neighbor fd09:1::2,as=65001 \\\n    \
+                  --neighbor fd09:2::2,as=65001 --range fd00:1:2:3::/64 --import default\n\nA neighbour in the node's own autonomous system is spoken to as iBGP. See docs/bgp.md."
 )]
 pub struct BirdConfigArgs {
     /// Router id: an IPv4 address of the node.

@@ -115,7 +115,7 @@ pub enum CertsCommand {
     /// Print the users and roles of etcd under which each agent writes its own node and addresses alone.
     #[command(
         after_help = "Example:\n  villus certs etcd --cluster c1 --node node1=10.0.1.0/24,fd00:1:2:3::/64 --node node2=10.0.2.0/24 \\\n    \
-                      --policy-writer ann --operator villus-operator --kvstoremesh villus-mesh --mesh-reader c2 > access.sh\n\n\
+                      --policy-writer ann --operator villus-operator --kvstoremesh villus-mesh --mesh-reader c2 \\\n    > access.sh\n\n\
                       The script runs etcdctl, which takes ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY from its\n\
                       environment. What etcd cannot keep apart is in docs/operations.md."
     )]

@@ -1,6 +1,6 @@
 //! The command line as a whole.
 
-use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, CommandFactory, Parser, Subcommand, parser::ValueSource};
 
 use crate::{
     bgp::BgpCommand,
@@ -12,6 +12,7 @@ use crate::{
     emergency::EmergencyCommand,
     endpoint::EndpointCommand,
     external::ExternalCommand,
+    failure::Failure,
     gate::GateArgs,
     identity::IdentityCommand,
     ip::IpCommand,
@@ -37,7 +38,10 @@ use crate::{
 #[command(name = "villus", version, disable_help_subcommand = true, subcommand_required = true)]
 pub struct Cli {
     /// Socket of the agent [env: VILLUS_SOCK] [default: /var/run/villus/villus.sock].
-    #[arg(short = 'H', long = "host", value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
+    #[arg(
+        short = 'H', long = "host", value_name = "PATH", global = true, display_order = 998,
+        value_hint = clap::ValueHint::FilePath
+    )]
     pub host: Option<String>,
     #[command(subcommand)]
     pub command: Command,
@@ -142,12 +146,31 @@ pub const GROUPS: [(&str, &[&str]); 6] = [
     ("Shell", &["completion", "man"]),
 ];
 
+/// Refuses options of a command that also runs by itself before one of its subcommands, which does not ask for them.
+pub fn options_stand_where_they_count(command: &clap::Command, matches: &ArgMatches) -> Result<(), Failure> {
+    let Some((name, inner)) = matches.subcommand() else { return Ok(()) };
+    let given = |arg: &&Arg| {
+        !arg.is_global_set() && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
+    };
+    if let Some(arg) = command.get_arguments().find(given) {
+        let what = arg.get_long().map_or_else(|| arg.get_id().to_string(), |long| format!("--{long}"));
+        return Err(Failure::usage(format!(
+            "{what} stands before `{name}`, which does not ask for it there"
+        ))
+        .fix(format!("`villus {} {name} --help` shows what it takes", command.get_name())));
+    }
+    match command.find_subcommand(name) {
+        Some(command) => options_stand_where_they_count(command, inner),
+        None => Ok(()),
+    }
+}
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed; standard error says what, and what to do about it
   2  the command line is wrong
-  3  what was compared differs (policy verify, policy status, why)
+  3  what was compared differs (policy verify, status, who-can and can-reach, why)
   4  policy preview: flows that pass now would be denied; 5: would pass by audit mode only; 6: a map would be too small
   7  policy import and delete: the change waits for villus policy confirm";
 
@@ -201,13 +224,17 @@ mod tests {
     }
 
     #[test]
-    fn every_command_has_an_example() {
+    fn every_command_has_an_example_that_fits_a_terminal() {
+        const WIDTH: usize = 100;
         fn check(command: &clap::Command) {
             let leaf = command.get_subcommands().next().is_none();
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             if leaf && !command.is_hide_set() {
                 assert!(help.contains("Example"), "{} has no example", command.get_name());
             }
+            // A command that is broken without a backslash cannot be copied.
+            let long = help.lines().find(|line| line.starts_with("  ") && line.len() > WIDTH);
+            assert_eq!(long, None, "an example of {}", command.get_name());
             command.get_subcommands().for_each(check);
         }
         check(&command());

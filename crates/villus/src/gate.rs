@@ -5,7 +5,7 @@ use std::{
     hash::BuildHasher,
     num::NonZeroU32,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
 };
@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Wait until this node's agent may start: once in a window that follows the cluster's size, at a moment that chance picks.
 #[derive(Args, Debug)]
 #[command(
-    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     after_help = "Examples:\n  villus gate\n  villus gate --cluster-size 5000 --dry-run\n  \
                   villus gate -- villus agent --config-dir /etc/villus/config\n\n\
                   The first start on a node is let through at once. The hook of systemd and the entrypoint of compose\n\
@@ -42,6 +42,11 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct GateArgs {
     #[command(subcommand)]
     command: Option<GateCommand>,
+    /// Directory of what outlives a boot [env: VILLUS_LIB_DIR] [default: /var/lib/villus].
+    #[arg(
+        long, global = true, value_name = "PATH", value_hint = clap::ValueHint::DirPath, env = "VILLUS_LIB_DIR", hide_env = true
+    )]
+    lib_dir: Option<PathBuf>,
     #[command(flatten)]
     window: WindowArgs,
     /// Say what would happen now; wait for nothing and note nothing.
@@ -62,15 +67,6 @@ struct WindowArgs {
     /// The window itself, instead of the one that follows from the size.
     #[arg(long, value_name = "DURATION", value_parser = length)]
     window: Option<Duration>,
-    #[command(flatten)]
-    place: PlaceArgs,
-}
-
-#[derive(Args, Debug)]
-struct PlaceArgs {
-    /// Directory of what outlives a boot [env: VILLUS_LIB_DIR] [default: /var/lib/villus].
-    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::DirPath, env = "VILLUS_LIB_DIR", hide_env = true)]
-    lib_dir: Option<PathBuf>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -92,8 +88,6 @@ enum GateCommand {
         /// Say what would be done, and do nothing.
         #[arg(long)]
         dry_run: bool,
-        #[command(flatten)]
-        place: PlaceArgs,
     },
     /// Open the gate: every start is let through.
     #[command(after_help = "Examples:\n  villus gate bypass --for 2h\n  villus gate bypass --off")]
@@ -107,8 +101,6 @@ enum GateCommand {
         /// Say what would be done, and do nothing.
         #[arg(long)]
         dry_run: bool,
-        #[command(flatten)]
-        place: PlaceArgs,
     },
 }
 
@@ -116,18 +108,6 @@ fn length(text: &str) -> Result<Duration, String> {
     match duration::parse(text)? {
         time if time < Duration::from_millis(1) => Err("it must be longer than nothing, as in 15m".into()),
         time => Ok(time),
-    }
-}
-
-// === impl PlaceArgs ===
-
-impl PlaceArgs {
-    fn lib_dir(&self) -> PathBuf {
-        self.lib_dir.clone().unwrap_or_else(|| "/var/lib/villus".into())
-    }
-
-    fn gate(&self) -> Gate {
-        Gate::open(&self.lib_dir())
     }
 }
 
@@ -141,8 +121,8 @@ struct Window {
 
 impl WindowArgs {
     /// The window; says on standard error what it had to assume.
-    fn find(&self) -> Window {
-        let (size, problem) = size::find(self.cluster_size, &self.place.lib_dir());
+    fn find(&self, lib_dir: &Path) -> Window {
+        let (size, problem) = size::find(self.cluster_size, lib_dir);
         if let Some(problem) = problem {
             out::complain(&format!("villus gate: the size of the cluster cannot be read: {problem}"));
         }
@@ -157,15 +137,17 @@ impl WindowArgs {
 }
 
 pub fn run(args: &GateArgs) -> Result<(), Failure> {
+    let lib_dir = args.lib_dir.as_deref().unwrap_or(Path::new("/var/lib/villus"));
+    let gate = Gate::open(lib_dir);
     match &args.command {
-        None if args.dry_run => foresee(args),
-        None => pass(args),
-        Some(GateCommand::Status { window, output }) => status(window, output),
-        Some(GateCommand::Grant { lasts, dry_run, place }) => grant(&place.gate(), *lasts, *dry_run),
-        Some(GateCommand::Bypass { off: true, dry_run, place, .. }) => bypass(&place.gate(), None, *dry_run),
-        Some(GateCommand::Bypass { lasts, dry_run, place, .. }) => {
+        None if args.dry_run => foresee(args, &gate, &args.window.find(lib_dir)),
+        None => pass(args, gate, &args.window.find(lib_dir)),
+        Some(GateCommand::Status { window, output }) => status(&gate, window.find(lib_dir), output),
+        Some(GateCommand::Grant { lasts, dry_run }) => grant(&gate, *lasts, *dry_run),
+        Some(GateCommand::Bypass { off: true, dry_run, .. }) => bypass(&gate, None, *dry_run),
+        Some(GateCommand::Bypass { lasts, dry_run, .. }) => {
             let open = Bypass::new(&who(), &Moment::now(), *lasts);
-            bypass(&place.gate(), Some(open), *dry_run)
+            bypass(&gate, Some(open), *dry_run)
         }
     }
 }
@@ -221,28 +203,25 @@ fn chance() -> fastrand::Rng {
     fastrand::Rng::with_seed(RandomState::new().hash_one(0))
 }
 
-fn foresee(args: &GateArgs) -> Result<(), Failure> {
-    let window = args.window.find();
-    let gate = args.window.place.gate();
+fn foresee(args: &GateArgs, gate: &Gate, window: &Window) -> Result<(), Failure> {
     let looked = gate.look()?;
     if let Some(damage) = looked.damage {
         out::complain(&format!("villus gate: {} would be put aside: {damage}", gate.path().display()));
     }
     let mut state = looked.state;
     let passed = match rules::ask(&mut state, &Moment::now(), window.length, &mut chance()) {
-        Verdict::Start(reason) => Passed::new("start", Some(reason), Duration::ZERO, &window),
-        Verdict::Wait(left) => Passed::new("wait", None, left, &window),
+        Verdict::Start(reason) => Passed::new("start", Some(reason), Duration::ZERO, window),
+        Verdict::Wait(left) => Passed::new("wait", None, left, window),
     };
     args.output.print(&passed, || passed.text())
 }
 
-fn pass(args: &GateArgs) -> Result<(), Failure> {
+fn pass(args: &GateArgs, gate: Gate, window: &Window) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
-    let window = args.window.find();
-    let mut asking = Asking { gate: args.window.place.gate(), memory: None, chance: chance() };
+    let mut asking = Asking { gate, memory: None, chance: chance() };
     let begin = Moment::now();
-    let reason = runtime.block_on(wait(&mut asking, &window))?;
-    let passed = Passed::new("start", Some(reason), Moment::now().since(&begin), &window);
+    let reason = runtime.block_on(wait(&mut asking, window))?;
+    let passed = Passed::new("start", Some(reason), Moment::now().since(&begin), window);
     args.output.print(&passed, || passed.text())?;
     let Some((program, arguments)) = args.run.split_first() else { return Ok(()) };
     let error = Command::new(program).args(arguments).exec();
@@ -335,9 +314,7 @@ struct Shown {
     wait: Option<f64>,
 }
 
-fn status(args: &WindowArgs, output: &OutputArgs) -> Result<(), Failure> {
-    let window = args.find();
-    let gate = args.place.gate();
+fn status(gate: &Gate, window: Window, output: &OutputArgs) -> Result<(), Failure> {
     let now = Moment::now();
     let looked = gate.look()?;
     let left = looked.state.ticket.as_ref().map(|ticket| ticket.timer.left(&now));

@@ -58,8 +58,8 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
     };
-    let outcome = Cli::from_arg_matches(&matches)
-        .map_err(|error| Failure::usage(error.to_string()))
+    let outcome = cli::options_stand_where_they_count(&cli::command(), &matches)
+        .and_then(|()| Cli::from_arg_matches(&matches).map_err(|error| Failure::usage(error.to_string())))
         .and_then(|cli| run(cli, &matches));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -40,7 +40,7 @@ pub struct MonitorArgs {
     /// Drop reasons, by number or text.
     #[arg(long, value_name = "REASON", value_delimiter = ',')]
     reason: Vec<String>,
-    /// First so many events of the past.
+    /// Begin with so many events of the past.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     last: u32,
     /// End after the past instead of waiting for new events.

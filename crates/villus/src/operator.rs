@@ -34,7 +34,7 @@ const GATHER: Duration = Duration::from_secs(2);
 /// Run what one process does for a whole cluster, or show how it is.
 #[derive(Args, Debug)]
 #[command(
-    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     after_help = "Examples:\n  villus operator --config-dir /etc/villus/config\n  villus operator --kvstore-opt \
                   etcd.config=/etc/villus/etcd.yaml --cluster-name c1 --cluster-id 7\n  villus operator status\n\n\
                   Any number may run; one leads, and when it is gone another does. Options are also read from the \
@@ -70,8 +70,11 @@ pub struct OperatorArgs {
     /// What tells this operator from others; the host's name if not given.
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
-    #[command(flatten)]
-    socket: SocketArgs,
+    /// Socket of the operator.
+    #[arg(
+        long, global = true, value_name = "PATH", default_value = SOCKET, value_hint = clap::ValueHint::FilePath
+    )]
+    operator_socket: String,
     /// Address on which metrics are served for Prometheus; none if not given.
     #[arg(long, value_name = "ADDRESS:PORT")]
     operator_prometheus_serve_addr: Option<String>,
@@ -98,13 +101,6 @@ pub struct OperatorArgs {
     external_user: Vec<String>,
 }
 
-#[derive(Args, Clone, Debug)]
-struct SocketArgs {
-    /// Socket of the operator.
-    #[arg(long, value_name = "PATH", default_value = SOCKET, value_hint = clap::ValueHint::FilePath)]
-    operator_socket: String,
-}
-
 #[derive(Subcommand, Debug)]
 enum OperatorCommand {
     /// Show how the operator of this host is.
@@ -113,15 +109,13 @@ enum OperatorCommand {
     )]
     Status {
         #[command(flatten)]
-        socket: SocketArgs,
-        #[command(flatten)]
         output: OutputArgs,
     },
 }
 
 pub fn run(host: &Host, args: OperatorArgs) -> Result<(), Failure> {
     match &args.command {
-        Some(OperatorCommand::Status { socket, output }) => status(&socket.operator_socket, output),
+        Some(OperatorCommand::Status { output }) => status(&args.operator_socket, output),
         None => operate(host, &args),
     }
 }
@@ -175,7 +169,7 @@ impl OperatorArgs {
             ),
         };
         let config = config(&shared, self.name.clone())?;
-        let path = self.socket.operator_socket.clone().into();
+        let path = self.operator_socket.clone().into();
         let socket = SocketOptions { path, ..SocketOptions::default() };
         Ok(Options { shared, config, served: Served { socket, metrics, door: self.door()? } })
     }

@@ -8,7 +8,9 @@ use clap_complete::Shell;
 use crate::{cli, failure::Failure, out};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  villus completion bash > /etc/bash_completion.d/villus")]
+#[command(after_help = "Examples:\n  villus completion bash > /etc/bash_completion.d/villus\n  \
+                  villus completion zsh > /usr/local/share/zsh/site-functions/_villus\n  \
+                  villus completion fish > ~/.config/fish/completions/villus.fish")]
 pub struct CompletionArgs {
     /// The shell.
     #[arg(value_parser = ["bash", "zsh", "fish"])]

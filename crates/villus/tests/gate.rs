@@ -204,9 +204,22 @@ fn a_calendar_that_is_off_by_an_hour_or_a_day_and_jumps_makes_nobody_wait_longer
 }
 
 #[test]
+fn the_directory_is_named_before_or_behind_the_command() {
+    let (node, here) = (Node::new(), tempfile::tempdir().unwrap());
+    let lib = ["--lib-dir", here.path().to_str().unwrap()];
+    node.gate(&[&lib[..], &["bypass"]].concat()).ok();
+    for args in [[&lib[..], &["status"]].concat(), [&["status"], &lib[..]].concat()] {
+        assert!(node.gate(&args).ok().contains("open by"), "{args:?}");
+    }
+    assert!(!node.gate(&["status"]).ok().contains("open by"), "without it, that of the environment");
+}
+
+#[test]
 fn wrong_lines_are_refused() {
     for (args, part) in [
-        (&["gate", "--cluster-size=0"][..], "cluster-size"),
+        (&["gate", "--window=3m", "status"][..], "--window stands before `status`"),
+        (&["gate", "--dry-run", "grant"], "villus gate grant --help"),
+        (&["gate", "--cluster-size=0"], "cluster-size"),
         (&["gate", "--window=0s"], "longer than nothing"),
         (&["gate", "grant", "--for=soon"], "not a duration"),
         (&["gate", "bypass", "--off", "--for=1h"], "--for"),

@@ -108,7 +108,7 @@ fn two_operators_one_leads_and_collects_and_the_other_takes_over_whatever_their_
     );
     let text = villus(&["operator", "status", "--operator-socket", &first.socket]).ok();
     assert!(text.contains("first of cluster c7: leads since") && text.contains("1 in all"), "{text}");
-    let text = villus(&["operator", "status", "--operator-socket", &second.socket]).ok();
+    let text = villus(&["operator", "--operator-socket", &second.socket, "status"]).ok();
     assert!(text.contains("waits; first leads"), "{text}");
     let text = scraped(&address);
     for line in ["villus_operator_leads 1\n", "villus_operator_identities_deleted_total 1\n"] {

@@ -17,7 +17,7 @@ const POLICIES: &str = "villus/policies/";
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  villus kvstore set foo=bar\n  villus kvstore set --dry-run \
-                  cilium/state/identities/v1/id/15614229 'k8s:app=app1;k8s:io.kubernetes.pod.namespace=ns1;'\n  \
+                  cilium/state/identities/v1/id/15614229 \\\n    'k8s:app=app1;k8s:io.kubernetes.pod.namespace=ns1;'\n  \
                   villus kvstore set --key cilium/state/ip/v1/cluster1/10.3.192.65 --value - <pair.json\n\n\
                   Keys below cilium/state/ are checked as agents read them. A key that is there keeps its lease.")]
 pub struct SetArgs {

@@ -12,8 +12,8 @@ use crate::failure::Failure;
 /// Copy nodes, addresses, identities and services of other clusters into this cluster's store.
 #[derive(Args, Debug)]
 #[command(
-    args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  villus kvstoremesh --cluster-name c1 --cluster-id 1 --kvstore-opt etcd.config=/etc/villus/etcd.yaml \\\n    \
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  villus kvstoremesh --cluster-name c1 --cluster-id 1 \\\n    --kvstore-opt etcd.config=/etc/villus/etcd.yaml \
                   --clustermesh-config /var/lib/cilium/clustermesh\n  \
                   villus kvstoremesh … --dry-run     # what would be copied\n  \
                   villus kvstoremesh status\n\n\
@@ -39,7 +39,7 @@ enum KvstoremeshCommand {
 
 pub fn run(args: KvstoremeshArgs) -> Result<(), Failure> {
     match args.command {
-        Some(KvstoremeshCommand::Status(status)) => status::run(&status),
+        Some(KvstoremeshCommand::Status(status)) => status::run(&status, &args.run.status_file),
         None => run::run(&args.run),
     }
 }

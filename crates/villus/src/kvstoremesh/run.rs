@@ -54,8 +54,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     leader_election: bool,
     /// Where `status` finds how it is.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_FILE, value_hint = clap::ValueHint::FilePath)]
-    status_file: PathBuf,
+    #[arg(
+        long, global = true, value_name = "PATH", default_value = DEFAULT_FILE, value_hint = clap::ValueHint::FilePath
+    )]
+    pub status_file: PathBuf,
     /// Serve /metrics, /status, /healthz and /readyz there.
     #[arg(long, value_name = "ADDRESS")]
     prometheus_serve_addr: Option<String>,

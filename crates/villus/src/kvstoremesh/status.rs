@@ -1,6 +1,6 @@
 //! `villus kvstoremesh status`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use villus_mesh::{MeshStatus, RemoteStatus};
@@ -18,9 +18,6 @@ const OLD: i64 = 30;
 
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// Where the mesh leaves its status.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_FILE, value_hint = clap::ValueHint::FilePath)]
-    status_file: PathBuf,
     /// Also list each type.
     #[arg(short, long)]
     verbose: bool,
@@ -28,8 +25,8 @@ pub struct StatusArgs {
     output: OutputArgs,
 }
 
-pub fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let status = read(&args.status_file)?;
+pub fn run(args: &StatusArgs, file: &Path) -> Result<(), Failure> {
+    let status = read(file)?;
     args.output.print(&status, || text(&status, args.verbose))?;
     let sound = status.local.connected && status.directory.is_none();
     let all_ready = status.remotes.iter().all(|remote| remote.ready);

@@ -8,7 +8,7 @@ use crate::{failure::Failure, out::OutputArgs, policy::files};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  kubectl get pods,namespaces -A -o json | villus plan identities -\n  \
-                  villus plan identities pods.json --labels 'k8s:com.example/app k8s:!io.cilium.k8s.namespace.labels'\n  \
+                  villus plan identities pods.json \\\n    --labels 'k8s:com.example/app k8s:!io.cilium.k8s.namespace.labels'\n  \
                   villus endpoint list -o json > node1.json; villus plan identities node*.json -o json")]
 pub struct IdentitiesArgs {
     /// What `kubectl get pods -A -o json` (with namespaces for their labels) or `villus endpoint list -o json`

@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  villus plan kvstore --nodes 5000 --pods 150000 --etcd https://10.0.0.1:2379 --etcd-config etcd.yaml\n  \
+    after_help = "Examples:\n  villus plan kvstore --nodes 5000 --pods 150000 \\\n    --etcd https://10.0.0.1:2379 --etcd-config etcd.yaml\n  \
                   villus plan kvstore --nodes 100 --pods 3000 --etcd http://10.0.0.1:2379 --dry-run\n\n\
                   Writes below villus/plan/ only, and takes it away again. It is a load: run it before the store serves a cluster."
 )]

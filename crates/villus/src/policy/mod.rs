@@ -150,7 +150,7 @@ pub struct WaitArgs {
     #[arg(default_value_t = 0, hide_default_value = true)]
     revision: u64,
     /// Give up after so many seconds.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u32,
     #[command(flatten)]
     output: OutputArgs,

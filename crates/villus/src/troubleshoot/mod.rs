@@ -11,7 +11,7 @@ use crate::failure::Failure;
 pub enum TroubleshootCommand {
     /// Look at each remote cluster: file, resolve, dial, TLS, etcd, configuration, canaries, lag; needs no running mesh.
     #[command(
-        after_help = "Example:\n  villus troubleshoot mesh --cluster-name c1 --cluster-id 1 --clustermesh-config /var/lib/cilium/clustermesh c2\n\n\
+        after_help = "Example:\n  villus troubleshoot mesh --cluster-name c1 --cluster-id 1 \\\n    --clustermesh-config /var/lib/cilium/clustermesh c2\n\n\
                       Exit code 1 if a step of any remote did not go well."
     )]
     Mesh(mesh::MeshArgs),
