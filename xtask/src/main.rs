@@ -45,7 +45,7 @@ fn chore(args: &[String]) -> Result<()> {
         "fuzz" => fuzz::run_targets(rest),
         "bench" => bench::run_one(rest),
         "demo" => demo::run_script(rest),
-        "old-kernel" => old_kernel::check(&tree::root()?).map(drop),
+        "old-kernel" => old_kernel::start(&tree::root()?)?.finish().map(drop),
         other => bail!("no chore named {other}: build, lint, test, bpf, fuzz, bench or demo"),
     }
 }
