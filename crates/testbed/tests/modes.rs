@@ -1,7 +1,13 @@
 //! Ways of delivery and of attaching: which way packets take, and what happens when it changes under them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{collections::BTreeMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use villus_abi::{
     Direction::{Egress, Ingress},
@@ -11,8 +17,10 @@ use villus_abi::{
     flow::FLOW_VIA_STACK,
 };
 use villus_datapath::{AttachMode, Hook, Links};
+use villus_net::Mac;
 use villus_testbed::{
-    Addresses, Capture, Delta, Host, Kind, Node, NodeSpec, Ping, UdpEcho, Version, Workload, udp,
+    Addresses, Capture, Delta, Frame, Host, Kind, L4, Node, NodeSpec, Ping, UdpEcho, Version, Workload,
+    echo_request, udp,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -87,6 +95,54 @@ fn packets_take_the_short_way_where_they_may_and_no_other() {
         drop((client, server));
         node.finish();
     }
+}
+
+#[test]
+fn a_changed_route_counts_from_the_next_jiffy_on() {
+    // Longer than a jiffy of any kernel.
+    const JIFFY: Duration = Duration::from_millis(15);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 0x77]);
+    let mut node = Node::new(NodeSpec { direct: true, ..NodeSpec::default() });
+    let server = node.add(102, 50_102, Kind::Veth);
+    node.allow_all(&server);
+    let wire = Capture::open(&node.outside, "far");
+    let (near, far) = (node.host.mac("up0"), node.outside.mac("far"));
+    for v in Version::ALL {
+        let outside = Addresses::OUTSIDE.of(v);
+        let (gateway, length) = match outside {
+            IpAddr::V4(address) => (IpAddr::from((u32::from(address) | 0x77).to_be_bytes()), 32),
+            IpAddr::V6(address) => (IpAddr::from((u128::from(address) | 0x7700).to_be_bytes()), 128),
+        };
+        node.host.ip(&format!("neigh add {gateway} lladdr {OTHER} dev up0 nud permanent"));
+        echo(&node.host, &node.outside, outside, 1);
+        let ends = L4 { from: far, to: near, src: outside, dst: server.ip(v), ttl: 64 };
+        let answer = (if v == Version::V4 { 0 } else { 129 }, 0);
+        let mut asked = 0_u16;
+        // Each question is of a flow of its own.
+        let mut answered_to = || {
+            asked += 1;
+            wire.send(&echo_request(&ends, asked, b"where to"));
+            let is_answer =
+                |frame: &Frame| frame.icmp() == Some(answer) && frame.l4()[4..6] == asked.to_be_bytes();
+            wire.wait_for(SOON, is_answer).expect("an answer").to()
+        };
+        assert_eq!(answered_to(), far);
+        let before = forwarded(&node.host, v);
+        for _ in 0..10 {
+            for (change, to) in [("add", OTHER), ("del", far)] {
+                node.host.ip(&format!("route {change} {outside}/{length} via {gateway} dev up0"));
+                std::thread::sleep(JIFFY);
+                // The last of them has the answer of the routing table kept when that changes.
+                for _ in 0..3 {
+                    assert_eq!(answered_to(), to, "{v:?}, {change}");
+                }
+            }
+        }
+        assert_eq!(forwarded(&node.host, v), before, "past the stack");
+        node.host.ip(&format!("neigh del {gateway} dev up0"));
+    }
+    drop(server);
+    node.finish();
 }
 
 #[test]
