@@ -587,4 +587,20 @@ fn a_prefix_that_may_not_be_read_is_said_and_holds_up_nothing() {
     });
     root(&["role", "grant-permission", "--prefix=true", "agents", "read", "cilium/"]);
     eventually("all is well", || !status(&node).contains("can't be read"));
+
+    // The identities of its own cluster: what is known of them goes on counting.
+    let beside = ["nodes/", "ip/", "identities/v1/value/", "identities/v1/locks/"];
+    for prefix in beside.map(|part| format!("cilium/state/{part}")) {
+        root(&["role", "grant-permission", "--prefix=true", "agents", "readwrite", &prefix]);
+    }
+    for prefix in ["cilium/state/", "cilium/"] {
+        root(&["role", "revoke-permission", "--prefix=true", "agents", prefix]);
+    }
+    node.kill();
+    node.options.push(("allocator-list-timeout".into(), "1s".into()));
+    node.start();
+    let denied = || status(&node).contains("`cilium/state/identities/v1/id/` can't be read");
+    eventually("it is said of them too", denied);
+    root(&["role", "grant-permission", "--prefix=true", "agents", "readwrite", "cilium/"]);
+    eventually("all is well again", || !denied());
 }

@@ -148,11 +148,15 @@ impl Node {
         }
     }
 
-    fn note_unread(&mut self) {
-        let problem = self.unread.iter().next().map(|(prefix, reason)| {
-            let more = match self.unread.len() {
-                1 => String::new(),
-                all => format!(", nor {} others", all - 1),
+    /// Says what the store does not let this node read; its identities are the allocator's to follow.
+    pub(super) fn note_unread(&mut self) {
+        let identities = self.identities.allocator.unread();
+        let identities = identities.map(|reason| (format!("{}/", keys::IDENTITY_IDS), reason));
+        let mut unread = identities.iter().map(|(prefix, reason)| (prefix, reason)).chain(&self.unread);
+        let problem = unread.next().map(|(prefix, reason)| {
+            let more = match unread.count() {
+                0 => String::new(),
+                more => format!(", nor {more} others"),
             };
             format!("`{prefix}` can't be read{more}: {reason}; what was known of it goes on counting")
         });

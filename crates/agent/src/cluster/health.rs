@@ -62,6 +62,7 @@ impl Node {
             }),
         );
         self.conditions.note("cluster-config", shared.guard.oddity());
+        self.note_unread();
         self.note_refused();
         self.note_silent();
     }

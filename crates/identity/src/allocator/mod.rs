@@ -389,6 +389,12 @@ impl Allocator {
         self.shared.session.keep_alive().await
     }
 
+    /// Why the store does not permit this node to read the identities, if it does not. What is known of them goes on
+    /// counting.
+    pub fn unread(&self) -> Option<String> {
+        self.shared.state().unread.clone()
+    }
+
     /// Entries of the store that could not be read and were left out, by key.
     pub fn refused(&self) -> Vec<(String, String)> {
         self.shared.state().refused()

@@ -34,6 +34,8 @@ pub(super) struct State {
     /// Numbers without a master key that count still: since when a rewound store lacks it; without a time it was deleted
     /// while an address under a lease had the number.
     pub(super) stale: BTreeMap<NumericIdentity, Option<Instant>>,
+    /// Why the store does not let this node read the identities, if it does not.
+    pub(super) unread: Option<String>,
     refused: BTreeMap<String, String>,
     /// How many values were refused so far.
     refused_total: u64,
@@ -62,6 +64,7 @@ impl State {
             shadowed: BTreeMap::new(),
             left: BTreeSet::new(),
             stale: BTreeMap::new(),
+            unread: None,
             refused: BTreeMap::new(),
             refused_total: 0,
         }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use villus_kvstore::{Batch, Entry, Follow, Item, Past, Relisted, keys};
+use villus_kvstore::{Batch, Entry, Follow, Item, Past, Relisted, StoreError, keys};
 use villus_labels::{KEY_CLUSTER, Labels, NumericIdentity, Scope};
 use villus_table::{Source, Write};
 
@@ -40,15 +40,27 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
     let mut others = others.changes(Layer::State);
     others.mark_unchanged();
     loop {
-        let batch = tokio::select! {
-            batch = follow.next() => batch,
+        let heard = tokio::select! {
+            heard = follow.heard() => heard,
             // An error means that the sender is gone, which `shared` prevents.
             _ = others.changed() => {
                 follow.again();
                 continue;
             }
         };
-        let Some(batch) = batch else { return };
+        let batch = match heard {
+            Some(Ok(batch)) => batch,
+            Some(Err(error)) => {
+                if let StoreError::Denied { reason, .. } = error {
+                    shared.state().unread = Some(reason);
+                }
+                continue;
+            }
+            None => return,
+        };
+        if batch.relisted.is_some() {
+            shared.state().unread = None;
+        }
         // An error means that the sender is gone, which `shared` prevents.
         let _ = held.wait_for(|held| !held).await;
         let lost = apply(&shared, &batch);
