@@ -3,13 +3,15 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use common::store::{metric, refs, shared, with};
 use common::{TestNode, allow};
 use villus_api::EndpointRef;
 use villus_api::model::{Endpoint, EndpointPatch, EndpointState};
 use villus_net::NetnsRef;
-use villus_testbed::{alone, eventually, run, try_run};
+use villus_testbed::{EtcdServer, alone, eventually, run, try_run};
 
 #[test]
 fn the_agent() {
@@ -134,4 +136,37 @@ fn two_hundred_and_fifty_endpoints_come_at_once_and_know_a_thousand_identities()
     });
     assert!(client.endpoints(&[]).unwrap().is_empty());
     assert!(!run("ip", &["-o", "link"]).contains("lxc"));
+}
+
+/// With the default options a node has twenty requests a second: what each endpoint would ask for by itself would keep
+/// the others, and their addresses, waiting. Where the machine is slow they come one by one and share little: then each
+/// needs one request for its identity and one for its addresses.
+#[test]
+fn two_hundred_and_fifty_endpoints_of_new_labels_share_their_requests_to_the_store() {
+    const COUNT: usize = 250;
+    alone!();
+    let etcd = EtcdServer::start();
+    let node = TestNode::started(&refs(&with(shared(&etcd), &[("ipv4-range", "10.11.0.0/22")])));
+    let asked = Cell::new(0);
+    let below = |prefix: &str| {
+        asked.set(asked.get() + 1);
+        let keys = etcd.etcdctl(&["get", "--prefix", prefix, "--keys-only"]).unwrap();
+        keys.lines().filter(|line| !line.is_empty()).count()
+    };
+    eventually("the node is there", || below("cilium/state/nodes/v1/") == 1);
+    let (before, own) = (etcd.requests().unwrap(), asked.replace(0));
+    assert!(own > 0);
+    make_at_once(&node, COUNT);
+    let all = node.client().endpoints(&[]).unwrap();
+    assert!(all.len() == COUNT && all.iter().all(|e| e.status.state == EndpointState::Ready));
+    let addressing = all.iter().flat_map(|e| &e.status.networking.addressing);
+    let addresses: usize =
+        addressing.map(|pair| usize::from(pair.ipv4.is_some()) + usize::from(pair.ipv6.is_some())).sum();
+    assert!(addresses >= COUNT);
+    eventually("all addresses are there", || below("cilium/state/ip/v1/default/") == addresses);
+    let made = etcd.requests().unwrap() - before - asked.get();
+    println!("{COUNT} endpoints and {addresses} addresses: {made} requests");
+    assert!(made < 3 * COUNT as u64, "{made} requests");
+    assert_eq!(metric(&node, "villus_endpoints_with_interim_identity"), 0.0);
+    assert_eq!(below("cilium/state/identities/v1/id/"), COUNT);
 }

@@ -414,7 +414,7 @@ impl Keeper {
             found.extend(self.externals.store().txn(txn).await?.answers.into_iter().map(
                 |answer| match answer {
                     Answer::Got(entry) => entry,
-                    Answer::Put | Answer::Deleted(_) => None,
+                    Answer::Listed { .. } | Answer::Put | Answer::Deleted(_) => None,
                 },
             ));
         }

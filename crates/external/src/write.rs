@@ -240,6 +240,6 @@ fn size(plan: &Plan) -> usize {
 fn entries(answers: Vec<Answer>) -> impl Iterator<Item = Option<Entry>> {
     answers.into_iter().map(|answer| match answer {
         Answer::Got(entry) => entry,
-        Answer::Put | Answer::Deleted(_) => None,
+        Answer::Listed { .. } | Answer::Put | Answer::Deleted(_) => None,
     })
 }

@@ -216,21 +216,17 @@ impl Publisher {
         let mut step = Step { compared: compare || anew, denied: None };
         let superfluous: Vec<String> =
             self.session.keys().into_iter().filter(|key| !wanted.contains_key(key)).collect();
-        for key in superfluous {
-            step.note(&key, self.session.remove(&key).await)?;
-        }
+        let removed = self.session.remove_all(superfluous.clone()).await;
+        step.note_all(&superfluous, removed)?;
         let last = wanted.get_key_value(&self.config.last);
         let others = wanted.iter().filter(|(key, _)| **key != self.config.last);
-        for (key, value) in others.chain(last) {
-            if self.session.value(key).as_ref() != Some(value) {
-                step.note(key, self.session.put(key, value.clone()).await)?;
-            }
-        }
+        self.put(others, &mut step).await?;
+        self.put(last.into_iter(), &mut step).await?;
         if step.compared {
-            for key in self.session.keys() {
-                let written = step.note(&key, self.session.reassert_one(&key).await)?;
-                self.inner().reasserted += u64::from(written == Some(true));
-            }
+            let keys = self.session.keys();
+            let written = step.note_all(&keys, self.session.reassert_all(keys.clone()).await)?;
+            self.inner().reasserted +=
+                written.iter().filter(|written| **written == Some(true)).count() as u64;
         }
         if anew {
             if let Some((key, value)) = last {
@@ -246,6 +242,18 @@ impl Publisher {
         Ok(step)
     }
 
+    /// Writes those of the keys that do not have these values yet.
+    async fn put(
+        &self,
+        keys: impl Iterator<Item = (&String, &Bytes)>,
+        step: &mut Step,
+    ) -> Result<(), StoreError> {
+        let new = keys.filter(|(key, value)| self.session.value(key).as_ref() != Some(*value));
+        let new: Vec<(String, Bytes)> = new.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let names: Vec<String> = new.iter().map(|(key, _)| key.clone()).collect();
+        step.note_all(&names, self.session.put_all(new).await).map(|_| ())
+    }
+
     /// Writes again what others changed, each key more and more seldom.
     async fn settle_fights(&self, step: &mut Step) -> Result<(), StoreError> {
         let now = Instant::now();
@@ -254,8 +262,9 @@ impl Publisher {
             let due = inner.altered.iter().filter(|(_, fight)| fight.due.is_some_and(|at| at <= now));
             due.map(|(key, _)| key.clone()).collect()
         };
-        for key in due {
-            let written = step.note(&key, self.session.reassert_one(&key).await)? == Some(true);
+        let written = step.note_all(&due, self.session.reassert_all(due.clone()).await)?;
+        for (key, written) in due.into_iter().zip(written) {
+            let written = written == Some(true);
             let mut inner = self.inner();
             inner.reasserted += u64::from(written);
             let Some(fight) = inner.altered.get_mut(&key) else { continue };
@@ -273,8 +282,11 @@ impl Publisher {
 
     /// Says which cluster the store is of, where nobody has.
     async fn say_cluster(&self, key: &str) -> Result<(), StoreError> {
-        let lease = self.session.lease().await?;
-        self.store.create(key, self.config.cluster_config.to_json().into(), Some(lease)).await?;
+        let room = self.session.room().await?;
+        let config = self.config.cluster_config.to_json().into();
+        if self.store.create(key, config, Some(room.lease())).await? {
+            self.session.leave(key, room);
+        }
         Ok(())
     }
 
@@ -286,6 +298,15 @@ impl Publisher {
 // === impl Step ===
 
 impl Step {
+    /// What came of each of several keys.
+    fn note_all<T>(
+        &mut self,
+        keys: &[String],
+        results: Vec<Result<T, StoreError>>,
+    ) -> Result<Vec<Option<T>>, StoreError> {
+        keys.iter().zip(results).map(|(key, result)| self.note(key, result)).collect()
+    }
+
     /// What came of a key: nothing where the store does not take this one.
     fn note<T>(&mut self, key: &str, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         match result {

@@ -11,7 +11,7 @@ use std::{
 
 use common::{config, eventually, labels, memory};
 use villus_identity::{AllocateError, Allocator, AllocatorConfig, Gc, Identities, Reserved, new_identities};
-use villus_kvstore::{Embedded, Fault, Store, Verb};
+use villus_kvstore::{Embedded, Fault, Locks, Store, Verb};
 use villus_labels::{Labels, NumericIdentity};
 
 const IDS: &str = "cilium/state/identities/v1/id/";
@@ -112,6 +112,59 @@ async fn many_at_once_on_several_nodes_get_one_number() {
     assert_eq!(numbers.len(), 1);
     assert_eq!(nodes[0].allocator.references(&web), 10);
     assert_eq!(rows(&store, IDS).await.len(), 1);
+}
+
+/// A store that takes twenty requests a second from a node is enough for its pods to start together.
+#[tokio::test]
+async fn two_hundred_and_fifty_label_sets_at_once_take_few_requests() {
+    let (memory, store) = memory();
+    let node = node(&store, "10.0.0.1").await;
+    let sets: Vec<Labels> = (0..250).map(|n| labels(&format!("k8s:app=w{n};k8s:tier=all;"))).collect();
+    // Numbers that are drawn twice, and who comes a moment later, cost some more than the fewest.
+    let requests = async |at_most: u64, of: &str, before: u64| {
+        let made = memory.operations() - before;
+        assert!(made <= at_most, "{of}: {made} requests");
+    };
+    let before = memory.operations();
+    let all = futures_util::future::join_all(sets.iter().map(|set| node.allocator.allocate(set, None))).await;
+    requests(60, "new ones", before).await;
+    let numbers: std::collections::BTreeSet<_> = all.into_iter().map(Result::unwrap).collect();
+    assert_eq!(numbers.len(), 250);
+    let other = self::node(&store, "10.0.0.2").await;
+    let before = memory.operations();
+    let all =
+        futures_util::future::join_all(sets.iter().map(|set| other.allocator.allocate(set, None))).await;
+    requests(60, "those that another node uses", before).await;
+    assert!(all.into_iter().all(|number| numbers.contains(&number.unwrap())));
+    assert_eq!((rows(&store, IDS).await.len(), rows(&store, VALUES).await.len()), (250, 500));
+    let before = memory.operations();
+    assert_eq!(other.allocator.reassert().await.unwrap(), 0);
+    requests(12, "comparing", before).await;
+    let before = memory.operations();
+    futures_util::future::join_all(sets.iter().map(|set| other.allocator.release(set))).await;
+    requests(20, "giving back", before).await;
+    assert_eq!(rows(&store, VALUES).await.len(), 250);
+}
+
+#[tokio::test]
+async fn what_somebody_has_locked_is_waited_for() {
+    let (_, store) = memory();
+    let node = Arc::new(node(&store, "10.0.0.1").await);
+    let locks = Locks::new(Arc::clone(&store));
+    let name = format!("cilium/state/identities/v1/locks/{WEB}.lock");
+    let held = locks.acquire(&name, Duration::from_secs(60)).await.unwrap();
+    let task = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { node.allocator.allocate(&labels(WEB), None).await })
+    };
+    eventually("it wants the lock", async || rows(&store, &name).await.len() == 2).await;
+    // Whoever has it may give the label set a number.
+    store.update(&format!("{IDS}4321"), WEB.into(), None).await.unwrap();
+    store.update(&format!("{VALUES}{WEB}/10.0.0.9"), "4321".into(), None).await.unwrap();
+    assert!(!task.is_finished());
+    held.release().await;
+    assert_eq!(task.await.unwrap().unwrap().0, 4321);
+    assert_eq!(rows(&store, &name).await, []);
 }
 
 #[tokio::test]

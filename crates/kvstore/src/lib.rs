@@ -5,7 +5,8 @@
 //! [`Memory`] is for tests and injects faults, [`Embedded`] is for one node and lives on disk, [`Etcd`] is a cluster
 //! that many nodes share. What every
 //! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption ([`Pull`] in pieces),
-//! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive, [`Guard`] lets no other cluster's store in.
+//! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive, [`Together`] makes few requests of many
+//! transactions, [`Guard`] lets no other cluster's store in.
 //!
 //! [`keys`], [`IpIdentityPair`] and [`NodeEntry`] are the layout that agents of Cilium and of Villus share. The crate refuses
 //! to know what identities and addresses are good for.
@@ -31,6 +32,7 @@ mod pair;
 mod pull;
 mod session;
 mod store;
+mod together;
 mod witness;
 
 pub use cluster::{Capabilities, ClusterConfig};
@@ -39,7 +41,7 @@ pub use error::{OpenError, StoreError};
 pub use etcd::{Etcd, EtcdOptions, EtcdTls, OptionsError};
 pub use follow::{Batch, Follow, Item, Past};
 pub use guard::Guard;
-pub use lock::{Lock, Locks};
+pub use lock::{Local, Lock, Locks};
 pub use memory::{Backup, Fault, Memory, Verb};
 pub use model::{
     Answer, Compare, Entry, Event, Header, LeaseId, LeasePurpose, Listing, MAX_TXN_BYTES, MAX_TXN_OPS, Op,
@@ -50,6 +52,7 @@ pub use pace::{ClusterSize, Pace};
 pub use pages::{LARGEST_PAGE, Pages};
 pub use pair::{IpIdentityPair, NamedPort, PairError};
 pub use pull::{Pull, Pulled, Relisted};
-pub use session::Session;
+pub use session::{Room, Session};
 pub use store::{PAGE, Store, Watch};
+pub use together::Together;
 pub use witness::Witness;

@@ -37,6 +37,13 @@ struct Inner {
 /// Who in this process has a lock; inside, our key of the lock if it is still to be deleted.
 type Name = AsyncMutex<Option<String>>;
 
+/// A lock that is held within this process only: nobody else of this process has it, and the store does not know.
+pub struct Local {
+    inner: Arc<Inner>,
+    name: String,
+    guard: OwnedMutexGuard<Option<String>>,
+}
+
 /// A lock that is held. Dropping it gives it back as soon as the store can be reached.
 pub struct Lock {
     inner: Arc<Inner>,
@@ -62,22 +69,23 @@ impl Locks {
     /// # Errors
     /// When the time passes or the store is not there.
     pub async fn acquire(&self, name: &str, patience: Duration) -> Result<Lock, StoreError> {
-        let timeout = || StoreError::LockTimeout {
+        let deadline = Instant::now() + patience;
+        self.local(name, patience).await?.acquire_until(deadline, patience).await
+    }
+
+    /// Waits for the lock `name` within this process, at most for `patience`.
+    ///
+    /// # Errors
+    /// When the time passes.
+    pub async fn local(&self, name: &str, patience: Duration) -> Result<Local, StoreError> {
+        let timeout = |_| StoreError::LockTimeout {
             name: name.to_owned(),
             waited: patience,
             holder: "this process".to_owned(),
         };
-        let deadline = Instant::now() + patience;
         let mutex = self.inner.local(name);
-        let local = tokio::time::timeout(patience, mutex.lock_owned()).await.map_err(|_| timeout())?;
-        let mut lock = self.inner.contend(name, local).await?;
-        match lock.wait(deadline, patience).await {
-            Ok(()) => Ok(lock),
-            Err(error) => {
-                lock.give_back().await;
-                Err(error)
-            }
-        }
+        let guard = tokio::time::timeout(patience, mutex.lock_owned()).await.map_err(timeout)?;
+        Ok(Local { inner: Arc::clone(&self.inner), name: name.to_owned(), guard })
     }
 
     /// Keeps what is held alive where a lock is held for long: to be called every few seconds. Whether a lock is still
@@ -87,6 +95,35 @@ impl Locks {
     /// When the store is not there.
     pub async fn keep_alive(&self) -> Result<(), StoreError> {
         self.inner.lease().await.map(|_| ())
+    }
+}
+
+// === impl Local ===
+
+impl Local {
+    /// The condition that nobody has or wants the lock in the store: a transaction with it is as good as one that is
+    /// carried out while the lock is held.
+    pub fn free(&self) -> Compare {
+        Compare::NoneBelow(below(&self.name))
+    }
+
+    /// Waits for the lock in the store too, at most for `patience`.
+    ///
+    /// # Errors
+    /// When the time passes or the store is not there.
+    pub async fn acquire(self, patience: Duration) -> Result<Lock, StoreError> {
+        self.acquire_until(Instant::now() + patience, patience).await
+    }
+
+    async fn acquire_until(self, deadline: Instant, patience: Duration) -> Result<Lock, StoreError> {
+        let mut lock = self.inner.contend(&self.name, self.guard).await?;
+        match lock.wait(deadline, patience).await {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                lock.give_back().await;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -245,7 +282,7 @@ impl Lock {
     }
 
     async fn wait(&self, deadline: Instant, patience: Duration) -> Result<(), StoreError> {
-        let below = format!("{}/", self.name);
+        let below = below(&self.name);
         loop {
             let listing = self.inner.store.list_prefix(&below).await?;
             let oldest = listing.entries.iter().min_by_key(|entry: &&Entry| entry.create_revision);
@@ -280,4 +317,9 @@ impl Drop for Lock {
             runtime.spawn(Arc::clone(&self.inner).clean_up(name));
         }
     }
+}
+
+/// Below it lies a key for each contender.
+fn below(name: &str) -> String {
+    format!("{name}/")
 }

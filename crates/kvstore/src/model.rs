@@ -103,6 +103,8 @@ pub enum Compare {
     CreateRevision(String, u64),
     /// The key has this value.
     Value(String, Bytes),
+    /// No key begins so.
+    NoneBelow(String),
 }
 
 /// An operation of a transaction.
@@ -110,6 +112,13 @@ pub enum Compare {
 pub enum Op {
     /// Reads a key.
     Get(String),
+    /// Reads the first keys that begin so, `limit` at most.
+    List {
+        /// What they begin with.
+        prefix: String,
+        /// How many, from 1.
+        limit: usize,
+    },
     /// Writes a key. Without a lease a key loses the one it had.
     Put {
         /// The key.
@@ -192,6 +201,13 @@ pub struct TxnOutcome {
 pub enum Answer {
     /// What was read.
     Got(Option<Entry>),
+    /// What was listed.
+    Listed {
+        /// Entries in the order of their keys.
+        entries: Vec<Entry>,
+        /// There are more behind the last key.
+        more: bool,
+    },
     /// It was written.
     Put,
     /// So many keys were deleted.

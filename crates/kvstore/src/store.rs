@@ -148,7 +148,7 @@ pub trait Store: Send + Sync + 'static {
 fn got(answer: Answer) -> Option<Entry> {
     match answer {
         Answer::Got(entry) => entry,
-        Answer::Put | Answer::Deleted(_) => None,
+        Answer::Listed { .. } | Answer::Put | Answer::Deleted(_) => None,
     }
 }
 

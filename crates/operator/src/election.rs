@@ -90,7 +90,7 @@ impl Election {
                 let outcome = other?;
                 let entry = outcome.answers.iter().find_map(|answer| match answer {
                     Answer::Got(entry) => entry.as_ref(),
-                    Answer::Put | Answer::Deleted(_) => None,
+                    Answer::Listed { .. } | Answer::Put | Answer::Deleted(_) => None,
                 });
                 Ok(Stand::held(entry.and_then(|entry| entry.text()), outcome.revision))
             }

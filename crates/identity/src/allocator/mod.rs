@@ -18,7 +18,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
-use villus_kvstore::{Compare, Header, Locks, Pace, Session, Store, StoreError, Witness, keys};
+use villus_kvstore::{Compare, Header, Locks, Pace, Session, Store, StoreError, Together, Witness, keys};
 use villus_labels::{IdentityError, Labels, MaxConnectedClusters, NumericIdentity};
 use villus_table::Stop;
 
@@ -106,6 +106,7 @@ struct Shared {
     config: AllocatorConfig,
     range: RangeInclusive<u32>,
     locks: Locks,
+    together: Together,
     session: Session,
     table: Identities,
     state: Mutex<State>,
@@ -155,6 +156,7 @@ impl Allocator {
         let source = table.source("identities");
         let shared = Arc::new(Shared {
             locks: Locks::new(Arc::clone(&store)),
+            together: Together::new(Arc::clone(&store)),
             session: Session::new(Arc::clone(&store), config.lease_ttl),
             state: Mutex::new(State::new(range.clone())),
             leased: Leased::known(known.leased.clone()),

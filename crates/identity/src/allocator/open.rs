@@ -5,8 +5,11 @@ use std::sync::Arc;
 use villus_labels::{Labels, NumericIdentity};
 use villus_table::Stop;
 
-use super::{Shared, protocol};
+use super::{Shared, protocol, state::Used};
 use crate::error::AllocateError;
+
+/// Numbers that are confirmed at once.
+const AT_ONCE: usize = 256;
 
 /// Takes a reference to a label set without the store: by the number in use, by one that the store gave it before, by
 /// `had`, else by one of this node alone.
@@ -51,16 +54,20 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Stop) {
         }
         let open = shared.state().unconfirmed();
         let (mut settled, mut failed) = (0, None);
-        for (text, used) in open {
-            match protocol::confirm(&shared, &text, &used.labels, used.number).await {
-                Ok(_) => settled += 1,
-                Err(error) => {
-                    let gone = matches!(error, AllocateError::Store { .. });
-                    failed = Some(error);
-                    if gone {
-                        break;
-                    }
+        let confirm = |(text, used): &(String, Used)| {
+            let (shared, text, used) = (Arc::clone(&shared), text.clone(), used.clone());
+            async move { protocol::confirm(&shared, &text, &used.labels, used.number).await }
+        };
+        // All at once they share requests.
+        for some in open.chunks(AT_ONCE) {
+            for outcome in futures_util::future::join_all(some.iter().map(confirm)).await {
+                match outcome {
+                    Ok(_) => settled += 1,
+                    Err(error) => failed = Some(error),
                 }
+            }
+            if matches!(failed, Some(AllocateError::Store { .. })) {
+                break;
             }
         }
         if settled > 0 {

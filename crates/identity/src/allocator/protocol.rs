@@ -1,16 +1,24 @@
 //! The allocation protocol: lock the label set, reuse a number that some node uses, else one that has a
 //! master key, else create one; write this node's slave key in the same transaction.
+//!
+//! Where nobody has or wants the lock, one transaction does all of it, on the condition that nobody does: to whoever
+//! locks, before or after, that is as if it had been locked in between. Such transactions of many label sets share
+//! requests.
 
 use std::{collections::BTreeSet, time::Instant};
 
-use villus_kvstore::{Answer, Compare, Entry, Lock, Op, StoreError, Txn, TxnOutcome, keys};
+use villus_kvstore::{Answer, Compare, Entry, Local, Lock, Op, StoreError, Txn, TxnOutcome, keys};
 use villus_labels::{Labels, NumericIdentity, Scope};
 
-use super::{Shared, lock_name, master_key, slave_prefix};
+use super::{Shared, lock_name, master_key, slave_prefix, state::Used};
 use crate::error::AllocateError;
 
 /// Random numbers that are tried before the range is searched in order.
 const DRAWS: u32 = 32;
+/// Slave keys that are looked at without the lock: that all nodes use one number is seen from some of them.
+const SLAVES: usize = 64;
+/// Master keys that are looked at in one request.
+const MASTERS: usize = 100;
 
 /// Why an attempt did not succeed.
 enum Failed {
@@ -110,13 +118,97 @@ async fn run(
 
 impl Allocation<'_> {
     async fn attempt(&mut self) -> Result<NumericIdentity, Failed> {
-        let lock = self.shared.locks.acquire(&lock_name(self.text), self.shared.config.lock_patience).await?;
+        let patience = self.shared.config.lock_patience;
+        let local = self.shared.locks.local(&lock_name(self.text), patience).await?;
+        // Of a label set that nobody has as far as is known here the transaction finds out whether that is so; whoever
+        // loses a race for it finds the winner's number when it looks.
+        let is_new = self.shared.state().masters(self.labels).is_empty();
+        for looks in if is_new { &[false, true][..] } else { &[true] } {
+            if let Some(number) = self.unlocked(&local, *looks).await? {
+                return Ok(number);
+            }
+        }
+        let lock = local.acquire(patience).await?;
         let outcome = self.under(&lock).await;
         match self.ended {
             true => lock.was_given_back(),
             false => lock.release().await,
         }
         outcome
+    }
+
+    /// Tries to do without the lock. `None`: somebody has it, or was faster, or what there is wants a closer look.
+    async fn unlocked(&mut self, local: &Local, looks: bool) -> Result<Option<NumericIdentity>, Failed> {
+        // Somebody in this process may have been faster.
+        if !self.confirm
+            && let Some(number) = self.shared.state().reuse(self.text)
+        {
+            return Ok(Some(number));
+        }
+        let known = self.shared.state().masters(self.labels).first().copied();
+        let used = match looks {
+            false => None,
+            true => match self.used_by_some(local).await? {
+                Some(used) => used,
+                None => return Ok(None),
+            },
+        };
+        let txn = Txn::new().when(local.free());
+        let (number, txn) = match (used, known) {
+            (Some((number, slave)), _) => (number, txn.when(slave).when(self.is_ours(number))),
+            (None, Some(number)) => (number, txn.when(self.is_unused()).when(self.is_ours(number))),
+            (None, None) => {
+                let number = self.pick().ok_or(Failed::Exhausted)?;
+                let key = master_key(number);
+                let master = Op::put(key.as_str(), self.text.to_owned(), None);
+                (number, txn.when(self.is_unused()).when(Compare::Absent(key)).then(master))
+            }
+        };
+        let room = self.shared.session.room().await?;
+        let (key, value) = (self.shared.slave_key(self.text), bytes::Bytes::from(number.to_string()));
+        let txn = txn.then(Op::put(key.as_str(), value.clone(), Some(room.lease())));
+        if !self.shared.together.txn(txn).await?.held {
+            return Ok(None);
+        }
+        self.shared.session.own(&key, value, room);
+        self.done(number);
+        Ok(Some(number))
+    }
+
+    /// The number that nodes use of this label set, if they do, and the condition that one of them still does. Outside
+    /// `None`: they do not agree, or can't be read, or somebody has the lock.
+    async fn used_by_some(
+        &self,
+        local: &Local,
+    ) -> Result<Option<Option<(NumericIdentity, Compare)>>, Failed> {
+        let prefix = slave_prefix(self.text);
+        let list = Op::List { prefix: prefix.clone(), limit: SLAVES };
+        let outcome = self.shared.together.txn(Txn::new().when(local.free()).then(list)).await?;
+        let Some(Answer::Listed { entries, .. }) = outcome.answers.into_iter().next() else {
+            return Ok(None);
+        };
+        let mut used = None;
+        for entry in entries {
+            let number = slave_number(&entry).filter(|number| self.shared.range.contains(&number.0));
+            let is_longer = entry.key.get(prefix.len()..).is_none_or(|node| node.contains('/'));
+            let Some(number) = number.filter(|_| !is_longer) else { return Ok(None) };
+            match &used {
+                None => {
+                    used = Some((number, Compare::ModRevision(entry.key.to_string(), entry.mod_revision)))
+                }
+                Some((first, _)) if *first == number => {}
+                Some(_) => return Ok(None),
+            }
+        }
+        Ok(Some(used))
+    }
+
+    fn is_unused(&self) -> Compare {
+        Compare::NoneBelow(slave_prefix(self.text))
+    }
+
+    fn is_ours(&self, number: NumericIdentity) -> Compare {
+        Compare::Value(master_key(number), self.text.to_owned().into())
     }
 
     async fn under(&mut self, lock: &Lock) -> Result<NumericIdentity, Failed> {
@@ -186,9 +278,8 @@ impl Allocation<'_> {
 
     /// Uses a number whose master key has our labels.
     async fn take_known(&mut self, lock: &Lock, number: NumericIdentity) -> Result<bool, Failed> {
-        let key = master_key(number);
-        let same = Compare::Value(key.clone(), self.text.to_owned().into());
-        self.write(lock, number, Txn::new().when(same).otherwise(Op::Get(key))).await
+        let txn = Txn::new().when(self.is_ours(number)).otherwise(Op::Get(master_key(number)));
+        self.write(lock, number, txn).await
     }
 
     /// Creates the master key of a number that nobody has.
@@ -202,14 +293,14 @@ impl Allocation<'_> {
     /// Adds our slave key to a transaction and carries it out while the lock is held. Returns whether its
     /// condition held.
     async fn write(&mut self, lock: &Lock, number: NumericIdentity, txn: Txn) -> Result<bool, Failed> {
-        let lease = self.shared.session.lease().await?;
+        let room = self.shared.session.room().await?;
         let (key, value) = (self.shared.slave_key(self.text), bytes::Bytes::from(number.to_string()));
-        let txn =
-            txn.when(lock.held()).then(Op::put(key.as_str(), value.clone(), Some(lease))).then(lock.end());
+        let slave = Op::put(key.as_str(), value.clone(), Some(room.lease()));
+        let txn = txn.when(lock.held()).then(slave).then(lock.end());
         let outcome = self.shared.store.txn(txn).await?;
         if outcome.held {
             self.ended = true;
-            self.shared.session.own(&key, value, lease);
+            self.shared.session.own(&key, value, room);
             self.done(number);
             return Ok(true);
         }
@@ -240,7 +331,7 @@ impl Allocation<'_> {
     fn learn(&self, number: NumericIdentity, outcome: &TxnOutcome) {
         let entry = outcome.answers.iter().find_map(|answer| match answer {
             Answer::Got(entry) => Some(entry.as_ref()),
-            Answer::Put | Answer::Deleted(_) => None,
+            Answer::Listed { .. } | Answer::Put | Answer::Deleted(_) => None,
         });
         if entry.flatten().and_then(|entry| entry.text()) != Some(self.text) {
             self.shared.state().remove_master(self.labels, number);
@@ -254,7 +345,7 @@ impl Allocation<'_> {
         let free = |number: &NumericIdentity| {
             (rows.get(number).is_none() || ours(number)) && !self.taken.contains(number)
         };
-        if let Some(wanted) = self.wanted.take().filter(&free) {
+        if let Some(wanted) = self.wanted.filter(&free) {
             return Some(wanted);
         }
         let range = self.shared.range.clone();
@@ -282,8 +373,9 @@ pub(super) async fn release(shared: &Shared, text: &str) -> Result<bool, StoreEr
         shared.unshadow(number);
         return Ok(true);
     }
-    let lock = match shared.locks.acquire(&lock_name(text), shared.config.lock_patience).await {
-        Ok(lock) => lock,
+    // Others look at master keys, or find the slave key or not: only this process may write it again meanwhile.
+    let local = match shared.locks.local(&lock_name(text), shared.config.lock_patience).await {
+        Ok(local) => local,
         Err(error) => {
             let mut state = shared.state();
             if let Some((number, _)) = state.end_use(text) {
@@ -296,11 +388,11 @@ pub(super) async fn release(shared: &Shared, text: &str) -> Result<bool, StoreEr
         }
     };
     let outcome = end_use(shared, text).await;
-    lock.release().await;
+    drop(local);
     outcome
 }
 
-/// Deletes the slave key of a label set that has no reference left, under its lock.
+/// Deletes the slave key of a label set that has no reference left, while nobody in this process allocates it.
 async fn end_use(shared: &Shared, text: &str) -> Result<bool, StoreError> {
     let Some((number, _)) = shared.state().end_use(text) else { return Ok(false) };
     shared.unshadow(number);
@@ -315,42 +407,59 @@ async fn end_use(shared: &Shared, text: &str) -> Result<bool, StoreError> {
 
 async fn delete_slave(shared: &Shared, key: &str, number: NumericIdentity) -> Result<(), StoreError> {
     let ours = Compare::Value(key.to_owned(), number.to_string().into());
-    shared.store.compare_and_delete(key, ours).await.map(|_| ())
+    shared.together.txn(Txn::new().when(ours).then(Op::Delete(key.to_owned()))).await.map(|_| ())
 }
 
 pub(super) async fn reassert(shared: &Shared) -> Result<u64, StoreError> {
-    let mut written = 0;
-    let in_use = shared.state().in_use();
-    for (text, used) in in_use.into_iter().filter(|(_, used)| used.confirmed) {
-        let key = master_key(used.number);
-        let txn = Txn::new()
-            .when(Compare::Absent(key.clone()))
-            .then(Op::put(key.as_str(), text.clone(), None))
-            .otherwise(Op::Get(key));
-        let outcome = shared.store.txn(txn).await?;
-        if outcome.held {
-            tracing::warn!(number = %used.number, labels = text, "Re-created missing master key");
-            written += 1;
-        } else if let Some(Answer::Got(Some(entry))) = outcome.answers.first()
-            && entry.text() != Some(&text)
-        {
-            tracing::error!(number = %used.number, labels = %used.labels, "the store gives a number of this node to other labels");
-        }
-    }
+    let mut written = restore_masters(shared).await?;
     written += shared.session.reassert().await?;
     let doomed = shared.state().doomed.clone();
     for (text, number) in doomed {
-        let lock = shared.locks.acquire(&lock_name(&text), shared.config.lock_patience).await?;
+        let local = shared.locks.local(&lock_name(&text), shared.config.lock_patience).await?;
         let unused = shared.state().references(&text) == 0;
         let deleted = match unused {
             true => delete_slave(shared, &shared.slave_key(&text), number).await,
             false => Ok(()),
         };
-        lock.release().await;
+        drop(local);
         deleted?;
         shared.state().doomed.remove(&text);
     }
     look_again(shared).await?;
+    Ok(written)
+}
+
+/// Creates the master keys again that this node uses and that are not there. Returns how many that were.
+async fn restore_masters(shared: &Shared) -> Result<u64, StoreError> {
+    let in_use: Vec<_> = shared.state().in_use().into_iter().filter(|(_, used)| used.confirmed).collect();
+    let mut looked = Vec::with_capacity(in_use.len());
+    for some in in_use.chunks(MASTERS) {
+        let get = |(_, used): &(String, Used)| Op::Get(master_key(used.number));
+        looked.extend(shared.store.txn(some.iter().map(get).fold(Txn::new(), Txn::then)).await?.answers);
+    }
+    let mut missing = Vec::new();
+    for ((text, used), answer) in in_use.into_iter().zip(looked) {
+        match answer {
+            Answer::Got(None) => missing.push((text, used)),
+            Answer::Got(Some(entry)) if entry.text() != Some(&text) => {
+                tracing::error!(number = %used.number, labels = %used.labels, "the store gives a number of this node to other labels");
+            }
+            _ => {}
+        }
+    }
+    let mut written = 0;
+    let create = |(text, used): &(String, Used)| {
+        let key = master_key(used.number);
+        let txn = Txn::new().when(Compare::Absent(key.clone())).then(Op::put(key, text.clone(), None));
+        shared.together.txn(txn)
+    };
+    let created = futures_util::future::join_all(missing.iter().map(create)).await;
+    for ((text, used), created) in missing.iter().zip(created) {
+        if created?.held {
+            tracing::warn!(number = %used.number, labels = text, "Re-created missing master key");
+            written += 1;
+        }
+    }
     Ok(written)
 }
 

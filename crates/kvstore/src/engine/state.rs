@@ -96,6 +96,7 @@ impl State {
             Compare::ModRevision(key, at) => get(key).is_some_and(|entry| entry.mod_revision == *at),
             Compare::CreateRevision(key, at) => get(key).is_some_and(|entry| entry.create_revision == *at),
             Compare::Value(key, value) => get(key).is_some_and(|entry| entry.value == *value),
+            Compare::NoneBelow(prefix) => self.below(prefix, None).next().is_none(),
         }
     }
 }
@@ -113,6 +114,11 @@ impl Run {
             Op::Get(key) => {
                 let entry = self.state.entries.get(key.as_str());
                 Ok(Answer::Got(entry.map(|entry| Entry::clone(entry))))
+            }
+            Op::List { prefix, limit } => {
+                let mut found = self.state.below(prefix, None);
+                let entries = found.by_ref().take(*limit).map(|entry| Entry::clone(entry)).collect();
+                Ok(Answer::Listed { entries, more: found.next().is_some() })
             }
             Op::Put { key, value, lease } => {
                 if let Some(lease) = lease
@@ -206,6 +212,7 @@ pub(crate) fn check(txn: &Txn) -> Result<(), StoreError> {
 fn size(op: &Op) -> usize {
     match op {
         Op::Get(key) | Op::Delete(key) | Op::DeletePrefix(key) => key.len(),
+        Op::List { prefix, .. } => prefix.len(),
         Op::Put { key, value, .. } => key.len() + value.len(),
     }
 }

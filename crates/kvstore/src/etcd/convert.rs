@@ -71,12 +71,22 @@ fn compare(compare: &Compare) -> etcd::Compare {
         Compare::Value(key, value) => {
             etcd::Compare::value(key.as_str(), etcd::CompareOp::Equal, value.to_vec())
         }
+        // Of a range the condition must hold for every key; where there is none, for revision 0.
+        Compare::NoneBelow(prefix) => {
+            let (from, end) = range(prefix, None);
+            etcd::Compare::create_revision(from, etcd::CompareOp::Equal, 0).with_range(end)
+        }
     }
 }
 
 fn op(op: &Op) -> etcd::TxnOp {
     match op {
         Op::Get(key) => etcd::TxnOp::get(key.as_str(), None),
+        Op::List { prefix, limit } => {
+            let (from, end) = range(prefix, None);
+            let limit = i64::try_from(*limit).unwrap_or(i64::MAX);
+            etcd::TxnOp::get(from, Some(etcd::GetOptions::new().with_range(end).with_limit(limit)))
+        }
         Op::Put { key, value, lease } => {
             let options = lease.map(|lease| etcd::PutOptions::new().with_lease(lease.0.cast_signed()));
             etcd::TxnOp::put(key.as_str(), value.to_vec(), options)
@@ -96,11 +106,20 @@ pub(super) fn lease_of(txn: &Txn) -> LeaseId {
     leases.next().unwrap_or(LeaseId(0))
 }
 
-pub(super) fn outcome(response: etcd::TxnResponse) -> Result<(Header, TxnOutcome), StoreError> {
+/// What a transaction that asked for so much came to.
+pub(super) fn outcome(asked: &Txn, response: etcd::TxnResponse) -> Result<(Header, TxnOutcome), StoreError> {
     let header = header(response.header())?;
     let held = response.succeeded();
-    let answers = response.0.responses.into_iter().map(|answer| {
+    let ops = if held { &asked.then } else { &asked.otherwise };
+    if ops.len() != response.0.responses.len() {
+        return Err(odd("another number of answers than of questions"));
+    }
+    let answers = ops.iter().zip(response.0.responses).map(|(op, answer)| {
         Ok(match answer.response {
+            Some(PbTxnOpResponse::ResponseRange(got)) if matches!(op, Op::List { .. }) => {
+                let entries = got.kvs.into_iter().map(entry_of).collect::<Result<_, _>>()?;
+                Answer::Listed { entries, more: got.more }
+            }
             Some(PbTxnOpResponse::ResponseRange(got)) => {
                 Answer::Got(got.kvs.into_iter().next().map(entry_of).transpose()?)
             }

@@ -107,7 +107,7 @@ impl Store for Etcd {
         let result = self.0.connection.call("txn", asked).await;
         match result {
             Ok(response) => {
-                let (header, outcome) = convert::outcome(response)?;
+                let (header, outcome) = convert::outcome(&txn, response)?;
                 self.note(header);
                 Ok(outcome)
             }

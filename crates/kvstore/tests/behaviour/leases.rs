@@ -69,15 +69,15 @@ each! {
         let session = Session::new(Arc::clone(&store), MINUTE);
         session.put("a", bytes("1")).await.unwrap();
         session.put("b", bytes("2")).await.unwrap();
-        let lease = session.lease().await.unwrap();
+        let lease = session.room().await.unwrap().lease();
         store.revoke(lease).await.unwrap();
         assert_eq!(keys(&store, "").await.len(), 0);
         session.keep_alive().await.unwrap();
         assert_eq!(keys(&store, "").await, ["a", "b"]);
-        assert_ne!(session.lease().await.unwrap(), lease);
+        assert_ne!(session.room().await.unwrap().lease(), lease);
         assert_eq!(session.size(), (1, 2));
 
-        store.revoke(session.lease().await.unwrap()).await.unwrap();
+        store.revoke(session.room().await.unwrap().lease()).await.unwrap();
         session.put("a", bytes("3")).await.unwrap();
         assert_eq!(keys(&store, "").await, ["a", "b"], "writing finds out too");
         assert_eq!(store.get("a").await.unwrap().unwrap().text(), Some("3"));
@@ -101,15 +101,71 @@ each! {
         assert_eq!(keys(&store, "").await, ["a", "b"]);
     }
 
-    async fn a_session_uses_several_leases_for_many_keys(store: Arc<dyn Store>) {
+    async fn a_lease_has_a_thousand_keys_at_most_those_counted_that_are_on_their_way(store: Arc<dyn Store>) {
         let session = Session::new(Arc::clone(&store), MINUTE);
-        let lease = session.lease().await.unwrap();
-        for n in 0..1000 {
-            session.own(&format!("k{n}"), bytes("x"), lease);
+        let first = session.room().await.unwrap().lease();
+        let mut rooms = Vec::new();
+        for _ in 0..1063 {
+            rooms.push(session.room().await.unwrap());
         }
-        assert_ne!(session.lease().await.unwrap(), lease);
-        assert_eq!(session.size(), (2, 1000));
+        assert_eq!(rooms.iter().filter(|room| room.lease() == first).count(), 1000);
+        // Those whose transactions failed give their room back.
+        rooms.truncate(990);
+        for (n, room) in rooms.into_iter().enumerate() {
+            session.own(&format!("k{n}"), bytes("x"), room);
+        }
+        let room = session.room().await.unwrap();
+        session.leave("nobody's", room);
+        let keys: Vec<_> = (0..20).map(|n| (format!("l{n}"), bytes("x"))).collect();
+        assert!(session.put_all(keys).await.iter().all(Result::is_ok));
+        assert_eq!(session.size(), (2, 1010));
+        let mut under = std::collections::BTreeMap::new();
+        for entry in store.list_prefix("l").await.unwrap().entries {
+            *under.entry(entry.lease.unwrap() == first).or_insert(0) += 1;
+        }
+        let of_first = under.get(&true).copied().unwrap_or(0);
+        assert!(of_first <= 9, "{of_first} more under the first lease, beside 991");
     }
+
+    async fn a_session_writes_and_compares_many_keys_in_few_requests_and_one_holds_up_no_other(store: Arc<dyn Store>) {
+        let session = Session::new(Arc::clone(&store), MINUTE);
+        let mut wanted: Vec<_> = (0..250).map(|n| (format!("k{n:03}"), bytes("mine"))).collect();
+        wanted[100] = (String::new(), bytes("no key"));
+        let written = session.put_all(wanted).await;
+        assert!(matches!(&written[100], Err(error) if error.is_of_one_key()), "{:?}", written[100]);
+        assert_eq!(written.iter().filter(|outcome| outcome.is_ok()).count(), 249);
+        assert_eq!(keys(&store, "k").await.len(), 249);
+        store.delete_prefix("k1").await.unwrap();
+        put(&store, "k007", "theirs").await;
+        let of = |n: usize| format!("k{n:03}");
+        let looked = session.reassert_all(vec![of(7), of(8), of(150), "other".to_owned()]).await;
+        assert_eq!(looked, [Ok(true), Ok(false), Ok(true), Ok(false)]);
+        assert_eq!(session.reassert().await.unwrap(), 98);
+        assert_eq!(session.reassert().await.unwrap(), 0);
+        assert_eq!(keys(&store, "k").await.len(), 249);
+        put(&store, "k008", "theirs").await;
+        let removed = session.remove_all(vec![of(7), of(8), "other".to_owned(), of(9)]).await;
+        assert_eq!(removed, [Ok(true), Ok(false), Ok(false), Ok(true)]);
+        assert_eq!(keys(&store, "k").await.len(), 247);
+        assert_eq!(session.size().1, 246);
+    }
+}
+
+#[tokio::test]
+async fn five_hundred_keys_of_a_node_are_compared_in_five_requests() {
+    let memory = Memory::new().unwrap();
+    let session = Session::new(Arc::new(memory.clone()), MINUTE);
+    let keys: Vec<_> = (0..500).map(|n| (format!("k{n}"), bytes("mine"))).collect();
+    let before = memory.operations();
+    assert!(session.put_all(keys).await.iter().all(Result::is_ok));
+    assert_eq!(memory.operations() - before, 1 + 5, "a lease and the keys");
+    let before = memory.operations();
+    assert_eq!(session.reassert().await.unwrap(), 0);
+    assert_eq!(memory.operations() - before, 5);
+    memory.delete_prefix("k").await.unwrap();
+    let before = memory.operations();
+    assert_eq!(session.reassert().await.unwrap(), 500);
+    assert_eq!(memory.operations() - before, 10, "looked at and written");
 }
 
 #[tokio::test]
@@ -133,6 +189,12 @@ async fn a_session_survives_a_store_that_is_down_longer_than_its_lease() {
     let store: Arc<dyn Store> = Arc::new(memory.clone());
     let session = Session::new(Arc::clone(&store), MINUTE);
     session.put("a", bytes("1")).await.unwrap();
+    session.put("b", bytes("1")).await.unwrap();
+    memory.go_down();
+    assert!(session.remove("b").await.unwrap_err().is_transient());
+    assert!(session.owns("b"), "it is removed when the store is back");
+    memory.heal();
+    assert!(session.remove("b").await.unwrap() && !session.owns("b"));
     memory.go_down();
     memory.advance(2 * MINUTE).await.unwrap();
     for _ in 0..3 {

@@ -118,10 +118,38 @@ each! {
             (Compare::Value(a(), bytes("2")), true),
             (Compare::Value(a(), bytes("1")), false),
             (Compare::Value(gone(), bytes("")), false),
+            (Compare::NoneBelow(a()), false),
+            (Compare::NoneBelow("a/".to_owned()), true),
+            (Compare::NoneBelow(String::new()), false),
         ] {
             let outcome = store.txn(Txn::new().when(compare.clone())).await.unwrap();
             assert_eq!(outcome.held, holds, "{compare:?}");
         }
+    }
+
+    async fn a_transaction_lists_what_is_there_with_what_it_wrote(store: Arc<dyn Store>) {
+        for key in ["p/a", "p/b", "q"] {
+            put(&store, key, "1").await;
+        }
+        let list = |limit| Op::List { prefix: "p/".to_owned(), limit };
+        let txn = Txn::new().then(list(10)).then(Op::put("p/c", "2", None)).then(list(10)).then(list(2)).then(list(3));
+        let answers = store.txn(txn).await.unwrap().answers;
+        let listed = |answer: &Answer| match answer {
+            Answer::Listed { entries, more } => {
+                (entries.iter().map(|entry| entry.key.to_string()).collect::<Vec<_>>().join(" "), *more)
+            }
+            other => (format!("{other:?}"), false),
+        };
+        assert_eq!(answers.iter().map(listed).collect::<Vec<_>>(), [
+            ("p/a p/b".to_owned(), false),
+            ("Put".to_owned(), false),
+            ("p/a p/b p/c".to_owned(), false),
+            ("p/a p/b".to_owned(), true),
+            ("p/a p/b p/c".to_owned(), false),
+        ]);
+        let none = Txn::new().then(Op::List { prefix: "r/".to_owned(), limit: 1 });
+        let answers = store.txn(none).await.unwrap().answers;
+        assert_eq!(answers, [Answer::Listed { entries: Vec::new(), more: false }]);
     }
 
     async fn a_malformed_transaction_changes_nothing(store: Arc<dyn Store>) {
