@@ -50,6 +50,32 @@ fn the_published_lines_make_a_workload_known_until_they_are_deleted() {
     eventually("it is gone", || who(&node, "10.3.192.65/32").is_none());
     etcd.etcdctl(&["del", number]).unwrap();
     eventually("so is its identity", || !lets_in(&node, server.id(), 15_614_229));
+    let metrics = node.client().metrics().unwrap();
+    let count = |name: &str, labels: &[(&str, &str)]| -> f64 {
+        let has = |m: &villus_api::model::MetricValue| {
+            m.name == name && labels.iter().all(|(key, of)| m.labels.get(*key).is_some_and(|has| has == of))
+        };
+        metrics.iter().filter(|m| has(m)).map(|m| m.value).sum()
+    };
+    let operations = "cilium_kvstore_operations_duration_seconds_count";
+    for (scope, kind, action) in [
+        ("identities/v1", "set", "txn"),
+        ("ip/v1", "set", "txn"),
+        ("nodes/v1", "read", "watch"),
+        ("leases", "set", "grant"),
+    ] {
+        let labels = [("scope", scope), ("kind", kind), ("action", action), ("outcome", "success")];
+        assert!(count(operations, &labels) >= 1.0, "{labels:?}: {metrics:?}");
+    }
+    let bounded = "cilium_kvstore_operations_duration_seconds_bucket";
+    assert_eq!(count(bounded, &[("le", "+Inf")]), count(operations, &[]));
+    for (scope, action) in [("ip/v1", "update"), ("ip/v1", "delete"), ("identities/v1", "delete")] {
+        let labels = [("scope", scope), ("action", action)];
+        assert!(
+            count("cilium_kvstore_events_queue_seconds_count", &labels) >= 1.0,
+            "{labels:?}: {metrics:?}"
+        );
+    }
 }
 
 /// What a mesh copies of cluster c2: key and value.

@@ -107,6 +107,22 @@ pub enum Compare {
     NoneBelow(String),
 }
 
+// === impl Compare ===
+
+impl Compare {
+    /// The key that it looks at, or what the keys begin with.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Absent(key)
+            | Self::Present(key)
+            | Self::ModRevision(key, _)
+            | Self::CreateRevision(key, _)
+            | Self::Value(key, _)
+            | Self::NoneBelow(key) => key,
+        }
+    }
+}
+
 /// An operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {

@@ -158,7 +158,7 @@ impl<'a> Load<'a> {
         for compare in &txn.compare {
             match compare {
                 Compare::NoneBelow(prefix) => self.below.push(prefix),
-                other => drop(self.compared.insert(key_of(other))),
+                other => drop(self.compared.insert(other.key())),
             }
         }
         true
@@ -176,7 +176,7 @@ impl<'a> Load<'a> {
                 Compare::NoneBelow(prefix) => {
                     self.written.range(prefix.as_str()..).next().is_some_and(|key| key.starts_with(prefix))
                 }
-                other => self.written.contains(key_of(other)),
+                other => self.written.contains(other.key()),
             })
     }
 }
@@ -188,19 +188,8 @@ fn written(txn: &Txn) -> impl Iterator<Item = &str> {
     })
 }
 
-fn key_of(compare: &Compare) -> &str {
-    match compare {
-        Compare::Absent(key)
-        | Compare::Present(key)
-        | Compare::ModRevision(key, _)
-        | Compare::CreateRevision(key, _)
-        | Compare::Value(key, _)
-        | Compare::NoneBelow(key) => key,
-    }
-}
-
 fn compared(compare: &Compare) -> usize {
-    key_of(compare).len() + if let Compare::Value(_, value) = compare { value.len() } else { 0 }
+    compare.key().len() + if let Compare::Value(_, value) = compare { value.len() } else { 0 }
 }
 
 fn done(op: &Op) -> usize {

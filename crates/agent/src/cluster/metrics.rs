@@ -1,5 +1,7 @@
 //! Figures of the cluster and its store.
 
+use villus_kvstore::Durations;
+
 use crate::node::Node;
 
 impl Node {
@@ -14,6 +16,21 @@ impl Node {
         let health = shared.health();
         add("villus_kvstore_up", &[], f64::from(u8::from(health.down_since.is_none())));
         add("cilium_kvstore_quorum_errors_total", &[], health.quorum_errors as f64);
+        let seconds = "cilium_kvstore_operations_duration_seconds";
+        for (of, succeeded, took) in shared.etcd.figures().operations() {
+            let outcome = if succeeded { "success" } else { "fail" };
+            let labels =
+                [("scope", of.scope), ("kind", of.kind), ("action", of.action), ("outcome", outcome)];
+            histogram(seconds, &labels, &took, add);
+        }
+        for (scope, action, took) in shared.etcd.figures().waits() {
+            histogram(
+                "cilium_kvstore_events_queue_seconds",
+                &[("scope", scope), ("action", action)],
+                &took,
+                add,
+            );
+        }
         let counts = remote.counts();
         let of = |state: &str| [("state", state.to_owned())];
         let resolved = counts.addresses - counts.unresolved;
@@ -35,5 +52,23 @@ impl Node {
         add("villus_kvstore_reasserted_total", &[], published.reasserted as f64);
         let interim = self.endpoints.values().filter(|endpoint| endpoint.identity().is_interim()).count();
         add("villus_endpoints_with_interim_identity", &[], interim as f64);
+    }
+}
+
+/// As Prometheus has it: how often it took at most so long, how often at all, and how long all together.
+fn histogram(
+    name: &str,
+    labels: &[(&str, &str)],
+    took: &Durations,
+    add: &mut impl FnMut(&str, &[(&str, String)], f64),
+) {
+    let mut labels: Vec<(&str, String)> = labels.iter().map(|(key, of)| (*key, (*of).to_owned())).collect();
+    add(&format!("{name}_sum"), &labels, took.sum);
+    add(&format!("{name}_count"), &labels, took.count as f64);
+    let all = took.at_most().map(|(bound, count)| (bound.to_string(), count));
+    for (bound, count) in all.chain([("+Inf".to_owned(), took.count)]) {
+        labels.push(("le", bound));
+        add(&format!("{name}_bucket"), &labels, count as f64);
+        labels.pop();
     }
 }

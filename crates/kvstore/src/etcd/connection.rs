@@ -18,7 +18,11 @@ use tonic::Code;
 use x509_parser::time::ASN1Time;
 
 use super::options::{EtcdOptions, EtcdTls, OptionsError, Rate};
-use crate::{error::StoreError, model::LeaseId};
+use crate::{
+    error::StoreError,
+    figures::{Figures, Operation},
+    model::LeaseId,
+};
 
 /// How long one request may take; a member that needs longer is taken for gone.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -40,6 +44,7 @@ pub(super) struct Connection {
     started: AtomicBool,
     /// Rung when a request has failed.
     trouble: Notify,
+    figures: Figures,
 }
 
 /// What the certificate files were like when they were last read.
@@ -78,6 +83,7 @@ impl Connection {
             steady: Rate::new(options.qps),
             started: AtomicBool::new(false),
             trouble: Notify::new(),
+            figures: Figures::default(),
             options,
         })
     }
@@ -89,6 +95,11 @@ impl Connection {
     /// Waits for a request that fails, or has failed since this was last waited for.
     pub(super) async fn trouble(&self) {
         self.trouble.notified().await;
+    }
+
+    /// How long requests took.
+    pub(super) fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Keys per page of a list.
@@ -104,6 +115,17 @@ impl Connection {
     /// Asks one member once. Whether a write that fails took place is not known.
     pub(super) async fn call<T, F: Future<Output = Result<T, Error>>>(
         &self,
+        what: Operation,
+        ask: impl FnOnce(Client) -> F,
+    ) -> Result<T, StoreError> {
+        let begin = tokio::time::Instant::now();
+        let outcome = self.in_turn(what.action, ask).await;
+        self.figures.note(what, outcome.is_ok(), begin.elapsed());
+        outcome
+    }
+
+    async fn in_turn<T, F: Future<Output = Result<T, Error>>>(
+        &self,
         what: &'static str,
         ask: impl FnOnce(Client) -> F,
     ) -> Result<T, StoreError> {
@@ -117,7 +139,7 @@ impl Connection {
     /// Asks one member after another until one answers: for what changes nothing.
     pub(super) async fn read<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        what: &'static str,
+        what: Operation,
         ask: impl Fn(Client) -> F,
     ) -> Result<T, StoreError> {
         let mut outcome = self.call(what, &ask).await;
@@ -334,9 +356,13 @@ mod tests {
 
     use super::*;
 
+    fn what() -> Operation {
+        Operation::read("test", "")
+    }
+
     /// Requests that ask nobody anything, on a connection that is there.
     async fn ask(connection: &Connection) {
-        connection.call("test", |_| async { Ok(()) }).await.unwrap();
+        connection.call(what(), |_| async { Ok(()) }).await.unwrap();
     }
 
     #[tokio::test]
@@ -379,7 +405,7 @@ mod tests {
                         under_way.fetch_sub(1, Ordering::Relaxed);
                         Ok(())
                     };
-                    connection.call("test", asked).await.unwrap();
+                    connection.call(what(), asked).await.unwrap();
                 })
             })
             .collect();

@@ -24,6 +24,7 @@ pub use options::{EtcdOptions, EtcdTls, OptionsError};
 
 use crate::{
     error::StoreError,
+    figures::{Figures, Operation},
     model::{Header, LeaseId, LeasePurpose, Page, Status, Txn, TxnOutcome},
     store::{PAGE, Store, Watch},
 };
@@ -83,6 +84,11 @@ impl Etcd {
         self.0.connection.trouble().await;
     }
 
+    /// How long requests took, and how long events waited.
+    pub fn figures(&self) -> &Figures {
+        self.0.connection.figures()
+    }
+
     fn note(&self, header: Header) -> Header {
         *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = header;
         header
@@ -104,7 +110,7 @@ impl Store for Etcd {
         crate::engine::check(&txn)?;
         let request = convert::txn(&txn);
         let asked = |mut client: Client| async move { client.txn(request).await };
-        let result = self.0.connection.call("txn", asked).await;
+        let result = self.0.connection.call(Operation::from(&txn), asked).await;
         match result {
             Ok(response) => {
                 let (header, outcome) = convert::outcome(&txn, response)?;
@@ -135,7 +141,7 @@ impl Store for Etcd {
                 let (from, options) = (from.clone(), options.clone());
                 async move { kv.get(from, Some(options)).await }
             };
-            self.0.connection.read("list", asked).await
+            self.0.connection.read(Operation::read("list", prefix), asked).await
         };
         let answer = match list(limit).await {
             Err(StoreError::Unavailable { reason, .. }) if limit > PAGE && convert::is_too_large(&reason) => {
@@ -158,8 +164,8 @@ impl Store for Etcd {
     async fn watch(&self, prefix: &str, from: u64) -> Result<Box<dyn Watch>, StoreError> {
         let largest = self.0.connection.max_message();
         let asked = |client: Client| async move { watch::open(&client, prefix, from, largest).await };
-        let stream = self.0.connection.read("watch", asked).await?;
-        Ok(Box::new(EtcdWatch::new(stream, prefix, from)))
+        let stream = self.0.connection.read(Operation::read("watch", prefix), asked).await?;
+        Ok(Box::new(EtcdWatch::new(stream, prefix, from, self.figures())))
     }
 
     async fn grant(&self, ttl: Duration, purpose: LeasePurpose) -> Result<LeaseId, StoreError> {
@@ -167,7 +173,7 @@ impl Store for Etcd {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds.max(1)).unwrap_or(i64::MAX);
         let asked = |mut client: Client| async move { client.lease_grant(seconds, None).await };
-        let response = self.0.connection.call("grant", asked).await?;
+        let response = self.0.connection.call(Operation::lease("grant", "set"), asked).await?;
         let lease = LeaseId(response.id().cast_unsigned());
         self.0.leases.lock().unwrap_or_else(PoisonError::into_inner).push((lease, purpose));
         Ok(lease)
@@ -179,7 +185,7 @@ impl Store for Etcd {
             keeper.keep_alive().await?;
             Ok(answers.message().await?.map_or(-1, |answer| answer.ttl()))
         };
-        let left = self.0.connection.read("keep-alive", asked).await;
+        let left = self.0.connection.read(Operation::lease("keep-alive", "set"), asked).await;
         match left {
             Ok(1..) => Ok(()),
             Ok(0) | Err(StoreError::LeaseNotFound(_)) => {
@@ -198,7 +204,7 @@ impl Store for Etcd {
         self.forget(lease);
         let id = lease.0.cast_signed();
         let asked = |mut client: Client| async move { client.lease_revoke(id).await };
-        let revoked = self.0.connection.call("revoke", asked).await;
+        let revoked = self.0.connection.call(Operation::lease("revoke", "delete"), asked).await;
         match revoked {
             Ok(_) | Err(StoreError::LeaseNotFound(_)) => Ok(()),
             Err(error) => Err(error),
@@ -239,7 +245,7 @@ impl Store for Etcd {
         let asked = |mut client: Client| async move {
             client.get(convert::PROBE, Some(GetOptions::new().with_count_only())).await
         };
-        let response = self.0.connection.read("header", asked).await?;
+        let response = self.0.connection.read(Operation::read("header", convert::PROBE), asked).await?;
         Ok(self.note(convert::header(response.header())?))
     }
 }

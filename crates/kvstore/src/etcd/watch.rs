@@ -1,6 +1,6 @@
 //! A watch of a prefix: each transaction whole and once, resumable from its position.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use etcd_client::{self as etcd, proto::PbEvent};
@@ -8,6 +8,7 @@ use etcd_client::{self as etcd, proto::PbEvent};
 use super::convert;
 use crate::{
     error::StoreError,
+    figures::Figures,
     model::{Event, WatchBatch},
     store::Watch,
 };
@@ -40,15 +41,17 @@ pub(super) struct EtcdWatch {
     heard: u64,
     /// Everything before was yielded.
     position: u64,
-    ready: VecDeque<WatchBatch>,
+    /// With when they were received.
+    ready: VecDeque<(Instant, WatchBatch)>,
     /// Events of a message whose other parts have not come.
     parts: Vec<PbEvent>,
+    figures: Figures,
 }
 
 // === impl EtcdWatch ===
 
 impl EtcdWatch {
-    pub(super) fn new(stream: etcd::WatchStream, prefix: &str, from: u64) -> Self {
+    pub(super) fn new(stream: etcd::WatchStream, prefix: &str, from: u64, figures: &Figures) -> Self {
         let from = from.max(1);
         Self {
             stream,
@@ -58,6 +61,7 @@ impl EtcdWatch {
             position: from,
             ready: VecDeque::new(),
             parts: Vec::new(),
+            figures: figures.clone(),
         }
     }
 
@@ -92,11 +96,11 @@ impl EtcdWatch {
             let event = event_of(event)?;
             let revision = event.revision();
             match self.ready.back_mut() {
-                Some(batch) if batch.revision == revision => batch.events.push(event),
+                Some((_, batch)) if batch.revision == revision => batch.events.push(event),
                 _ if revision < self.heard => {}
                 _ => {
                     self.heard = revision + 1;
-                    self.ready.push_back(WatchBatch { revision, events: vec![event] });
+                    self.ready.push_back((Instant::now(), WatchBatch { revision, events: vec![event] }));
                 }
             }
         }
@@ -108,7 +112,8 @@ impl EtcdWatch {
 impl Watch for EtcdWatch {
     async fn next(&mut self) -> Result<WatchBatch, StoreError> {
         loop {
-            if let Some(batch) = self.ready.pop_front() {
+            if let Some((received, batch)) = self.ready.pop_front() {
+                self.figures.taken(&batch, received.elapsed());
                 self.position = batch.revision + 1;
                 return Ok(batch);
             }

@@ -223,6 +223,42 @@ async fn what_etcdctl_does_is_seen_and_what_we_do_etcdctl_sees() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_requests_and_events_took_is_counted_by_what_they_were() {
+    let server = EtcdServer::start();
+    let store = Etcd::new(EtcdOptions::new(vec![server.url()])).unwrap();
+    let key = "cilium/state/ip/v1/default/10.0.0.1";
+    let from = store.update(key, bytes("1"), None).await.unwrap();
+    let mut watch = store.watch("cilium/state/ip/v1/", from).await.unwrap();
+    store.delete(key).await.unwrap();
+    assert!(store.update(key, bytes("1"), Some(villus_kvstore::LeaseId(77))).await.is_err());
+    for _ in 0..2 {
+        watch.next().await.unwrap();
+    }
+    let counted: Vec<_> = store
+        .figures()
+        .operations()
+        .into_iter()
+        .map(|(of, succeeded, took)| (of.scope, of.kind, of.action, succeeded, took.count))
+        .collect();
+    assert_eq!(
+        counted,
+        [
+            ("ip/v1", "delete", "txn", true, 1),
+            ("ip/v1", "read", "watch", true, 1),
+            ("ip/v1", "set", "txn", false, 1),
+            ("ip/v1", "set", "txn", true, 1),
+        ]
+    );
+    let waits: Vec<_> = store
+        .figures()
+        .waits()
+        .into_iter()
+        .map(|(scope, action, took)| (scope, action, took.count))
+        .collect();
+    assert_eq!(waits, [("ip/v1", "delete", 1), ("ip/v1", "update", 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_of_a_megabyte_and_thousands_of_keys_come_whole() {
     let servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
