@@ -90,7 +90,11 @@ fn the_store_is_found_where_the_agent_finds_it() {
         .output()
         .unwrap();
     assert_eq!(said(&by_env).ok(), "x => 1\n");
+    // As --help says it: several members, and a list among other settings.
+    let several = format!("etcd.qps=50,etcd.address={0},{0},etcd.limit=10", lab.server.url());
+    assert_eq!(villus(&["kvstore", "get", "x", "--kvstore-opt", &several]).ok(), "x => 1\n");
     for (args, says) in [
+        (vec!["get", "x", "--kvstore-opt", "http://a,etcd.address=http://b"], "'http://a' is not key=value"),
         (vec!["get", "x"], "no shared store is configured"),
         (vec!["get", "x", "--kvstore-opt", "etcd.adress=http://a"], "etcd.adress"),
         (vec!["get", "x", "--kvstore", "consul", "--kvstore-opt", "etcd.address=http://a"], "consul"),
@@ -98,7 +102,8 @@ fn the_store_is_found_where_the_agent_finds_it() {
         (vec!["get", "x", "--kvstore-opt", "etcd.address=http://127.0.0.1:1"], "does not answer"),
     ] {
         let error = villus(&[vec!["kvstore"], args].concat()).fails(1);
-        assert!(error.contains(says) && error.lines().count() > 1 || error.contains("consul"), "{error}");
+        let has_remedy = error.lines().count() > 1 || error.contains("(correct the value");
+        assert!(error.contains(says) && has_remedy || error.contains("consul"), "{error}");
     }
 }
 

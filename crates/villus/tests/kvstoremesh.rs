@@ -140,7 +140,7 @@ fn what_is_missing_or_wrong_is_named() {
         (&["kvstoremesh", "--cluster-name=c1", "--max-connected-clusters=300"], "--max-connected-clusters"),
         (&["kvstoremesh", "--cluster-name=c1"], "--clustermesh-config"),
         (&["kvstoremesh", "--cluster-name=c1", "--clustermesh-config=/x"], "local store"),
-        (&["kvstoremesh", "--cluster-name=c1", "--clustermesh-config=/x", "--kvstore-opt=x"], "KEY=VALUE"),
+        (&["kvstoremesh", "--cluster-name=c1", "--clustermesh-config=/x", "--kvstore-opt=x"], "key=value"),
         (&["kvstoremesh", "--cluster-name=c1", "--layout=both"], "cache and state"),
         (&["kvstoremesh", "--cluster-name=c1", "--removal-grace=soon"], "soon"),
     ] {

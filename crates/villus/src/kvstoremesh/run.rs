@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
+use villus_config::Value;
 use villus_kvstore::{Etcd, EtcdOptions, Store};
 use villus_labels::MaxConnectedClusters;
 use villus_mesh::{Kind, Layout, Mesh, Own, Preview, Settings, remotes::RemoteConfig};
@@ -158,13 +159,11 @@ fn settings(args: &RunArgs) -> Result<Settings, Failure> {
 
 fn local(args: &RunArgs) -> Result<Arc<dyn Store>, Failure> {
     let fix = "name it with --kvstore-opt etcd.address=URL or etcd.config=FILE";
-    let mut options = BTreeMap::new();
-    for one in args.kvstore_opt.iter().flat_map(|one| split(one)) {
-        let Some((key, value)) = one.split_once('=') else {
-            return Err(Failure::usage(format!("--kvstore-opt {one:?} is not KEY=VALUE")).fix(fix));
-        };
-        options.insert(key.to_owned(), value.to_owned());
-    }
+    let options = match villus_config::kind::Kind::Map.parse(&args.kvstore_opt.join(",")) {
+        Ok(Value::Map(options)) => options,
+        Ok(_) => BTreeMap::new(),
+        Err(reason) => return Err(Failure::usage(format!("--kvstore-opt: {reason}")).fix(fix)),
+    };
     if options.is_empty() {
         return Err(Failure::usage("the local store is missing").fix(fix));
     }
@@ -173,18 +172,6 @@ fn local(args: &RunArgs) -> Result<Arc<dyn Store>, Failure> {
         (etcd.qps, etcd.bootstrap_qps, etcd.max_inflight) = (QPS, QPS, QPS);
     }
     Ok(Arc::new(Etcd::new(etcd).map_err(|error| Failure::usage(error).fix(fix))?))
-}
-
-/// `KEY=VALUE,KEY=VALUE`, where a comma may also stand in a value.
-fn split(text: &str) -> Vec<String> {
-    let mut parts: Vec<String> = Vec::new();
-    for part in text.split(',') {
-        match parts.last_mut() {
-            Some(last) if !part.contains('=') => *last = format!("{last},{part}"),
-            _ => parts.push(part.to_owned()),
-        }
-    }
-    parts
 }
 
 fn connect(_: &str, config: &RemoteConfig) -> Result<Arc<dyn Store>, String> {
@@ -231,13 +218,27 @@ fn preview(previews: &[Preview]) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn options_of_the_store_are_split_at_commas_that_begin_one() {
-        assert_eq!(
-            split("etcd.address=http://a,http://b,etcd.qps=5"),
-            ["etcd.address=http://a,http://b", "etcd.qps=5"]
-        );
-        assert_eq!(split("etcd.config=/x"), ["etcd.config=/x"]);
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[tokio::test]
+    async fn the_local_store_may_have_several_members() {
+        let read = |text: &str| {
+            let line: Line = clap::Parser::try_parse_from(["run", "--kvstore-opt", text]).unwrap();
+            local(&line.run).map(|_| ()).map_err(|failure| failure.what)
+        };
+        assert_eq!(read("etcd.address=http://127.0.0.1:1,http://127.0.0.1:2,etcd.qps=5"), Ok(()));
+        for (text, says) in [
+            ("etcd.address=http://127.0.0.1:1,127.0.0.1:2", "`127.0.0.1:2` must begin with http://"),
+            ("http://127.0.0.1:1", "'http://127.0.0.1:1' is not key=value"),
+            ("", "the local store is missing"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]
