@@ -6,11 +6,10 @@ mod common;
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
 };
 
-use common::{PATIENCE, SHORT, TestNode, connect, echoes, echoes_in_vain};
+use common::{PATIENCE, SHORT, TestNode, connect, echo_to_all, echoes, echoes_in_vain};
 use villus_api::EndpointRef;
 use villus_api::model::{
     Endpoint, EndpointConfigPatch, EndpointPatch, PolicyDelete, PolicyEnabled, VerifyRequest, WhyRequest,
@@ -74,20 +73,7 @@ impl Outside {
 /// Echoes on a port of the namespace of the calling thread, both families.
 fn serve(port: u16) {
     let any: IpAddr = "::".parse().unwrap();
-    let listener = TcpListener::bind(SocketAddr::new(any, port)).unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 256];
-                while let Ok(length) = stream.read(&mut buffer) {
-                    if length == 0 || stream.write_all(&buffer[..length]).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
+    echo_to_all(TcpListener::bind(SocketAddr::new(any, port)).unwrap());
 }
 
 /// A policy for gateways: from outside only this port.

@@ -290,7 +290,11 @@ impl Workload {
 
 /// Listens on a TCP port inside a namespace and echoes, for ever.
 pub fn serves(netns: &Netns, at: SocketAddr) {
-    let listener = netns.run(|| TcpListener::bind(at)).unwrap().unwrap();
+    echo_to_all(netns.run(|| TcpListener::bind(at)).unwrap().unwrap());
+}
+
+/// Echoes to all who connect, for ever.
+pub fn echo_to_all(listener: TcpListener) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
