@@ -382,8 +382,13 @@ impl Member {
     /// Lets the programs wrap packets for the tunnel, or leaves that to the tunnel's device.
     pub fn wraps(&self, wraps: bool) {
         let mut config = self.maps.config.get(&0).unwrap().unwrap();
-        let long = villus_datapath::now().wrapping_add(villus_abi::time::from_secs(86_400));
-        config.tunnel_until = if wraps { long } else { villus_datapath::now() };
+        let now = villus_datapath::now();
+        // The programs' clock may be late by a jiffy, so what is to be over is over for longer.
+        config.tunnel_until = if wraps {
+            now.wrapping_add(villus_abi::time::from_secs(86_400))
+        } else {
+            now.wrapping_sub(villus_abi::time::from_secs(1))
+        };
         self.maps.config.insert(&0, &config).unwrap();
     }
 
