@@ -58,6 +58,8 @@ impl Host {
             host.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
             // Groups are reported at once, so that nothing is sent later that nobody asked for.
             host.sysctl(&format!("net/ipv6/conf/{device}/mldv2_unsolicited_report_interval"), "1");
+            // Nor is a router looked for, again and again: what adopted interfaces say of that is forwarded.
+            host.sysctl(&format!("net/ipv6/conf/{device}/router_solicitations"), "0");
         }
         host
     }
