@@ -1,7 +1,7 @@
 //! What this node says of itself in the store.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -41,8 +41,10 @@ pub struct PublisherConfig {
 pub struct Published {
     /// Keys that should be there.
     pub wanted: usize,
-    /// Keys that are.
+    /// Those of them that are.
     pub written: usize,
+    /// Those of them that are not because the store does not take them; it is asked again from time to time.
+    pub refused: BTreeSet<String>,
     /// Keys that others changed or deleted and that were written again, by how often.
     pub contested: BTreeMap<String, u32>,
     /// How often keys were written again, all together.
@@ -69,6 +71,8 @@ struct Inner {
     anew: bool,
     reasserted: u64,
     problem: Option<String>,
+    /// Keys that the store did not take in the last whole round.
+    refused: BTreeSet<String>,
 }
 
 /// What a round came to.
@@ -78,6 +82,8 @@ struct Step {
     compared: bool,
     /// The first key that the store did not take, and why.
     denied: Option<String>,
+    /// All of them.
+    refused: BTreeSet<String>,
 }
 
 /// A key that others write too.
@@ -145,10 +151,14 @@ impl Publisher {
     /// How it is.
     pub fn state(&self) -> Published {
         let inner = self.inner();
+        let is_written = |(key, value): (&String, &Bytes)| self.session.value(key).as_ref() == Some(value);
+        let unwritten: BTreeSet<&String> =
+            inner.wanted.iter().filter(|one| !is_written(*one)).map(|(key, _)| key).collect();
         let contested = inner.altered.iter().filter(|(_, fight)| fight.times > 0);
         Published {
             wanted: inner.wanted.len(),
-            written: self.session.size().1,
+            written: inner.wanted.len() - unwritten.len(),
+            refused: unwritten.into_iter().filter(|key| inner.refused.contains(*key)).cloned().collect(),
             contested: contested.map(|(key, fight)| (key.clone(), fight.times)).collect(),
             reasserted: inner.reasserted,
             problem: inner.problem.clone(),
@@ -192,7 +202,8 @@ impl Publisher {
                 result.as_ref().map_or_else(|error| Some(error.to_string()), |step| step.denied.clone());
             self.inner().problem = problem;
             match result {
-                Ok(Step { compared, denied: some }) => {
+                Ok(Step { compared, denied: some, refused }) => {
+                    self.inner().refused = refused;
                     (failures, denied) = (0, some.is_some());
                     if compared {
                         let size = self.config.pace.size();
@@ -213,7 +224,7 @@ impl Publisher {
             let inner = self.inner();
             (inner.wanted.clone(), inner.anew)
         };
-        let mut step = Step { compared: compare || anew, denied: None };
+        let mut step = Step { compared: compare || anew, ..Step::default() };
         let superfluous: Vec<String> =
             self.session.keys().into_iter().filter(|key| !wanted.contains_key(key)).collect();
         let removed = self.session.remove_all(superfluous.clone()).await;
@@ -312,6 +323,7 @@ impl Step {
         match result {
             Ok(done) => Ok(Some(done)),
             Err(error) if error.is_of_one_key() => {
+                self.refused.insert(key.to_owned());
                 self.denied.get_or_insert_with(|| format!("`{key}`: {error}"));
                 Ok(None)
             }

@@ -125,7 +125,13 @@ async fn a_key_that_the_store_does_not_take_is_said_and_holds_up_no_other() {
     .await;
     publisher.want(keys(&[(NODE, "node"), (IP, &large), (later, "later")]));
     eventually("what comes later is told", async || value(&memory, later).await.is_some()).await;
-    assert_eq!((publisher.state().wanted, publisher.state().written), (3, 2));
+    eventually("it is said which is not", async || {
+        let state = publisher.state();
+        (state.wanted, state.written) == (3, 2) && state.refused.iter().eq([IP])
+    })
+    .await;
     publisher.want(keys(&[(NODE, "node"), (later, "later")]));
     eventually("all is well", async || publisher.state().problem.is_none()).await;
+    let state = publisher.state();
+    assert_eq!((state.wanted, state.written, state.refused.len()), (2, 2, 0));
 }

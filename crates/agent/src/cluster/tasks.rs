@@ -1,10 +1,11 @@
 //! What the agent does by itself with the shared store.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use villus_identity::Layer;
-use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store, StoreError};
+use villus_identity::{Layer, Published};
+use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store, StoreError, keys};
 
 use super::SharedStore;
 use super::feed::{Feed, Kind};
@@ -187,15 +188,20 @@ async fn trouble(shared: &SharedStore) {
 }
 
 /// What an agent of this node wrote before and that nobody wants any more goes, unless somebody wrote it meanwhile. Says
-/// whether all of it is gone.
+/// whether all of it is gone. What has the address of a key that the store does not take stays: it is all that is said of it.
 async fn remove_leftovers(agent: &Agent, shared: &SharedStore) -> bool {
-    let state = shared.publisher.state();
-    if state.wanted == 0 || state.written < state.wanted {
+    let Published { wanted, written, refused, .. } = shared.publisher.state();
+    if wanted == 0 || written + refused.len() < wanted {
         return false;
     }
     let Ok(Some(leftovers)) = agent.with(|node| node.leftovers()).await else { return false };
+    let unsaid: BTreeSet<&str> = refused.iter().filter_map(|key| address_of(key)).collect();
     let mut is_clean = true;
     for (key, revision) in leftovers {
+        if address_of(&key).is_some_and(|address| unsaid.contains(address)) {
+            is_clean = false;
+            continue;
+        }
         let same = Compare::ModRevision(key.to_string(), revision);
         match shared.store.compare_and_delete(&key, same).await {
             Ok(true) => {
@@ -208,6 +214,12 @@ async fn remove_leftovers(agent: &Agent, shared: &SharedStore) -> bool {
         }
     }
     is_clean
+}
+
+/// The part of an address's key that names it, whatever its space.
+fn address_of(key: &str) -> Option<&str> {
+    let (_, address) = key.strip_prefix(keys::IPS)?.strip_prefix('/')?.split_once('/')?;
+    Some(address)
 }
 
 /// Tells the publisher what this node has, whenever that changes.
