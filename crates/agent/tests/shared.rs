@@ -387,10 +387,25 @@ fn a_node_that_does_not_come_back_is_forgotten_by_all() {
     for (key, value) in keys.iter().zip([dead, address]) {
         etcd.etcdctl(&["put", &format!("--lease={lease}"), key, value]).unwrap();
     }
+    // What it uses lies under another lease, also what no address says.
+    let (number, labels) = OUTSIDE[0];
+    etcd.etcdctl(&["put", number, labels]).unwrap();
+    let second = etcd.etcdctl(&["lease", "grant", "86400"]).unwrap();
+    let second = second.split_whitespace().nth(1).unwrap().to_owned();
+    let of = |labels: &str, node: &str| format!("cilium/state/identities/v1/value/{labels}/{node}");
+    let uses = [of(labels, "10.3.9.77"), of("k8s:app=other;", "10.3.9.77")];
+    for (key, number) in uses.iter().zip(["15614229", "15614230"]) {
+        etcd.etcdctl(&["put", &format!("--lease={second}"), key, number]).unwrap();
+    }
+    // And what others use is theirs.
+    let theirs = [of(labels, "10.3.9.78"), of(labels, "external.cluster1")];
+    for key in &theirs {
+        etcd.etcdctl(&["put", key, "15614229"]).unwrap();
+    }
     let mut node = new(&shared(&etcd));
     node.start();
     eventually("it is known", || {
-        who(&node, "10.77.0.5/32").is_some() && who(&node, "10.77.0.0/24").is_some()
+        who(&node, "10.77.0.5/32") == Some((15_614_229, false)) && who(&node, "10.77.0.0/24").is_some()
     });
     let nodes = node.client().nodes().unwrap();
     let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
@@ -399,12 +414,18 @@ fn a_node_that_does_not_come_back_is_forgotten_by_all() {
     let refused = node.client().forget_node(&forget).unwrap_err().to_string();
     assert!(refused.contains("not silent"), "{refused}");
     forget.force = true;
+    let would = node.client().forget_node(&NodeForget { dry_run: true, ..forget.clone() }).unwrap();
+    assert_eq!(would.keys, [keys[1], &uses[0], keys[0]]);
     let forgotten = node.client().forget_node(&forget).unwrap();
-    assert_eq!((forgotten.keys.len(), forgotten.leases), (2, 1));
-    for key in keys {
-        assert_eq!(value(&etcd, key), "");
+    assert_eq!((forgotten.keys, forgotten.leases), (would.keys, 2));
+    for key in keys.into_iter().chain(uses.iter().map(String::as_str)) {
+        assert_eq!(value(&etcd, key), "", "{key}");
     }
-    assert!(!etcd.etcdctl(&["lease", "list"]).unwrap().contains(&lease));
+    for key in &theirs {
+        assert_eq!(value(&etcd, key), "15614229", "{key}");
+    }
+    let leases = etcd.etcdctl(&["lease", "list"]).unwrap();
+    assert!(!leases.contains(&lease) && !leases.contains(&second), "{leases}");
     eventually("nothing of it is left", || {
         who(&node, "10.77.0.5/32").is_none() && who(&node, "10.77.0.0/24").is_none()
     });

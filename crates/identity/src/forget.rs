@@ -2,7 +2,28 @@
 
 use std::collections::BTreeSet;
 
-use villus_kvstore::{Compare, Op, Store, StoreError, Txn};
+use villus_kvstore::{Answer, Compare, Op, Store, StoreError, Txn};
+
+/// Keys that are read in one request.
+const READ: usize = 100;
+
+/// Those of these keys that are in the store under a lease, with their values. Nobody watches the keys by which a node says
+/// which numbers it uses ([`crate::use_key`]), and it may have them under other leases than what it says of itself.
+///
+/// # Errors
+/// When the store is not there or does not permit it.
+pub async fn leased_keys(store: &dyn Store, keys: &[String]) -> Result<Vec<(String, String)>, StoreError> {
+    let mut found = Vec::new();
+    for some in keys.chunks(READ) {
+        let look = some.iter().fold(Txn::new(), |txn, key| txn.then(Op::Get(key.clone())));
+        let there = store.txn(look).await?.answers.into_iter().filter_map(|answer| match answer {
+            Answer::Got(entry) => entry.filter(|entry| entry.lease.is_some()),
+            _ => None,
+        });
+        found.extend(there.filter_map(|entry| Some((entry.key.to_string(), entry.text()?.to_owned()))));
+    }
+    Ok(found)
+}
 
 /// Deletes keys of a node so that everybody sees that this is meant, and ends their leases. `keys` are keys and values as
 /// they are known: a key that goes without a lease was deleted on purpose, for everybody, so each loses its lease first, or is

@@ -411,20 +411,26 @@ fn where_etcd_has_roles_a_node_is_forgotten_by_a_user_who_may() {
         ("cilium/state/nodes/v1/c1/dead", entry),
         ("cilium/state/ip/v1/default/10.77.0.5", pair),
         ("villus/realised/v1/c1/dead", "{}"),
+        // What it uses lies under another lease.
+        ("cilium/state/identities/v1/value/k8s:app=gone;/10.3.9.77", "66000"),
     ];
+    etcdctl(&["put", "cilium/state/identities/v1/id/66000", "k8s:app=gone;"]);
     let grant = || {
-        let lease = etcdctl(&["lease", "grant", "86400"]);
-        let lease = lease.split_whitespace().nth(1).unwrap().to_owned();
-        for (key, value) in keys {
-            etcdctl(&["put", &format!("--lease={lease}"), key, value]);
-        }
-        lease
+        [&keys[..3], &keys[3..]].map(|keys| {
+            let lease = etcdctl(&["lease", "grant", "86400"]);
+            let lease = lease.split_whitespace().nth(1).unwrap().to_owned();
+            for &(key, value) in keys {
+                etcdctl(&["put", &format!("--lease={lease}"), key, value]);
+            }
+            lease
+        })
     };
     let is_there = |key: &str| etcdctl(&["get", "--keys-only", key]).contains(key);
     let is_known = || villus(&["node", "list"]).ok().contains("c1/dead");
-    let has_address = || villus(&["ip", "list"]).ok().contains("10.77.0.5");
-    let lease = grant();
-    eventually("the agent knows it", || is_known() && has_address());
+    let has_address = || villus(&["ip", "list", "-n"]).ok().contains("10.77.0.5");
+    let is_resolved = || villus(&["ip", "list"]).ok().contains("k8s:app=gone");
+    let leases = grant();
+    eventually("the agent knows it", || is_known() && has_address() && is_resolved());
 
     let forget = ["node", "forget", "dead", "--force"];
     let by = |option: &str| villus(&[&forget[..], &["--kvstore-opt", option]].concat());
@@ -438,14 +444,17 @@ fn where_etcd_has_roles_a_node_is_forgotten_by_a_user_who_may() {
     assert!(keys.iter().all(|(key, _)| is_there(key)) && is_known() && has_address());
 
     let said = by(&op).ok();
-    assert!(said.contains("c1/dead is forgotten; 1 leases ended"), "{said}");
-    assert!(!keys.iter().any(|(key, _)| is_there(key)) && !etcdctl(&["lease", "list"]).contains(&lease));
+    assert!(said.contains("c1/dead is forgotten; 2 leases ended"), "{said}");
+    let left = etcdctl(&["lease", "list"]);
+    assert!(!keys.iter().any(|(key, _)| is_there(key)) && !leases.iter().any(|lease| left.contains(lease)));
     eventually("the agent forgets it", || !is_known() && !has_address());
 
     // One that is silent has no keys any more: everybody is told all the same.
-    let lease = grant();
+    let leases = grant();
     eventually("the agent knows it again", || is_known() && has_address());
-    etcdctl(&["lease", "revoke", &lease]);
+    for lease in &leases {
+        etcdctl(&["lease", "revoke", lease]);
+    }
     let silent = ["node", "forget", "dead", "--kvstore-opt", &op];
     eventually("it is silent and forgotten", || villus(&silent).code == 0);
     eventually("nothing of it is left", || !is_known() && !has_address());

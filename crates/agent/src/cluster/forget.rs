@@ -4,16 +4,19 @@ use std::time::SystemTime;
 
 use villus_api::model::{ClusterNode, NodeForget, NodeForgotten};
 use villus_api::{ApiError, ApiResult};
-use villus_identity::{Layer, NodeName, end_keys};
+use villus_identity::{Layer, NodeName, end_keys, leased_keys, use_key};
 use villus_kvstore::StoreError;
 
 use crate::agent::Agent;
 use crate::node::Node;
 
-/// Keys and values of a node, as far as they are known: those of its addresses, then its own.
+/// What is known of a node.
 struct Known {
     name: NodeName,
+    /// Keys and values: those of its addresses, then its own.
     keys: Vec<(String, String)>,
+    /// Keys by which it may say which numbers it uses.
+    uses: Vec<String>,
 }
 
 impl Node {
@@ -60,14 +63,25 @@ impl Node {
                 .hint("if the machine is dead and only its lease lasts, say --force; an agent that lives writes its keys again"));
         }
         let keys = self.remote.as_ref().map(|remote| remote.keys_of(&name)).unwrap_or_default();
-        Ok(Known { name, keys })
+        let (numbers, users) = self.remote.as_ref().map(|remote| remote.used_by(&name)).unwrap_or_default();
+        let labels = numbers.iter().filter_map(|number| self.identities.table.get(number));
+        let labels: Vec<String> = labels.map(|labels| labels.to_kvstore()).collect();
+        let uses = users.iter().flat_map(|user| labels.iter().map(|labels| use_key(labels, user))).collect();
+        Ok(Known { name, keys, uses })
     }
 }
 
 /// Ends a node for the whole cluster: its keys are deleted so that everybody sees that this is meant, and its leases end.
 pub(crate) async fn forget(agent: &Agent, forget: NodeForget) -> ApiResult<NodeForgotten> {
     let dry_run = forget.dry_run;
-    let Known { name, keys } = agent.with(move |node| node.known_of(&forget)).await??;
+    let Known { name, mut keys, uses } = agent.with(move |node| node.known_of(&forget)).await??;
+    if let Some(shared) = &agent.identities.shared {
+        // Who may not end it is refused at its first address, before anything has changed; and until its own key goes, which
+        // is the last, all of this can be said again.
+        let before_own = keys.len().saturating_sub(1);
+        let used = leased_keys(shared.store.as_ref(), &uses).await.map_err(failed)?;
+        keys.splice(before_own..before_own, used);
+    }
     let mut forgotten = NodeForgotten { name: name.to_string(), ..NodeForgotten::default() };
     forgotten.keys = keys.iter().map(|(key, _)| key.clone()).collect();
     if dry_run {

@@ -8,6 +8,8 @@ use std::{
 };
 
 use super::{AddressRecord, Layer, Remote, Surroundings};
+use villus_labels::NumericIdentity;
+
 use crate::{ipcache::Edit, nodes::NodeName};
 
 /// How long the deletion of a key under a lease waits for word of its owner: the keys of a lease go together, but addresses
@@ -170,6 +172,20 @@ impl Remote {
         let addresses = self.addresses.iter().filter(|(_, address)| of(address));
         let addresses = addresses.map(|(key, address)| (key.to_string(), address.value(key)));
         addresses.chain([(key.to_string(), member.entry.to_json())]).collect()
+    }
+
+    /// Numbers of a node's addresses, of those under leases, and what it may be called where it says that it uses them
+    /// ([`crate::use_key`]).
+    pub fn used_by(&self, name: &NodeName) -> (BTreeSet<NumericIdentity>, Vec<String>) {
+        let Some((key, member)) = self.members.iter().find(|(_, m)| !m.own && m.name == *name) else {
+            return Default::default();
+        };
+        let addresses = [true, false].into_iter().filter_map(|v4| member.entry.address(v4));
+        let users = addresses.map(|ip| ip.to_string()).chain([name.name.to_string()]).collect();
+        let of = |a: &&AddressRecord| {
+            a.leased && a.host.and_then(|host| self.hosts.get(&host)).is_some_and(|owner| owner == key)
+        };
+        (self.addresses.values().filter(of).map(|address| address.identity).collect(), users)
     }
 
     /// The operator's word that a node does not come back: its row and its addresses go now. Returns its keys; `None` if no
