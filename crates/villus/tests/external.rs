@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use common::{command, said, villus, villus_with_input};
+use common::{command, said, secured::Secured, villus, villus_with_input};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -453,6 +453,19 @@ fn commands_say_list_and_delete_resources_without_an_agent_or_an_operator() {
     server.etcdctl(&["put", "cilium/cluster-config/c7", r#"{"id":9}"#]).unwrap();
     let error = external(&["list"]).fails(1);
     assert!(error.contains("cluster-id is 9 there and 7 here"), "{error}");
+}
+
+#[test]
+fn the_author_of_a_resource_is_the_user_of_the_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let secured = Secured::new(directory.path(), "node1", "10.15.0.0/24");
+    let option = secured.option("users/op");
+    let place = ["--kvstore-opt", &option, "--cluster-name", "c1", "--cluster-id", "1"];
+    let external = |args: &[&str]| villus(&[&["external"], args, &place].concat()).ok();
+    external(&["add", "db-7", "--address", "10.9.0.5", "--label", "app=db"]);
+    let record: Value = serde_json::from_str(&external(&["get", "db-7", "-o", "json"])).unwrap();
+    let author = record["status"]["author"].as_str().unwrap();
+    assert!(author.starts_with("op (") && author.contains('@'), "{record}");
 }
 
 /// What is there of resources, looked at from outside: that each is whole, and nothing lies about without one.

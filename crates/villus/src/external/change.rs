@@ -11,7 +11,6 @@ use super::PlaceArgs;
 use crate::{
     connect::Host,
     failure::{FAILED, Failure},
-    kvstore::author,
     out::{self, OutputArgs},
     policy::files,
 };
@@ -139,8 +138,9 @@ fn bad(problems: Problems) -> Failure {
 }
 
 fn put(host: &Host, wanted: Vec<Wanted>, args: &WriteArgs) -> Result<(), Failure> {
-    let how = args.how();
-    let outcomes = args.place.with(host, async |externals| externals.put(wanted, &how).await)?;
+    let place = &args.place;
+    let outcomes =
+        place.with(host, async |externals, author| externals.put(wanted, &args.how(author)).await)?;
     args.print(outcomes)
 }
 
@@ -149,16 +149,18 @@ pub fn delete(host: &Host, args: &DeleteArgs) -> Result<(), Failure> {
     if !args.file.is_empty() {
         names.extend(read(&args.file)?.into_iter().map(|wanted| wanted.name));
     }
-    let how = args.write.how();
-    let outcomes = args.write.place.with(host, async |externals| externals.delete(names, &how).await)?;
-    args.write.print(outcomes)
+    let write = &args.write;
+    let outcomes = write
+        .place
+        .with(host, async |externals, author| externals.delete(names, &write.how(author)).await)?;
+    write.print(outcomes)
 }
 
 // === impl WriteArgs ===
 
 impl WriteArgs {
-    fn how(&self) -> Writing {
-        Writing { author: author(), dry_run: self.dry_run }
+    fn how(&self, author: String) -> Writing {
+        Writing { author, dry_run: self.dry_run }
     }
 
     fn print(&self, outcomes: Vec<Outcome>) -> Result<(), Failure> {

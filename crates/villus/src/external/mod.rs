@@ -107,8 +107,8 @@ impl PlaceArgs {
         self.store.open_busy(host, &flags, QPS)
     }
 
-    /// Does something with the resources, then gives back what was held for it.
-    fn with<T, F>(&self, host: &Host, act: impl FnOnce(Externals) -> F) -> Result<T, Failure>
+    /// Does something with the resources, as the author that it is told, then gives back what was held for it.
+    fn with<T, F>(&self, host: &Host, act: impl FnOnce(Externals, String) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, ExternalError>>,
     {
@@ -116,7 +116,7 @@ impl PlaceArgs {
         let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
         shared.run(async {
             let externals = open(&shared, &node, LEASE)?;
-            let outcome = act(externals.clone()).await;
+            let outcome = act(externals.clone(), shared.author()).await;
             externals.end().await;
             outcome.map_err(|error| match error {
                 ExternalError::Store(error) => shared.failed(&error),

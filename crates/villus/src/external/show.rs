@@ -34,7 +34,7 @@ pub struct GetArgs {
 }
 
 pub fn list(host: &Host, args: &ListArgs) -> Result<(), Failure> {
-    let (records, damaged) = args.place.with(host, async |externals| externals.list().await)?;
+    let (records, damaged) = args.place.with(host, async |externals, _| externals.list().await)?;
     for (key, reason) in damaged {
         out::complain(&format!("villus: `{key}` can't be read: {reason}"));
     }
@@ -64,7 +64,7 @@ fn row(record: &Record) -> [String; 7] {
 
 pub fn get(host: &Host, args: &GetArgs) -> Result<(), Failure> {
     let name = args.name.clone();
-    let record = args.place.with(host, async |externals| externals.get(&name).await)?;
+    let record = args.place.with(host, async |externals, _| externals.get(&name).await)?;
     let Some(record) = record else {
         return Err(Failure::new(format!("the cluster has no external resource {}", args.name))
             .fix("see `villus external list`"));

@@ -8,7 +8,7 @@ use villus_kvstore::{Compare, Entry, LeaseId, MAX_TXN_BYTES, Op, Store, StoreErr
 use super::{
     WriteArgs,
     journal::{Deed, Journal},
-    open::{self, Shared},
+    open::Shared,
 };
 use crate::failure::Failure;
 
@@ -190,7 +190,7 @@ pub fn carry_out(shared: &Shared, args: &WriteArgs, plan: Plan) -> Result<(), Fa
         let deed = journal.write(Deed {
             id: 0,
             time: String::new(),
-            by: open::author(),
+            by: shared.author(),
             verb: verb.to_owned(),
             store: shared.endpoints.clone(),
             undoes,

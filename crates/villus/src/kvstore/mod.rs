@@ -13,7 +13,7 @@ mod undo;
 
 use clap::{Args, Subcommand};
 
-pub use open::{Shared, StoreArgs, author, failed};
+pub use open::{Shared, StoreArgs, failed};
 
 use crate::{connect::Host, failure::Failure, out::OutputArgs};
 

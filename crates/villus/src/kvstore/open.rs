@@ -271,7 +271,7 @@ pub fn failed(error: &StoreError, endpoints: &str, silence: impl FnOnce(&str) ->
 }
 
 /// Who acts and where, for journals and for what others read.
-pub fn author() -> String {
+fn author() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{}@{host}", crate::emergency::who())
 }
