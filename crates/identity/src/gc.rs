@@ -54,6 +54,8 @@ pub struct GcReport {
     pub used: u64,
     /// Numbers found unused for the first time.
     pub marked: u64,
+    /// Numbers that passes before have found unused too, and whose grace is not over.
+    pub waiting: u64,
     /// Numbers deleted.
     pub deleted: u64,
     /// Numbers outside the range, or that can't be read.
@@ -111,7 +113,7 @@ impl Gc {
             self.unused.insert(key, known.unwrap_or_else(|| Idle { revision, since: Instant::now() }));
             match known {
                 Some(idle) if idle.since.elapsed() >= self.grace => over.push(found),
-                Some(_) => {}
+                Some(_) => report.waiting += 1,
                 None => report.marked += 1,
             }
         }

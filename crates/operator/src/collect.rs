@@ -67,7 +67,7 @@ pub(crate) fn note(last: &mut OperatorCollection, outcome: &Result<GcReport, Sto
         Ok(report) => {
             last.passes += 1;
             last.problem = String::new();
-            (last.used, last.marked) = (report.used, report.marked);
+            (last.used, last.marked, last.waiting) = (report.used, report.marked, report.waiting);
             (last.deferred, last.skipped) = (report.deferred, report.skipped);
             last.deleted = report.deleted;
             last.deleted_total += report.deleted;

@@ -100,6 +100,22 @@ async fn unused_identities_of_the_cluster_go_and_all_others_stay() {
 }
 
 #[tokio::test]
+async fn what_is_in_its_grace_is_counted_and_stays() {
+    let (_, store) = memory();
+    put(&store, 300, "k8s:used=1;", Some("10.0.0.1")).await;
+    put(&store, 301, "k8s:unused=1;", None).await;
+    let patient = OperatorConfig { gc_grace: Duration::from_secs(3600), ..config("one") };
+    let operator = Operator::start(Arc::clone(&store), patient);
+    let status = until(&operator, "a second pass", |status| status.collection.waiting == 1).await;
+    let found = &status.collection;
+    assert_eq!((found.used, found.marked, found.deleted_total, found.deferred), (1, 0, 0, 0), "{status:?}");
+    // Whoever comes back uses it again.
+    put(&store, 301, "k8s:unused=1;", Some("10.0.0.2")).await;
+    let status = until(&operator, "it is used", |status| status.collection.used == 2).await;
+    assert_eq!((status.collection.waiting, numbers(&store).await), (0, vec![300, 301]), "{status:?}");
+}
+
+#[tokio::test]
 async fn deletions_keep_to_their_rate() {
     let (_, store) = memory();
     for number in 300..310 {

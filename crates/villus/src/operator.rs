@@ -248,8 +248,15 @@ fn shown(status: &OperatorStatus) -> String {
         text.push_str(&format!("Heartbeat:    {}\n", status.heartbeat));
         let collection = &status.collection;
         text.push_str(&format!(
-            "Identities:   {} in use, {} unused since the last pass, {} deleted ({} in all), {} left to delete, {} of others\n",
-            collection.used, collection.marked, collection.deleted, collection.deleted_total, collection.deferred, collection.skipped
+            "Identities:   {} in use, {} unused since the last pass, {} for longer and in their grace, {} deleted ({} in all), {} left to \
+             delete, {} of others\n",
+            collection.used,
+            collection.marked,
+            collection.waiting,
+            collection.deleted,
+            collection.deleted_total,
+            collection.deferred,
+            collection.skipped
         ));
         let last = if collection.time.is_empty() { "none yet" } else { &collection.time };
         text.push_str(&format!(

@@ -78,6 +78,8 @@ pub struct OperatorCollection {
     pub used: u64,
     /// Identities that the last pass was the first to find unused.
     pub marked: u64,
+    /// Identities found unused before too, whose grace (`identity-gc-grace`) is not over.
+    pub waiting: u64,
     /// Identities that the last pass deleted.
     pub deleted: u64,
     /// Identities that it left to the next.
