@@ -174,13 +174,38 @@ Exit codes:
   4  policy preview: flows that pass now would be denied; 5: would pass by audit mode only; 6: a map would be too small
   7  policy import and delete: the change waits for villus policy confirm";
 
+/// Commands that ask no agent, those below them included.
+const ALONE: [&[&str]; 20] = [
+    &["kvstoremesh"],
+    &["operator", "status"],
+    &["config", "check"],
+    &["policy", "validate"],
+    &["bpf", "ipcache"],
+    &["bpf", "endpoint"],
+    &["bpf", "nat"],
+    &["bpf", "metrics"],
+    &["troubleshoot"],
+    &["emergency", "list"],
+    &["emergency", "undo"],
+    &["emergency", "timer"],
+    &["gate"],
+    &["plan"],
+    &["certs"],
+    &["bird-config"],
+    &["bgp"],
+    &["cleanup"],
+    &["completion"],
+    &["man"],
+];
+
 /// The whole command line, the agent's options included.
 pub fn command() -> clap::Command {
     let command = Cli::command().mut_subcommand("agent", |agent| {
         // The agent makes the socket (--socket-path); it does not look for one.
-        let host = Arg::new("host").short('H').long("host").hide(true).num_args(1);
-        agent.arg(host).args(villus_config::args::all()).next_line_help(true).term_width(110)
+        let agent = agent.arg(unused_host().num_args(1)).args(villus_config::args::all());
+        agent.next_line_help(true).term_width(110)
     });
+    let command = ALONE.iter().fold(command, |command, path| without_host(command, path));
     let list = groups(&command);
     command
         .help_template(format!(
@@ -188,6 +213,19 @@ pub fn command() -> clap::Command {
              See `villus COMMAND --help` for a command.\n"
         ))
         .max_term_width(110)
+}
+
+/// `--host` where it is taken and means nothing.
+fn unused_host() -> Arg {
+    Arg::new("host").short('H').long("host").hide(true)
+}
+
+/// Leaves `--host` out of the help of a command and of those below it.
+fn without_host(command: clap::Command, path: &[&str]) -> clap::Command {
+    match path {
+        [] => command.arg(unused_host().global(true)),
+        [name, rest @ ..] => command.mut_subcommand(*name, |command| without_host(command, rest)),
+    }
 }
 
 fn groups(command: &clap::Command) -> String {

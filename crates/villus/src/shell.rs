@@ -32,8 +32,32 @@ pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
         _ => Shell::Bash,
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli::command(), "villus", &mut script);
-    out::print(&String::from_utf8_lossy(&script))
+    let mut command = cli::command();
+    clap_complete::generate(shell, &mut command, "villus", &mut script);
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    if shell == Shell::Fish {
+        for_fish(&command, &[], &mut script);
+    }
+    out::print(&script)
+}
+
+/// The values that arguments without a name may have: the generator offers those of options only.
+fn for_fish(command: &clap::Command, path: &[&str], script: &mut String) {
+    let given: Vec<_> = command.get_positionals().map(clap::Arg::get_possible_values).collect();
+    let values: Vec<&str> =
+        given.iter().flatten().filter(|v| !v.is_hide_set()).map(|v| v.get_name()).collect();
+    if let ([first, below @ ..], false) = (path, values.is_empty()) {
+        let mut when = format!("__fish_villus_using_subcommand {first}");
+        for name in below {
+            when.push_str(&format!("; and __fish_seen_subcommand_from {name}"));
+        }
+        // Files are offered where an argument may be one.
+        let no_files = if given.iter().any(Vec::is_empty) { "" } else { " -f" };
+        script.push_str(&format!("complete -c villus -n \"{when}\"{no_files} -a \"{}\"\n", values.join(" ")));
+    }
+    for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+        for_fish(inner, &[path, &[inner.get_name()]].concat(), script);
+    }
 }
 
 pub fn man(args: &ManArgs) -> Result<(), Failure> {

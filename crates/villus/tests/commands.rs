@@ -140,6 +140,32 @@ fn the_agent_has_its_options_under_headings() {
 }
 
 #[test]
+fn the_agents_socket_is_an_option_of_commands_that_ask_the_agent() {
+    let has = |path: &[&str]| villus(&[path, &["--help"]].concat()).ok().contains("--host <PATH>");
+    for path in [&["status"][..], &["policy", "import"], &["bpf", "policy", "get"], &["emergency", "allow"]] {
+        // What `emergency allow` itself takes under that name is the node or a path.
+        assert!(has(path) || path[0] == "emergency", "{path:?}");
+    }
+    for path in [
+        &["certs", "etcd"][..],
+        &["completion"],
+        &["config", "check"],
+        &["operator", "status"],
+        &["plan", "identities"],
+        &["policy", "validate"],
+        &["bpf", "ipcache", "list"],
+        &["gate", "grant"],
+        &["emergency", "list"],
+    ] {
+        assert!(!has(path), "{path:?}");
+    }
+    // Scripts that name it all the same go on.
+    for args in [&["completion", "bash", "-H", "/x"][..], &["-H", "/x", "plan", "restart", "--nodes", "10"]] {
+        villus(args).ok();
+    }
+}
+
+#[test]
 fn shells_are_served() {
     for (shell, needle) in
         [("bash", "complete -F _villus"), ("zsh", "#compdef villus"), ("fish", "complete -c villus")]
@@ -147,6 +173,10 @@ fn shells_are_served() {
         let script = villus(&["completion", shell]).ok();
         assert!(script.contains(needle), "{shell}");
         assert!(script.contains("emergency"), "{shell}");
+        if shell == "fish" {
+            let names = "-n \"__fish_villus_using_subcommand completion\" -f -a \"bash zsh fish\"";
+            assert!(script.lines().any(|line| line == format!("complete -c villus {names}")), "{script}");
+        }
     }
     assert!(villus(&["completion", "tcsh"]).fails(2).contains("possible values: bash, zsh, fish"));
 }
