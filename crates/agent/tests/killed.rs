@@ -107,7 +107,11 @@ fn check(node: &TestNode) {
     });
     let (ready, rest): (Vec<_>, Vec<_>) = all.iter().partition(|e| e.status.state == EndpointState::Ready);
     assert!(rest.iter().all(|e| e.status.state == EndpointState::Disconnected), "{rest:?}");
-    let there = traces(node);
+    let mut there = traces(node);
+    eventually("no program is under way to its wanted place", || {
+        there = traces(node);
+        there.programs == 2 * ready.len()
+    });
     let ids: BTreeSet<u16> = ready.iter().map(|e| e.id).collect();
     assert_eq!(there.files, ids.iter().map(|id| format!("{id}.json")).collect(), "{there:?}");
     assert_eq!(there.policies, ids, "{there:?}");
@@ -115,9 +119,7 @@ fn check(node: &TestNode) {
     assert_eq!(there.devices, vec![true; made], "{there:?}");
     let is_adopted = made < ready.len();
     assert_eq!(there.routes > 0, is_adopted, "{there:?}");
-    assert_eq!(there.programs, 2 * ready.len(), "{there:?}");
-    let report = client.verify(&Default::default()).unwrap();
-    assert!(report.clean(), "{report:?}");
+    eventually("nothing differs", || client.verify(&Default::default()).unwrap().clean());
     // The one that lives all the time, and what was made, can speak.
     let pings = |netns: &str| {
         let netns = NetnsRef::Name(netns.to_owned()).open().unwrap();

@@ -118,10 +118,14 @@ fn default_by(way: &Way) {
 fn leaving(node: &TestNode, client: &Workload, to: &str) -> Leaving {
     let src = client.id().to_string();
     let request = WhyRequest { src, dst: to.into(), port: "53/udp".into(), source_port: None };
-    let reply = node.client().why(&request).unwrap();
-    let (kernel, wanted) = (reply.kernel.leaving.unwrap(), reply.wanted.leaving.unwrap());
-    assert_eq!(kernel, wanted);
-    kernel
+    let mut leaving = None;
+    eventually("the kernel does as is wanted", || {
+        let reply = node.client().why(&request).unwrap();
+        let (kernel, wanted) = (reply.kernel.leaving.unwrap(), reply.wanted.leaving.unwrap());
+        leaving = (kernel == wanted).then_some(kernel);
+        leaving.is_some()
+    });
+    leaving.unwrap()
 }
 
 fn masqueraded(by: &str, addresses: &[&str]) -> Leaving {
@@ -282,7 +286,7 @@ fn devices_that_come_go_and_change_their_names_let_no_endpoints_address_out() {
     eventually("both are left alone", || left_alone() == both);
     for (own, far) in BRIDGE.own.into_iter().zip(BRIDGE.far) {
         assert_eq!(outside.sees(&client, far), address(own));
-        assert_eq!(leaving(&node, &client, far).by, "bpf");
+        eventually("by our programs", || leaving(&node, &client, far).by == "bpf");
     }
     for family in ["-4", "-6"] {
         ip(&format!("{family} route del default dev br0"));
@@ -290,7 +294,7 @@ fn devices_that_come_go_and_change_their_names_let_no_endpoints_address_out() {
     eventually("one is left alone", || left_alone() == only("up0"));
     for (own, far) in BRIDGE.own.into_iter().zip(BRIDGE.far) {
         eventually("by its own address", || outside.sees(&client, far) == address(own));
-        assert_eq!(leaving(&node, &client, far).by, "nftables");
+        eventually("by the table", || leaving(&node, &client, far).by == "nftables");
     }
     come_from(&UPLINK);
 

@@ -128,7 +128,7 @@ fn copies_of_another_clusters_entries_are_known_also_without_the_store_and_in_ei
     etcd.kill();
     node.kill();
     node.start();
-    assert!(is_known(&node), "from the snapshot");
+    eventually("it is known from the snapshot", || is_known(&node));
     etcd.resume();
     etcd.wait();
     eventually("the store is back", || !status(&node).contains("from snapshot"));
@@ -138,12 +138,31 @@ fn copies_of_another_clusters_entries_are_known_also_without_the_store_and_in_ei
         let key = key.replace("/cache/", "/state/").replace("/v1/c2/id/", "/v1/id/");
         etcd.etcdctl(&["put", &key, value]).unwrap();
     }
-    let last = "cilium/state/ip/v1/c2/10.22.0.6";
-    etcd.etcdctl(&["put", last, &COPIES[2].1.replace("22.0.5", "22.0.6")]).unwrap();
-    eventually("the state is read", || who(&node, "10.22.0.6/32").is_some());
+    // Each kind is read by itself: so each has one more, which says that what came before it was read.
+    let last = [
+        ("cilium/state/identities/v1/id/131074", COPIES[0].1.replace("shop", "last")),
+        (
+            "cilium/state/nodes/v1/c2/n2",
+            COPIES[1].1.replace("n1", "n2").replace("22.1", "22.2").replace("22.0", "23.0"),
+        ),
+        ("cilium/state/ip/v1/c2/10.22.0.6", COPIES[2].1.replace("22.0.5", "22.0.6")),
+    ];
+    for (key, value) in &last {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    let has_last = || {
+        [
+            lets_in(&node, server.id(), 131_074),
+            who(&node, "10.23.0.0/24").is_some(),
+            who(&node, "10.22.0.6/32").is_some(),
+        ]
+    };
+    eventually("the state is read", || has_last() == [true; 3]);
     etcd.etcdctl(&["del", "--prefix", "cilium/cache/"]).unwrap();
-    etcd.etcdctl(&["del", last]).unwrap();
-    eventually("what was deleted is gone", || who(&node, "10.22.0.6/32").is_none());
+    for (key, _) in &last {
+        etcd.etcdctl(&["del", key]).unwrap();
+    }
+    eventually("what was deleted is gone", || has_last() == [false; 3]);
     assert!(is_known(&node), "by the state");
     etcd.etcdctl(&["del", "cilium/state/ip/v1/c2/10.22.0.5"]).unwrap();
     eventually("then it is gone", || who(&node, "10.22.0.5/32").is_none());
@@ -236,7 +255,7 @@ fn an_agent_started_without_the_store_knows_all_from_the_snapshot() {
     etcd.kill();
     node.kill();
     node.start();
-    assert_eq!(who(&node, "10.3.192.65/32"), Some((15_614_229, false)));
+    eventually("it is known", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));
     eventually("policy is in force", || lets_in(&node, server.id(), 15_614_229));
     assert_eq!(node.client().endpoints(&[]).unwrap()[0].status.identity.as_ref().unwrap().id, before);
     assert!(status(&node).contains("from snapshot, age"), "{}", status(&node));
@@ -334,8 +353,9 @@ fn two_nodes_know_each_other() {
         let key = format!("cilium/state/ip/v1/{space}/{address}");
         assert!(value(&etcd, &key).contains(&address.to_string()), "each writes into its own address space");
     }
-    assert_eq!(who(&a, "10.3.9.2/32"), Some((6, false)));
-    assert_eq!(who(&a, "10.12.0.0/24"), Some((2, true)));
+    eventually("a knows the other node", || {
+        who(&a, "10.3.9.2/32") == Some((6, false)) && who(&a, "10.12.0.0/24") == Some((2, true))
+    });
     // The same labels, the same number.
     let twin = a.workload("twin", &["k8s:app=client"]);
     assert_eq!(number(&twin), number(&client));

@@ -167,8 +167,9 @@ fn what_the_version_before_left_is_taken_over_and_what_is_written_now_it_can_rea
     });
 
     // In the store: what the version before reads of this node.
-    let own: before::Node =
-        serde_json::from_str(&value(&etcd, "cilium/state/nodes/v1/cluster1/node-a")).unwrap();
+    let own = || value(&etcd, "cilium/state/nodes/v1/cluster1/node-a");
+    eventually("it is told", || !own().is_empty());
+    let own: before::Node = serde_json::from_str(&own()).unwrap();
     assert_eq!((own.name.as_str(), own.cluster.as_str(), own.cluster_id), ("node-a", "cluster1", 238));
     assert!(own.addresses.iter().any(|address| address["IP"] == "10.3.9.1"), "{:?}", own.addresses);
     let key = format!("cilium/state/ip/v1/default/{}", server.v4());
@@ -202,7 +203,7 @@ fn what_the_version_before_left_is_taken_over_and_what_is_written_now_it_can_rea
         let _: before::Waiting = as_before(&lib.join("waiting-policies.json"));
     }
     node.start();
-    assert_eq!(who(&node, "10.3.192.65/32"), Some((15_614_229, false)));
+    eventually("it is known", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));
     eventually("policy is in force", || lets_in(&node, server.id(), 15_614_229));
     let endpoints = node.client().endpoints(&[]).unwrap();
     let is_it =

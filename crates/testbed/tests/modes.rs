@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -196,7 +197,7 @@ fn the_way_of_attaching_changes_without_losing_a_packet() {
     }
     node.pins.remove("theirs").unwrap();
     let before = node.tally();
-    let mut rounds = 0;
+    let rounds = Cell::new(0);
     let ways: Vec<UdpEcho> = Version::ALL
         .into_iter()
         .flat_map(|v| {
@@ -208,7 +209,8 @@ fn the_way_of_attaching_changes_without_losing_a_packet() {
             ]
         })
         .collect();
-    for turn in 0..6 {
+    // Six turns, and as many as it takes until enough was under way in them.
+    for turn in (0..600).take_while(|turn| *turn < 6 || rounds.get() <= 20) {
         let mode = if turn % 2 == 0 { AttachMode::Tc } else { AttachMode::Tcx };
         std::thread::scope(|scope| {
             let switching = scope.spawn(|| {
@@ -227,12 +229,13 @@ fn the_way_of_attaching_changes_without_losing_a_packet() {
             while !switching.is_finished() {
                 for (way, echo) in ways.iter().enumerate() {
                     let said = echo.echo(b"under way");
-                    assert!(said.is_ok(), "{said:?} on way {way} in round {rounds}, changing to {mode:?}");
+                    assert!(said.is_ok(), "{said:?} on way {way} in round {rounds:?}, changing to {mode:?}");
                 }
-                rounds += 1;
+                rounds.set(rounds.get() + 1);
             }
         });
     }
+    let rounds = rounds.get();
     assert!(rounds > 20, "only {rounds} rounds");
     node.expect("all of it", &before, |delta| {
         Delta::same("drops", delta.drops(), BTreeMap::new())?;

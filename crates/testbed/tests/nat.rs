@@ -264,8 +264,9 @@ fn sctp_is_masqueraded_by_address_only() {
         assert_eq!(open(&one.host).echo(SOON), Ok(Addresses::NODE.of(v)));
         let before = node.tally();
         assert_eq!(open(&two.host).echo(NEVER), Err(Blocked::Forward), "the port is in use");
-        let drops = node.since(&before).drops();
-        assert!(drops.contains_key(&(Reason::NAT_NO_MAPPING.0, Egress as u8)), "{drops:?}");
+        eventually("it is dropped for that", || {
+            node.since(&before).drops().contains_key(&(Reason::NAT_NO_MAPPING.0, Egress as u8))
+        });
     }
     drop((one, two));
     node.finish();

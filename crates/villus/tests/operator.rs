@@ -99,13 +99,8 @@ fn two_operators_one_leads_and_collects_and_the_other_takes_over_whatever_their_
         server.etcdctl(&["get", "--prefix", ids, "--keys-only"]).unwrap().trim(),
         format!("{ids}/300")
     );
-    assert!(
-        server
-            .etcdctl(&["get", "cilium/.heartbeat", "--print-value-only"])
-            .unwrap()
-            .trim_end()
-            .ends_with('Z')
-    );
+    let heartbeat = || server.etcdctl(&["get", "cilium/.heartbeat", "--print-value-only"]).unwrap();
+    eventually("the store has a heartbeat", || heartbeat().trim_end().ends_with('Z'));
     let text = villus(&["operator", "status", "--operator-socket", &first.socket]).ok();
     assert!(text.contains("first of cluster c7: leads since") && text.contains("1 in all"), "{text}");
     let text = villus(&["operator", "--operator-socket", &second.socket, "status"]).ok();

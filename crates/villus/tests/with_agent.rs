@@ -115,7 +115,9 @@ fn from_endpoints_to_explanations() {
     assert!(asks_in_vain("intruder", &address, "8080"));
 
     let drops = villus(&["monitor", "--last", "100", "--no-follow", "--type", "drop", "-j"]).ok();
-    assert_eq!(drops.lines().count(), 1, "{drops}");
+    // A busy machine says it again before it gives up.
+    let drop = drops.lines().next().unwrap();
+    assert!(drops.lines().all(|line| line.contains("8080")), "{drops}");
     let lines = villus(&["monitor", "--last", "100", "--no-follow", "--from", &of("intruder", "id")]).ok();
     assert!(lines.contains("xx drop (Policy denied) flow 0x"), "{lines}");
 
@@ -124,7 +126,7 @@ fn from_endpoints_to_explanations() {
     assert!(by_name.contains("ingress policy") && by_name.contains("<- decided"), "{by_name}");
     let mut asked =
         command(&["why", "--event"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    asked.stdin.take().unwrap().write_all(drops.as_bytes()).unwrap();
+    asked.stdin.take().unwrap().write_all(drop.as_bytes()).unwrap();
     let by_event = String::from_utf8_lossy(&asked.wait_with_output().unwrap().stdout).into_owned();
     assert!(by_event.contains("DROPPED (133 Policy denied)"), "{by_event}");
     assert!(villus(&["why", "client", "server", "8080"]).ok().contains("FORWARDED"));
