@@ -1,4 +1,7 @@
-//! Traffic between two namespaces: one TCP stream, request and response, connect and close.
+//! Traffic between two namespaces: TCP streams, request and response, connect and close.
+//!
+//! Both ends use the kernel's own default of congestion control, whatever this machine has: one that paces itself by what it
+//! thinks of the path (BBR) shows its own opinion, not what the path costs, and sends less where round trips are shorter.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -12,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::{
+    net::sockopt::set_tcp_congestion,
+    thread::{CpuSet, sched_setaffinity},
+};
 use villus_net::Netns;
 
 /// Port of the server that swallows a stream.
@@ -30,6 +36,8 @@ pub const DENIED: u16 = 5005;
 const FROM: u16 = 10_000;
 
 const MESSAGE: usize = 64;
+/// Linux's default.
+const CONGESTION_CONTROL: &str = "cubic";
 
 /// Servers in a namespace, stopped on drop.
 pub struct Servers<'a> {
@@ -62,6 +70,7 @@ impl<'a> Servers<'a> {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
+                    let _ = set_tcp_congestion(&stream, CONGESTION_CONTROL);
                     if port == ONCE {
                         serve(stream);
                     } else {
@@ -159,6 +168,7 @@ fn once(mut stream: TcpStream) {
 
 fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    set_tcp_congestion(&stream, CONGESTION_CONTROL)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_write_timeout(Some(Duration::from_secs(5)))?;
@@ -178,6 +188,18 @@ pub fn stream(from: &Netns, to: IpAddr, time: Duration, place: Place) -> Result<
             sent += stream.write(&buffer)? as u64;
         }
         Ok(sent as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9)
+    })
+}
+
+/// Gbit/s of several TCP streams together, wherever the scheduler puts their ends.
+pub fn streams(from: &Netns, to: IpAddr, time: Duration, count: usize) -> Result<f64> {
+    std::thread::scope(|scope| {
+        let streams: Vec<_> =
+            (0..count).map(|_| scope.spawn(|| stream(from, to, time, Place::Any))).collect();
+        streams
+            .into_iter()
+            .map(|stream| stream.join().map_err(|_| anyhow!("a stream's thread panicked"))?)
+            .sum()
     })
 }
 

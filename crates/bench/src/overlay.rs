@@ -12,7 +12,7 @@ use villus_testbed::{Between, Cluster, Host, Version, join};
 use crate::{
     load::{Place, Servers},
     report::Row,
-    wire::{Beside, Goal, Pair, average, connections, p99, stream},
+    wire::{Beside, Goal, Pair, average, connections, p99, stream, streams},
 };
 
 /// MTU of the nodes' network; pods behind a tunnel have what is left in it.
@@ -22,8 +22,9 @@ const INSIDE_MTU: u32 = 1450;
 const ROUNDS: (usize, Duration) = (39, Duration::from_millis(50));
 
 /// On one CPU nobody has to be woken on another, which is most of a round trip between two and little of what nodes do.
-const CASES: [&str; 5] = [
+const CASES: [&str; 6] = [
     "TCP stream",
+    "eight TCP streams",
     "round trip on one CPU",
     "round trip on one CPU, p99",
     "round trip on two CPUs",
@@ -135,8 +136,9 @@ pub fn run(only: &str) -> Result<Vec<Row>> {
                 only,
                 rounds: ROUNDS,
             };
-            let [long, near, tail, far, short] = CASES.map(|what| case(version, what));
+            let [long, many, near, tail, far, short] = CASES.map(|what| case(version, what));
             beside.compare(&mut rows, (&long, "Gbit/s", Goal::AtLeast(1.0)), stream)?;
+            beside.compare(&mut rows, (&many, "Gbit/s", Goal::AtLeast(1.0)), streams)?;
             beside.compare(&mut rows, (&near, "us", Goal::AtMost(1.0)), average(Place::Together))?;
             beside.compare(&mut rows, (&tail, "us", Goal::AtMost(1.0)), p99(Place::Together))?;
             beside.compare(&mut rows, (&far, "us", Goal::AtMost(1.0)), average(Place::of_two()?))?;

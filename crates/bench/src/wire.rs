@@ -236,6 +236,11 @@ pub(crate) fn stream(pair: &Pair<'_>, time: Duration) -> Result<f64> {
     load::stream(pair.from, pair.to, time, Place::of_two()?)
 }
 
+/// Gbit/s of several streams, which keep all CPUs busy.
+pub(crate) fn streams(pair: &Pair<'_>, time: Duration) -> Result<f64> {
+    load::streams(pair.from, pair.to, time, 8)
+}
+
 /// Average time of request and response, µs.
 pub(crate) fn average(place: Place) -> impl Fn(&Pair<'_>, Duration) -> Result<f64> {
     move |pair, time| Ok(load::round_trip(pair.from, pair.to, time, place)?.0)
