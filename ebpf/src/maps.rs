@@ -53,6 +53,8 @@ pub static METRICS: PerCpuArray<Metric, { METRIC_COUNT as usize }> = PerCpuArray
 #[btf_map]
 pub static EVENTS: RingBuf<[u8; 0], { 1 << 20 }> = RingBuf::new();
 #[btf_map]
+pub static EPOCH: Array<u64, 1> = Array::new();
+#[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
 /// What a CPU knows and its room for the packet at hand, [`crate::world::Scratch`]; private to the programs.
 #[btf_map]

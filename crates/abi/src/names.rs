@@ -35,6 +35,9 @@ pub const FRAGS6: &str = "villus_frags6_v1";
 pub const METRICS: &str = "villus_metrics_v1";
 /// Ring of events.
 pub const EVENTS: &str = "villus_events_v1";
+/// A number that is another after each change of whose an address is (ADDRS4, ADDRS6, IPCACHE, NODES): programs keep what they
+/// have looked up there until it changes, and no longer than a jiffy.
+pub const EPOCH: &str = "villus_epoch_v1";
 /// Runtime configuration.
 pub const CONFIG: &str = "villus_config_v1";
 /// Masqueraded packets over IPv4.

@@ -6,6 +6,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
 };
 
 use villus_abi::{Bytes, bytes_of, from_bytes};
@@ -25,6 +26,7 @@ const ENOTSUPP: i32 = 524;
 pub struct Map<K, V> {
     raw: RawMap,
     name: String,
+    epoch: Option<Arc<Map<u32, u64>>>,
     types: PhantomData<fn(K) -> V>,
 }
 
@@ -54,7 +56,30 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
             );
             return Err(Error::Kernel { action: "open", what: name, source });
         }
-        Ok(Self { raw, name, types: PhantomData })
+        Ok(Self { raw, name, epoch: None, types: PhantomData })
+    }
+
+    /// From now on every change through this handle ends with another number in an epoch's map: programs believe what they have
+    /// looked up here before no longer.
+    #[must_use]
+    pub fn counted_by(mut self, epoch: &Arc<Map<u32, u64>>) -> Self {
+        self.epoch = Some(Arc::clone(epoch));
+        self
+    }
+
+    /// Says that something has changed. The clock gives the number: two who change maps at a time never write one that was there
+    /// before.
+    fn changed(&self) -> Result<()> {
+        let Some(epoch) = &self.epoch else { return Ok(()) };
+        let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let (secs, nanos) = (at.tv_sec.unsigned_abs(), at.tv_nsec.unsigned_abs());
+        epoch.insert(&0, &secs.wrapping_mul(1_000_000_000).wrapping_add(nanos))
+    }
+
+    /// After a change, whether it went through or not: a part of it may have.
+    fn after<T>(&self, result: Result<T>) -> Result<T> {
+        let changed = self.changed();
+        result.and_then(|done| changed.map(|()| done))
     }
 
     /// What errors call this map.
@@ -98,7 +123,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`], with `E2BIG` when the map is full.
     pub fn insert(&self, key: &K, value: &V) -> Result<()> {
-        self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name)
+        self.after(self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name))
     }
 
     /// Inserts unless the key is there; says whether it did.
@@ -108,7 +133,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     pub fn insert_new(&self, key: &K, value: &V) -> Result<bool> {
         match self.raw.update(bytes_of(key), bytes_of(value), Update::NoExist) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            result => result.map(|()| true).on("write", &self.name),
+            result => self.after(result.map(|()| true).on("write", &self.name)),
         }
     }
 
@@ -119,7 +144,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     pub fn replace(&self, key: &K, value: &V) -> Result<bool> {
         match self.raw.update(bytes_of(key), bytes_of(value), Update::Exist) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            result => result.map(|()| true).on("write", &self.name),
+            result => self.after(result.map(|()| true).on("write", &self.name)),
         }
     }
 
@@ -128,7 +153,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn remove(&self, key: &K) -> Result<bool> {
-        self.raw.delete(bytes_of(key)).on("remove from", &self.name)
+        self.after(self.raw.delete(bytes_of(key)).on("remove from", &self.name))
     }
 
     /// Inserts or replaces many, in batches where the kernel has them.
@@ -139,6 +164,10 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
         if let [(key, value)] = elements {
             return self.insert(key, value);
         }
+        self.after(self.insert_chunks(elements))
+    }
+
+    fn insert_chunks(&self, elements: &[(K, V)]) -> Result<()> {
         for chunk in elements.chunks(BATCH) {
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for (key, value) in chunk {
@@ -148,7 +177,9 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
             match self.raw.update_batch(&keys, &values) {
                 Ok(()) => {}
                 Err((e, 0)) if no_batches(&e) => {
-                    chunk.iter().try_for_each(|(key, value)| self.insert(key, value))?;
+                    chunk.iter().try_for_each(|(key, value)| {
+                        self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name)
+                    })?;
                 }
                 Err((e, _)) => return Err(e).on("write", &self.name),
             }
@@ -165,9 +196,8 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
             return self.remove(key).map(usize::from);
         }
         let mut removed = 0;
-        for chunk in keys.chunks(BATCH) {
-            removed += self.remove_chunk(chunk)?;
-        }
+        let mut chunks = keys.chunks(BATCH);
+        self.after(chunks.try_for_each(|chunk| self.remove_chunk(chunk).map(|gone| removed += gone)))?;
         Ok(removed)
     }
 
@@ -184,7 +214,8 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
                 }
                 Err((e, 0)) if no_batches(&e) => {
                     for key in keys {
-                        removed += usize::from(self.remove(key)?);
+                        let gone = self.raw.delete(bytes_of(key)).on("remove from", &self.name)?;
+                        removed += usize::from(gone);
                     }
                     return Ok(removed);
                 }

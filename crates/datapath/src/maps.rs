@@ -1,5 +1,7 @@
 //! All maps of the path, open and typed.
 
+use std::sync::Arc;
+
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
     Local, Metric, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Uplink, metrics, names,
@@ -119,7 +121,7 @@ macro_rules! known {
 }
 
 /// Every pinned map of the kernel object.
-pub(crate) const KNOWN: [Known; 16] = known! {
+pub(crate) const KNOWN: [Known; 17] = known! {
     ENDPOINTS: ENDPOINTS Array u32 => Endpoint, 0, |s| s.endpoints, "endpoint-max";
     DEVICES: DEVICES Hash u32 => u32, NO_PREALLOC, |s| s.endpoints.saturating_mul(2), "endpoint-max";
     ADDRS4: ADDRS4 Hash u32 => Local, NO_PREALLOC, |s| s.endpoints.saturating_mul(4), "endpoint-max";
@@ -135,6 +137,7 @@ pub(crate) const KNOWN: [Known; 16] = known! {
     FRAGS6: FRAGS6 LruHash FragKey6 => FragPorts, 0, |s| s.frags, "bpf-fragments-map-max";
     METRICS: METRICS PerCpuArray u32 => Metric, 0, |_| metrics::METRICS, "its size, which is built in";
     EVENTS: EVENTS RingBuf () => (), 0, |s| s.events, "its size, which is built in";
+    EPOCH: EPOCH Array u32 => u64, 0, |_| 1, "its size, which is built in";
     CONFIG: CONFIG Array u32 => Config, 0, |_| 1, "its size, which is built in";
 };
 
@@ -190,6 +193,8 @@ pub struct Maps {
     pub frags6: Map<FragKey6, FragPorts>,
     pub metrics: PerCpuMap<u32, Metric>,
     pub events: RawMap,
+    /// Another number after each change of `addrs4`, `addrs6`, `ipcache` and `nodes`, which see to that.
+    pub epoch: Arc<Map<u32, u64>>,
     pub config: Map<u32, Config>,
     /// Where our programs masquerade.
     pub nat: Option<NatMaps>,
@@ -237,9 +242,12 @@ impl Maps {
         Self::assemble(nat, |known| {
             let missing =
                 || std::io::Error::new(std::io::ErrorKind::NotFound, "no such pin: is the agent installed?");
-            pins.map_like(known.pin, &known.spec(&sizes))?
-                .ok_or_else(missing)
-                .on("open", pins.path(known.pin).display().to_string())
+            let pinned = pins.map_like(known.pin, &known.spec(&sizes))?;
+            if pinned.is_none() && known.pin == names::EPOCH {
+                // Programs of an agent that knows of none remember nothing.
+                return RawMap::create(&known.spec(&sizes), None).on("create map", known.pin);
+            }
+            pinned.ok_or_else(missing).on("open", pins.path(known.pin).display().to_string())
         })
     }
 
@@ -264,6 +272,7 @@ impl Maps {
             (names::FRAGS6, self.frags6.raw()),
             (names::METRICS, self.metrics.raw()),
             (names::EVENTS, &self.events),
+            (names::EPOCH, self.epoch.raw()),
             (names::CONFIG, self.config.raw()),
         ];
         if let Some(nat) = &self.nat {
@@ -285,14 +294,15 @@ impl Maps {
                 .on("open", pin)
                 .and_then(&mut open)
         };
+        let epoch = Arc::new(Map::new(next(names::EPOCH)?, names::EPOCH)?);
         Ok(Self {
             endpoints: Map::new(next(names::ENDPOINTS)?, names::ENDPOINTS)?,
             devices: Map::new(next(names::DEVICES)?, names::DEVICES)?,
-            addrs4: Map::new(next(names::ADDRS4)?, names::ADDRS4)?,
-            addrs6: Map::new(next(names::ADDRS6)?, names::ADDRS6)?,
+            addrs4: Map::new(next(names::ADDRS4)?, names::ADDRS4)?.counted_by(&epoch),
+            addrs6: Map::new(next(names::ADDRS6)?, names::ADDRS6)?.counted_by(&epoch),
             policies: Map::new(next(names::POLICIES)?, names::POLICIES)?,
-            ipcache: Map::new(next(names::IPCACHE)?, names::IPCACHE)?,
-            nodes: Map::new(next(names::NODES)?, names::NODES)?,
+            ipcache: Map::new(next(names::IPCACHE)?, names::IPCACHE)?.counted_by(&epoch),
+            nodes: Map::new(next(names::NODES)?, names::NODES)?.counted_by(&epoch),
             ct4_tcp: Map::new(next(names::CT4_TCP)?, names::CT4_TCP)?,
             ct4_any: Map::new(next(names::CT4_ANY)?, names::CT4_ANY)?,
             ct6_tcp: Map::new(next(names::CT6_TCP)?, names::CT6_TCP)?,
@@ -301,6 +311,7 @@ impl Maps {
             frags6: Map::new(next(names::FRAGS6)?, names::FRAGS6)?,
             metrics: PerCpuMap::new(next(names::METRICS)?, names::METRICS)?,
             events: next(names::EVENTS)?,
+            epoch,
             config: Map::new(next(names::CONFIG)?, names::CONFIG)?,
             nat: match nat {
                 false => None,

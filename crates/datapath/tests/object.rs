@@ -47,7 +47,7 @@ fn the_object_is_taken_by_the_verifier_and_answers() {
             }
         }
         // The maps of masquerading are there where it is wanted only.
-        assert_eq!(pins.list().unwrap().len(), if nat == 0 { 16 } else { 20 });
+        assert_eq!(pins.list().unwrap().len(), if nat == 0 { 17 } else { 21 });
     }
 }
 

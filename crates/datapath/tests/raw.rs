@@ -127,7 +127,7 @@ fn pins_are_made_found_and_replaced() {
     let maps = Maps::open(&pins, &sizes).unwrap();
     maps.endpoints.insert(&5, &Endpoint { id: 5, ..Endpoint::default() }).unwrap();
     assert!(maps.endpoints.memory().unwrap() > 64 * 72);
-    assert_eq!(pins.list().unwrap().len(), 16);
+    assert_eq!(pins.list().unwrap().len(), 17);
     let again = Maps::open(&pins, &Sizes::default()).unwrap();
     assert_eq!(again.endpoints.get(&5).unwrap().unwrap().id, 5);
     assert_eq!(again.endpoints.info().entries, 64);

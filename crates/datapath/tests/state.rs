@@ -288,8 +288,8 @@ fn cleanup_takes_what_is_ours_and_leaves_the_rest() {
     map("cilium_policy_00009", "8");
     drop((agent, program));
     let planned = DatapathCleanup::new(&pins, true).run().unwrap().removed;
-    // 16 maps, the record of what was written, one policy, two programs, one pinned link.
-    assert_eq!(planned.len(), 16 + 1 + 1 + 2 + 1, "{planned:#?}");
+    // 17 maps, the record of what was written, one policy, two programs, one pinned link.
+    assert_eq!(planned.len(), 17 + 1 + 1 + 2 + 1, "{planned:#?}");
     assert_eq!(links.list(&[ifindex]).unwrap().len(), 2);
     let cleaned = DatapathCleanup::new(&pins, false).run().unwrap();
     assert!(cleaned.errors.is_empty(), "{:?}", cleaned.errors);
