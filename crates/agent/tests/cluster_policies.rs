@@ -139,6 +139,11 @@ fn a_frozen_node_says_so_to_all_and_why_until_it_is_thawed() {
     node.client().thaw().unwrap();
     eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
     assert_eq!(frozen(), None);
+    // Also where nothing has come meanwhile, and no reason is given.
+    node.client().freeze(&FreezeRequest { reason: String::new() }).unwrap();
+    eventually("it says so again", || frozen().as_deref() == Some(""));
+    node.client().thaw().unwrap();
+    eventually("it says so no more", || frozen().is_none());
 }
 
 fn waiting(node: &TestNode) -> Vec<WaitingChange> {

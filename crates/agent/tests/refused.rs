@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::net::IpAddr;
+
 use common::store::{new, shared, status, value, with};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
@@ -42,15 +44,14 @@ fn what_the_agent_before_left_goes_though_a_key_is_refused_and_what_only_that_sa
     let mut node = new(&shared(&etcd));
     node.start();
     let [kept, gone] = ["kept", "gone"].map(|name| node.workload(name, &["k8s:app=server"]));
-    let key =
-        |space: &str, workload: &common::Workload| format!("cilium/state/ip/v1/{space}/{}", workload.v4());
-    let told = |workload: &common::Workload| !value(&etcd, &key("default", workload)).is_empty();
-    eventually("they are told", || told(&kept) && told(&gone));
+    let key = |space: &str, ip: IpAddr| format!("cilium/state/ip/v1/{space}/{ip}");
+    let all = [kept.v4(), kept.v6(), gone.v4(), gone.v6()];
+    eventually("they are told", || all.iter().all(|ip| !value(&etcd, &key("default", *ip)).is_empty()));
     node.kill();
     run("ip", &["link", "del", &gone.endpoint.status.networking.interface_name]);
-    // The next one is to write into the cluster's own space, and may not.
+    // The next one is to write into the cluster's own space, and may not. Nor may it delete the first of what is left.
     let may =
-        ["nodes/", "identities/", "ip/v1/default/"].map(|part| format!("readwrite cilium/state/{part}"));
+        ["nodes/", "identities/", "ip/v1/default/fd"].map(|part| format!("readwrite cilium/state/{part}"));
     let rights = [&["read cilium/"][..], &may.each_ref().map(String::as_str)].concat();
     let opt = secure(&etcd, &rights);
     let others = [("kvstore-opt", opt.as_str()), ("kvstore-address-space", "cluster")];
@@ -58,20 +59,15 @@ fn what_the_agent_before_left_goes_though_a_key_is_refused_and_what_only_that_sa
     node.start();
     let root = |args: &[&str]| etcd.etcdctl(&[&["--user=root:secret"], args].concat()).unwrap();
     let has = |key: &str| !root(&["get", "--keys-only", key]).trim().is_empty();
-    eventually("it is said", || status(&node).contains(&format!("`{}", key("cluster1", &kept))));
-    eventually("what nobody has any more goes", || !has(&key("default", &gone)));
-    assert!(has(&key("default", &kept)), "nothing else says it");
-    root(&[
-        "role",
-        "grant-permission",
-        "--prefix=true",
-        "agents",
-        "readwrite",
-        "cilium/state/ip/v1/cluster1/",
-    ]);
-    eventually("it is said there, and not twice", || {
-        has(&key("cluster1", &kept)) && !has(&key("default", &kept))
+    eventually("it is said", || status(&node).contains(&format!("`{}", key("cluster1", kept.v4()))));
+    eventually("what nobody has any more goes", || !has(&key("default", gone.v6())));
+    assert!(has(&key("default", kept.v6())), "nothing else says it");
+    assert!(has(&key("default", gone.v4())), "it may not");
+    root(&["role", "grant-permission", "--prefix=true", "agents", "readwrite", "cilium/state/ip/v1/"]);
+    eventually("each is said there, and not twice", || {
+        all[..2].iter().all(|ip| has(&key("cluster1", *ip)) && !has(&key("default", *ip)))
     });
+    eventually("all that is left goes", || !has(&key("default", gone.v4())));
 }
 
 #[test]
