@@ -32,9 +32,13 @@ impl Leased {
         counts.now.contains_key(&number) || counts.before.contains(&number)
     }
 
-    /// The addresses of before a restart are counted.
-    pub(crate) fn restored(&self) {
-        self.counts().before.clear();
+    /// The addresses of before a restart are counted: so many have each number.
+    pub(crate) fn restored(&self, addresses: HashMap<NumericIdentity, u32>) {
+        let mut counts = self.counts();
+        counts.before.clear();
+        for (number, more) in addresses {
+            *counts.now.entry(number).or_default() += more;
+        }
     }
 
     /// An address under a lease has the number.

@@ -40,6 +40,6 @@ pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};
 pub use publish::{Published, Publisher, PublisherConfig};
 pub use remote::{
     AddressRecord, Layer, Ownership, RecordChange, Refused, Remote, RemoteConfig, RemoteCounts, RemoteRecord,
-    Surroundings,
+    Surroundings, read_row,
 };
 pub use reserved::{Reserved, ReservedError};

@@ -64,6 +64,11 @@ pub struct Label {
     value_at: u16,
 }
 
+/// Whether every part of a label may hold the character.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
 impl Label {
     /// A label of these parts.
     ///
@@ -83,7 +88,9 @@ impl Label {
             if text.len() > max {
                 return Err(LabelError::TooLong { label: whole(), part, len: text.len(), max });
             }
-            if let Some(c) = text.chars().find(|c| c.is_control() || forbidden.contains(*c)) {
+            if !text.bytes().all(is_plain)
+                && let Some(c) = text.chars().find(|c| c.is_control() || forbidden.contains(*c))
+            {
                 return Err(LabelError::BadCharacter { label: whole(), part, character: named(c) });
             }
         }
@@ -94,11 +101,11 @@ impl Label {
     fn joined(source: &str, key: &str, value: &str) -> Self {
         let key_at = source.len() + 1;
         let value_at = key_at + key.len() + 1;
-        Self {
-            text: format!("{source}:{key}={value}").into(),
-            key_at: key_at as u16,
-            value_at: value_at as u16,
+        let mut text = String::with_capacity(value_at + value.len());
+        for part in [source, ":", key, "=", value] {
+            text.push_str(part);
         }
+        Self { text: text.into(), key_at: key_at as u16, value_at: value_at as u16 }
     }
 
     /// A label without a value whose short parts this crate wrote itself.

@@ -235,7 +235,7 @@ impl Node {
             (Kind::Addresses, Some(remote)) => remote.address_keys(feed.layer),
             (_, None) => Vec::new(),
         };
-        keys.into_iter().map(|(key, leased)| (feed.layer.stored(&key).into(), leased)).collect()
+        keys.into_iter().map(|(key, leased)| (feed.layer.stored(&key), leased)).collect()
     }
 
     /// Keys that an agent of this node left in the store; `None` before all is known.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use villus_identity::{AddressRecord, Layer, RecordChange};
+use villus_identity::{AddressRecord, Layer, RecordChange, read_row};
 use villus_kvstore::{Header, NodeEntry, Witness};
 
 use crate::state::StateDir;
@@ -24,6 +24,8 @@ const PREFIX: &str = "cluster-learned-";
 const SUFFIX: &str = ".jsonl";
 /// So much is gathered at most before it is written.
 const CHUNK: usize = 256 << 10;
+/// What the line of an address that is there begins with.
+const ADDRESS: &[u8] = br#"{"address":"#;
 
 /// How something is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -233,6 +235,11 @@ impl Changes {
             from.read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
             if line.pop() != Some(b'\n') {
                 break;
+            }
+            // Nearly all are of addresses.
+            if let Some((key, address, b"}")) = line.strip_prefix(ADDRESS).and_then(read_row) {
+                self.addresses.insert(key, Some(address));
+                continue;
             }
             let read = serde_json::from_slice(&line);
             self.take(

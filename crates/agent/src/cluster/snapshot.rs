@@ -1,6 +1,9 @@
 //! The last known good state of the cluster, on disk for a start without the store.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,6 +14,7 @@ use villus_kvstore::{Header, Witness};
 use villus_labels::{Labels, NumericIdentity};
 
 use super::learned::{Changes, Learned};
+use super::reader;
 use crate::conditions::Conditions;
 use crate::state::StateDir;
 
@@ -87,7 +91,11 @@ impl Snapshot {
 
     fn load_whole(state: &StateDir, conditions: &mut Conditions) -> Option<Self> {
         for name in [FILE, BEFORE] {
-            let problem = match state.load::<Self>(name) {
+            let loaded = match Self::read_parts(&state.path(name)) {
+                Some(snapshot) => Ok(Ok(Some(snapshot))),
+                None => state.load::<Self>(name),
+            };
+            let problem = match loaded {
                 Ok(Ok(Some(snapshot))) if snapshot.format == FORMAT => return Some(snapshot),
                 Ok(Ok(Some(other))) => {
                     format!("{name} has format {}, this version reads {FORMAT}", other.format)
@@ -101,6 +109,14 @@ impl Snapshot {
             conditions.note(CONDITION, Some(problem));
         }
         None
+    }
+
+    /// Reads one that is written as this version does it; of any other [`StateDir::load`] says what it is.
+    fn read_parts(path: &Path) -> Option<Self> {
+        let (rest, addresses) = reader::read(File::open(path).ok()?).ok()??;
+        let mut snapshot: Self = serde_json::from_slice(&rest).ok()?;
+        snapshot.remote.addresses = addresses;
+        Some(snapshot)
     }
 
     /// With what was learned since.
@@ -140,12 +156,14 @@ impl Snapshot {
             let number = NumericIdentity(*number);
             Some((number, Labels::parse_kvstore(text).ok().filter(|labels| !labels.is_empty())?))
         };
-        let addresses = self.remote.addresses.iter();
+        let leased = self.remote.addresses.values().filter(|address| address.leased);
+        // Many addresses have one number.
+        let leased: HashSet<NumericIdentity> = leased.map(|address| address.identity).collect();
         KnownIdentities {
             rows: self.identities.iter().filter_map(row).collect(),
             seen: self.seen(),
             witness: self.witness.clone(),
-            leased: addresses.filter(|(_, address)| address.leased).map(|(_, a)| a.identity).collect(),
+            leased: leased.into_iter().collect(),
         }
     }
 

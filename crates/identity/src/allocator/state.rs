@@ -70,6 +70,12 @@ impl State {
         }
     }
 
+    /// Makes room for so many master keys more.
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.stated.reserve(more);
+        self.masters.reserve(more);
+    }
+
     /// Whether a number has a master key.
     pub(super) fn is_stated(&self, number: NumericIdentity) -> bool {
         self.stated.contains(&number)

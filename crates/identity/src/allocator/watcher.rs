@@ -17,12 +17,15 @@ pub(super) fn remember(shared: &Shared, known: KnownIdentities) -> Past {
     let mut write = shared.table.write();
     let mut state = shared.state();
     let mut keys = Vec::with_capacity(known.rows.len());
+    state.reserve(known.rows.len());
     for (number, labels) in known.rows {
         keys.push((master_key(number).into(), false));
         state.stated.insert(number);
         let labels = state.beside_last(labels);
         state.add_master(&labels, number);
-        write.put_if_changed(number, labels);
+        if let Err(labels) = write.fill(number, labels) {
+            write.put_if_changed(number, labels);
+        }
     }
     drop(state);
     write.commit();

@@ -27,15 +27,15 @@ pub struct AddressRecord {
     /// The node behind which it lives.
     pub host: Option<IpAddr>,
     /// Index of the encryption key.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub key: u8,
     /// The named ports of its workload.
-    #[serde(default, skip_serializing_if = "none")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub ports: Box<[NamedPort]>,
     /// The key was under a lease.
     pub leased: bool,
     /// It says of itself that this node's agent wrote it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub ours: bool,
     /// Revision of its last write; 0 if that is of another past.
     #[serde(skip)]
@@ -45,9 +45,8 @@ pub struct AddressRecord {
     pub(super) waits: bool,
 }
 
-#[expect(clippy::borrowed_box, reason = "serde hands over what the field is")]
-fn none(ports: &Box<[NamedPort]>) -> bool {
-    ports.is_empty()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 // === impl AddressRecord ===

@@ -57,10 +57,10 @@ impl Layer {
     }
 
     /// The key that an entry of this layer has in the store that holds it.
-    pub fn stored(self, key: &str) -> String {
+    pub fn stored(self, key: &Arc<str>) -> Arc<str> {
         match self {
-            Self::Mesh => moved(key, MESH, keys::CACHE),
-            Self::State | Self::Cache => key.to_owned(),
+            Self::Mesh => moved(key, MESH, keys::CACHE).into(),
+            Self::State | Self::Cache => Arc::clone(key),
         }
     }
 
@@ -119,7 +119,7 @@ mod tests {
                 let stored: Arc<str> = format!("{}/{rest}", if layer == Layer::State { keys::STATE } else { keys::CACHE }).into();
                 let known = layer.known(&stored);
                 prop_assert_eq!(Layer::of(&known), layer);
-                prop_assert_eq!(layer.stored(&known), &*stored);
+                prop_assert_eq!(layer.stored(&known), stored);
                 prop_assert_eq!(layer.of_state(&Layer::in_state(&known)), &*known);
             }
         }

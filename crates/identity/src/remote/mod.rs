@@ -13,6 +13,7 @@ mod nodes;
 mod ports;
 mod record;
 mod refused;
+mod rows;
 mod stale;
 mod who;
 
@@ -32,6 +33,7 @@ pub use addresses::AddressRecord;
 pub use layer::Layer;
 pub use record::{RecordChange, RemoteRecord};
 pub use refused::Refused;
+pub use rows::read_row;
 
 use crate::{clusters::Clusters, ipcache::Ipcache, leased::Leased, local::NodeIdentities, nodes::Nodes};
 use echoes::Echoes;

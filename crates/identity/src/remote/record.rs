@@ -1,12 +1,18 @@
 //! What of all that others have said should outlive the process: whole, in parts, and what of it is different.
 
-use std::{collections::BTreeMap, fmt, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    ops::Bound,
+    sync::Arc,
+};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{SeqAccess, Visitor},
 };
 use villus_kvstore::NodeEntry;
+use villus_labels::NumericIdentity;
 
 use super::{AddressRecord, Layer, Remote, Surroundings};
 
@@ -107,26 +113,32 @@ impl Remote {
             self.tell_node(entry.key().into(), layer, entry, leased);
         }
         self.restore_addresses(record.addresses, around);
-        self.config.leased.restored();
         self.touched = Touched::default();
     }
 
-    /// All that was known is taken as it is: an agent that starts without the store has a second for hundreds of thousands.
+    /// All that was known is taken as it is, in one go: an agent that starts without the store has a second for hundreds of
+    /// thousands.
     fn restore_addresses(&mut self, addresses: BTreeMap<Arc<str>, AddressRecord>, around: &dyn Surroundings) {
-        let is_pending = |address: &AddressRecord| !around.is_known(address.identity);
-        for (key, address) in &addresses {
-            if is_pending(address) {
-                self.unresolved.entry(address.identity).or_default().insert(Arc::clone(key));
-            }
-            self.count_ports(address, true);
-            if address.leased {
-                self.config.leased.add(address.identity);
-            }
-        }
+        let mut unresolved: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut leased: HashMap<NumericIdentity, u32> = HashMap::new();
+        let mut with_ports = Vec::new();
         let claim = |(key, address): (&Arc<str>, &AddressRecord)| {
-            (address.prefix, self.claim_of(key, address, is_pending(address)))
+            let pending = !around.is_known(address.identity);
+            if pending {
+                unresolved.entry(address.identity).or_default().insert(Arc::clone(key));
+            }
+            if address.leased {
+                *leased.entry(address.identity).or_default() += 1;
+            }
+            if !address.ports.is_empty() {
+                with_ports.push(address.clone());
+            }
+            (address.prefix, self.claim_of(key, address, pending))
         };
         self.ipcache.fill(addresses.iter().map(claim));
+        with_ports.iter().for_each(|address| self.count_ports(address, true));
+        self.config.leased.restored(leased);
+        self.unresolved = unresolved;
         self.addresses = addresses;
     }
 }
