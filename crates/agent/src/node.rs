@@ -205,8 +205,7 @@ impl Node {
         let owner: Arc<str> = owner_key(id).into();
         let mapping = Mapping::plain(endpoint.identity());
         let mut edit = self.ipcache.edit();
-        let addresses = endpoint.file.addresses.clone();
-        edit.retain(|prefix, claim| claim.owner != owner || addresses.contains(&prefix.addr()));
+        edit.retain_owned(&owner, |prefix| endpoint.file.addresses.contains(&prefix.addr()));
         for address in &endpoint.file.addresses {
             let claim = Claim { rank: Rank::Local, owner: owner.clone(), revision: 0, mapping };
             edit.upsert(IpNet::from(*address), claim);
@@ -219,7 +218,7 @@ impl Node {
     /// Takes back what an endpoint claims.
     pub fn unclaim_addresses(&mut self, id: u16) {
         let owner = owner_key(id);
-        self.ipcache.edit().retain(|_, claim| *claim.owner != *owner);
+        self.ipcache.edit().retain_owned(&owner, |_| false);
         self.step_ipcache();
         self.wake.publish.notify_one();
     }
@@ -231,11 +230,8 @@ impl Node {
         let own: Vec<IpNet> = self.network.host_ips().map(IpNet::from).collect();
         let pools = self.network.prefixes.all();
         let mut edit = self.ipcache.edit();
-        edit.retain(|prefix, claim| {
-            &*claim.owner != OWNER
-                || prefix.prefix_len() == 0
-                || own.contains(&prefix)
-                || pools.contains(&prefix)
+        edit.retain_owned(OWNER, |prefix| {
+            prefix.prefix_len() == 0 || own.contains(&prefix) || pools.contains(&prefix)
         });
         for pool in pools {
             let (owner, mapping) = (OWNER.into(), Mapping::cluster_range());

@@ -1,7 +1,7 @@
 //! The ipcache: what the sources say about addresses, and who wins.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -81,6 +81,8 @@ pub struct Ipcache {
 struct Inner {
     /// The claims that do not win, the next one first. Nearly all prefixes have none.
     others: BTreeMap<IpNet, Vec<Claim>>,
+    /// The prefixes that owners claim, of those that are no entries of a store.
+    owned: HashMap<Arc<str>, BTreeSet<IpNet>>,
     /// How many prefixes of each length there are, IPv4 first.
     lengths: [BTreeMap<u8, usize>; 2],
 }
@@ -112,6 +114,11 @@ impl Rank {
             Self::Generated => "generated",
             Self::Restored => "restored",
         }
+    }
+
+    /// Whether its claims are entries of a store, each an owner of its own. Only of these there are many.
+    fn is_of_a_store(self) -> bool {
+        matches!(self, Self::Kvstore | Self::ClusterMesh)
     }
 }
 
@@ -178,7 +185,7 @@ impl Ipcache {
         self.edit().remove(prefix, rank, owner, revision)
     }
 
-    /// Makes many claims: far quicker than an [`Edit`] where little is known of their prefixes. What it does shows prefix by
+    /// Makes many claims: far quicker than an [`Edit`] for entries of a store where little is known of their prefixes. What it does shows prefix by
     /// prefix.
     pub fn fill(&self, claims: impl IntoIterator<Item = (IpNet, Claim)>) {
         let mut known = Vec::new();
@@ -187,6 +194,10 @@ impl Ipcache {
             let mut write = self.winners.write();
             for (prefix, claim) in claims {
                 let prefix = prefix.trunc();
+                if !claim.rank.is_of_a_store() {
+                    known.push((prefix, claim));
+                    continue;
+                }
                 match write.fill(prefix, claim) {
                     Ok(()) => inner.count(prefix, true),
                     Err(claim) => known.push((prefix, claim)),
@@ -260,6 +271,9 @@ impl Edit<'_> {
             }
             *old = claim;
         } else {
+            if !claim.rank.is_of_a_store() {
+                self.inner.owned.entry(Arc::clone(&claim.owner)).or_default().insert(prefix);
+            }
             claims.push(claim);
         }
         sort(&mut claims);
@@ -289,16 +303,29 @@ impl Edit<'_> {
         prefixes.into_iter().map(|prefix| self.retain_of(prefix, |claim| keep(prefix, claim))).sum()
     }
 
+    /// Takes back all claims of an owner, but for those on prefixes for which `keep` says yes and for entries of a store. It looks
+    /// at no claim of others, however many there are. Returns how many.
+    pub fn retain_owned(&mut self, owner: &str, mut keep: impl FnMut(IpNet) -> bool) -> usize {
+        let owned = self.inner.owned.get(owner).into_iter().flatten();
+        let gone: Vec<IpNet> = owned.filter(|prefix| !keep(**prefix)).copied().collect();
+        let others = |claim: &Claim| *claim.owner != *owner || claim.rank.is_of_a_store();
+        gone.into_iter().map(|prefix| self.retain_of(prefix, others)).sum()
+    }
+
     /// Returns how many claims went.
     fn retain_of(&mut self, prefix: IpNet, mut keep: impl FnMut(&Claim) -> bool) -> usize {
-        let mut claims = self.claims(&prefix);
-        let before = claims.len();
-        claims.retain(|claim| keep(claim));
-        let gone = before - claims.len();
-        if gone > 0 {
-            self.touched.insert(prefix, claims);
+        let (kept, gone): (Claims, Claims) = self.claims(&prefix).into_iter().partition(|claim| keep(claim));
+        if gone.is_empty() {
+            return 0;
         }
-        gone
+        for claim in gone.iter().filter(|claim| !claim.rank.is_of_a_store()) {
+            let has = |other: &Claim| other.owner == claim.owner && !other.rank.is_of_a_store();
+            if !kept.iter().any(has) {
+                self.inner.disown(&claim.owner, &prefix);
+            }
+        }
+        self.touched.insert(prefix, kept);
+        gone.len()
     }
 
     fn claims(&self, prefix: &IpNet) -> Claims {
@@ -366,6 +393,15 @@ impl Inner {
     /// A winner, and after it the other claims on its prefix.
     fn with_others<'a>(&'a self, prefix: &IpNet, winner: &'a Claim) -> impl Iterator<Item = &'a Claim> {
         std::iter::once(winner).chain(self.others.get(prefix).into_iter().flatten())
+    }
+
+    /// An owner claims a prefix no more.
+    fn disown(&mut self, owner: &str, prefix: &IpNet) {
+        let Some(prefixes) = self.owned.get_mut(owner) else { return };
+        prefixes.remove(prefix);
+        if prefixes.is_empty() {
+            self.owned.remove(owner);
+        }
     }
 
     fn count(&mut self, prefix: IpNet, more: bool) {

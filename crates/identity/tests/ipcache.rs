@@ -213,6 +213,34 @@ fn a_later_word_that_says_the_same_is_no_change_and_counts() {
 }
 
 #[test]
+fn what_an_owner_claims_is_taken_back_and_what_others_claim_stays() {
+    let cache = Ipcache::new();
+    let (a, b, c) = (net("10.0.0.1/32"), net("10.0.0.2/32"), net("10.0.0.3/32"));
+    for (prefix, rank, owner) in [
+        (a, Rank::Local, "mine"),
+        (a, Rank::Generated, "mine"),
+        (b, Rank::Local, "mine"),
+        (c, Rank::Local, "mine"),
+        (c, Rank::Local, "theirs"),
+        (c, Rank::Kvstore, "mine"),
+    ] {
+        cache.upsert(prefix, claim(rank, owner, 1, 300));
+    }
+    assert_eq!(cache.edit().retain_owned("nobody", |_| false), 0);
+    assert_eq!(cache.edit().retain_owned("mine", |prefix| prefix == b), 3);
+    let left =
+        |prefix| cache.claims(prefix).iter().map(|c| (c.rank, c.owner.to_string())).collect::<Vec<_>>();
+    assert_eq!(left(a), []);
+    assert_eq!(left(b), [(Rank::Local, "mine".into())]);
+    assert_eq!(left(c), [(Rank::Local, "theirs".into()), (Rank::Kvstore, "mine".into())]);
+    // One of two claims on a prefix goes: the other is found still.
+    cache.upsert(b, claim(Rank::Generated, "mine", 1, 300));
+    assert!(cache.remove(b, Rank::Local, "mine", 1));
+    assert_eq!(cache.edit().retain_owned("mine", |_| false), 1);
+    assert!(cache.claims(b).is_empty());
+}
+
+#[test]
 fn kernel_bytes_are_those_of_the_layout() {
     let mapping = Mapping {
         identity: NumericIdentity(298_951),
@@ -262,17 +290,22 @@ proptest! {
     /// Against a plain list of claims.
     #[test]
     fn winners_and_lookups_agree_with_a_plain_list(
-        steps in prop::collection::vec((0u8..4, 0usize..4, 0u8..3, 0u64..6, any::<bool>(), 300u32..310), 0..60),
+        steps in prop::collection::vec((0u8..4, 0usize..4, 0u8..3, 0u64..6, 0u8..7, 300u32..310), 0..60),
         probe in 0u8..8,
     ) {
         let prefixes = ["10.0.0.0/8", "10.0.0.0/30", "10.0.0.1/32", "10.0.0.4/30"].map(net);
         let cache = Ipcache::new();
         let mut model: BTreeMap<(IpNet, usize, u8), (u64, u32)> = BTreeMap::new();
-        for (prefix, rank, owner, revision, put, id) in steps {
+        for (prefix, rank, owner, revision, what, id) in steps {
             let prefix = prefixes[prefix as usize];
             let name = owner.to_string();
             let slot = (prefix, rank, owner);
-            if put {
+            if what == 0 {
+                let goes = |(p, rank, by): &(IpNet, usize, u8)| *p == prefix && *by == owner && RANKS[*rank] != Rank::Kvstore;
+                let before = model.len();
+                model.retain(|slot, _| !goes(slot));
+                prop_assert_eq!(cache.edit().retain_owned(&name, |p| p != prefix), before - model.len());
+            } else if what < 4 {
                 cache.upsert(prefix, claim(RANKS[rank], &name, revision, id));
                 let newer = model.get(&slot).is_none_or(|(old, _)| *old <= revision);
                 if newer {

@@ -83,7 +83,7 @@ impl Node {
             }
         }
         let mut edit = self.ipcache.edit();
-        edit.retain(|prefix, claim| &*claim.owner != OWNER || wanted.iter().any(|(net, _)| *net == prefix));
+        edit.retain_owned(OWNER, |prefix| wanted.iter().any(|(net, _)| *net == prefix));
         for (prefix, mapping) in wanted {
             edit.upsert(prefix, Claim { rank: Rank::Local, owner: OWNER.into(), revision: 0, mapping });
         }

@@ -1,7 +1,6 @@
 //! From a change of policies or identities to the maps, in an order in which nothing is denied on the way.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use villus_identity::{Claim, Mapping, Rank};
@@ -66,8 +65,7 @@ impl Node {
     fn release_prefixes(&mut self, prefixes: &[IpNet]) {
         let gone: BTreeSet<IpNet> =
             prefixes.iter().filter(|p| self.prefixes.remove(p).is_some()).copied().collect();
-        let owner: Arc<str> = OWNER.into();
-        self.ipcache.edit().retain(|prefix, claim| claim.owner != owner || !gone.contains(&prefix));
+        self.ipcache.edit().retain_owned(OWNER, |prefix| !gone.contains(&prefix));
         self.step_ipcache();
         for prefix in gone {
             self.identities.release_prefix(prefix);
