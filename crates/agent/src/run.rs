@@ -71,13 +71,11 @@ async fn agent(
         damaged.map(|file| format!("its file lies in {}: {}", file.kept.display(), file.reason)).collect();
     node.conditions.set_if("an endpoint was damaged", !damaged.is_empty(), || damaged.join("; "));
     tracing::debug!(took = ?node.started.elapsed(), "endpoints are known");
-    if restored.live.is_empty() {
-        // Nothing goes on without them: better not to start at all.
-        node.kernel.programs().wait()?;
-    }
     let opened = node.read_sources();
     if opened.is_ok() {
         node.go()?;
+    } else if restored.live.is_empty() {
+        node.kernel.programs().wait()?;
     }
     node.conditions.note("sources of policy", opened.err());
     node.conditions.set_if("log", !ignored.is_empty(), || ignored.join("; "));
@@ -87,11 +85,18 @@ async fn agent(
         took = ?node.started.elapsed(),
         "the datapath is at work"
     );
+    let programs = node.kernel.programs().clone();
     let agent = Agent::new(node);
     let tasks = tasks::spawn(&agent).await?;
     let path = socket.path.clone();
     let socket = Socket::bind(&socket)?;
     tracing::info!(socket = %path.display(), "serving");
+    // Much of the program has run for the last time, and the loader has read all types of the kernel, ten megabytes, and forgotten
+    // them.
+    tokio::task::spawn_blocking(move || {
+        programs.wait_for_all();
+        villus_datapath::sys::return_memory();
+    });
     let history = agent.history.clone();
     let ending = async move {
         shutdown.await;

@@ -53,15 +53,23 @@ impl Node {
         }
         let (runtime, changed_options) = crate::options::kept(&config, &state, &mut conditions)?;
         let repository = Repository::new(settings(&config, runtime.enforcement)?);
-        let kernel = Kernel::open(&config)?;
-        let lending = kernel.lending()?;
-        let network = Network::set_up(&config, &state, &lending)?;
+        let open = || {
+            let kernel = Kernel::open(&config)?;
+            let lending = kernel.lending()?;
+            let network = Network::set_up(&config, &state, &lending)?;
+            Ok::<_, AgentError>((kernel, lending, network))
+        };
+        let (opened, (snapshot, learned)) = std::thread::scope(|scope| {
+            let opening = scope.spawn(open);
+            let loaded = config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).unzip();
+            (opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        let (kernel, lending, network) = opened?;
+        tracing::debug!(took = ?started.elapsed(), "what was known before is read");
         let (nat, problem) = Nat::at_start(config.masquerade.list.as_deref(), lending);
         conditions.note("ip-masq-agent", problem);
         let name = node_name(&config);
         let node_key = network.primary.map_or_else(|| name.clone(), |ip| ip.to_string());
-        let (snapshot, learned) =
-            config.kvstore.etcd.then(|| Snapshot::load(&state, &mut conditions)).unzip();
         let snapshot = snapshot.flatten();
         let (seen, witness) =
             (snapshot.as_ref().and_then(Snapshot::seen), snapshot.as_ref().and_then(Snapshot::witness));
@@ -232,12 +240,17 @@ impl Node {
         }
         self.step_ipcache();
         self.install_restored()?;
+        self.prepare_slots();
         tracing::debug!(took = ?self.started.elapsed(), "records, addresses and devices are right");
+        self.kernel.programs().hurry();
+        if live.iter().all(|id| *id == HOST_ID) {
+            // Nothing goes on without programs: better not to start at all.
+            self.kernel.programs().wait()?;
+        }
         if self.kernel.programs().are_loaded() {
             self.attach_all();
         }
         self.write_config()?;
-        self.prepare_slots();
         self.wake.publish.notify_one();
         Ok(())
     }

@@ -34,7 +34,7 @@ pub use links::{AttachMode, Attached, Attachment, Hook, Links};
 pub use map::{Map, PerCpuMap};
 pub use maps::{Maps, NatMaps, Sizes};
 pub use nat::{Mappings, NatCleared, NatKey};
-pub use object::{Object, Program};
+pub use object::{AllCpus, Object, Program};
 pub use pins::{Origin, Pins, PinsLock};
 pub use policy::pin as policy_pin;
 pub use policy::{

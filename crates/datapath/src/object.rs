@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -94,6 +96,30 @@ impl Program {
     }
 }
 
+/// Says when nobody else has a use for a CPU. Until then loading leaves one to others.
+#[derive(Debug, Default)]
+pub struct AllCpus(OnceLock<()>);
+
+impl AllCpus {
+    /// Says it from the beginning.
+    #[must_use]
+    pub fn now() -> Self {
+        let all = Self::default();
+        all.say();
+        all
+    }
+
+    /// Says it.
+    pub fn say(&self) {
+        // Who said it before said the same.
+        let _ = self.0.set(());
+    }
+
+    fn wait(&self) {
+        self.0.wait();
+    }
+}
+
 /// Programs of the path, loaded, with the maps of [`Maps`].
 #[derive(Debug)]
 pub struct Object {
@@ -108,13 +134,21 @@ impl Object {
         !EMBEDDED.is_empty()
     }
 
-    /// Loads the programs of these hooks from the object that is part of this crate, all at once: verifying one takes a
-    /// CPU a while. The maps must have been opened on the same bpffs.
+    /// Loads the programs of these hooks from the object that is part of this crate, on all CPUs: verifying one takes a
+    /// while. Those that take longest come first among [`Hook::ALL`]. The maps must have been opened on the same bpffs.
     ///
     /// # Errors
     /// [`Error::Object`] with the end of the verifier's log.
     pub fn load(pins: &Pins, maps: &Maps, hooks: &[Hook]) -> Result<Self> {
-        Self::load_from(EMBEDDED, pins, maps, hooks)
+        Self::load_beside(pins, maps, hooks, &AllCpus::now())
+    }
+
+    /// As [`Self::load`], beside something else that has a use for a CPU until `all` says otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_beside(pins: &Pins, maps: &Maps, hooks: &[Hook], all: &AllCpus) -> Result<Self> {
+        Self::load_some(EMBEDDED, pins, hooks, maps.nat.is_some(), all)
     }
 
     /// As [`Self::load`], those that do not masquerade, whatever the maps say.
@@ -122,7 +156,7 @@ impl Object {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_without_nat(pins: &Pins, hooks: &[Hook]) -> Result<Self> {
-        Self::load_some(EMBEDDED, pins, hooks, false)
+        Self::load_some(EMBEDDED, pins, hooks, false, &AllCpus::now())
     }
 
     /// Loads from another object with the same maps and programs, 4-byte aligned.
@@ -130,25 +164,27 @@ impl Object {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_from(object: &[u8], pins: &Pins, maps: &Maps, hooks: &[Hook]) -> Result<Self> {
-        Self::load_some(object, pins, hooks, maps.nat.is_some())
+        Self::load_some(object, pins, hooks, maps.nat.is_some(), &AllCpus::now())
     }
 
-    fn load_some(object: &[u8], pins: &Pins, hooks: &[Hook], nat: bool) -> Result<Self> {
+    fn load_some(object: &[u8], pins: &Pins, hooks: &[Hook], nat: bool, all: &AllCpus) -> Result<Self> {
         if object.is_empty() {
             return Err(Error::Object { what: "it is empty: build it with `./dev bpf`".to_owned() });
         }
         raise_memlock();
         // The verifier gives up when a signal is pending for this thread; and it writes down what it does only when
         // it is asked again, for that takes three times as long.
-        let mut quiet = attempt(object, pins, hooks, nat, VerifierLogLevel::STATS);
+        let mut quiet = attempt(object, pins, hooks, nat, all, VerifierLogLevel::STATS);
         for _ in 0..INTERRUPTIONS {
             if !matches!(&quiet, Err(failed) if failed.interrupted) {
                 break;
             }
-            quiet = attempt(object, pins, hooks, nat, VerifierLogLevel::STATS);
+            quiet = attempt(object, pins, hooks, nat, all, VerifierLogLevel::STATS);
         }
         quiet
-            .or_else(|_| attempt(object, pins, hooks, nat, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS))
+            .or_else(|_| {
+                attempt(object, pins, hooks, nat, all, VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+            })
             .map_err(|failed| failed.error)
     }
 
@@ -190,6 +226,7 @@ fn attempt(
     pins: &Pins,
     hooks: &[Hook],
     nat: bool,
+    all: &AllCpus,
     level: VerifierLogLevel,
 ) -> std::result::Result<Object, Failed> {
     let mut loader = EbpfLoader::new();
@@ -218,21 +255,40 @@ fn attempt(
         wanted.push((hook, program));
     }
     let mut object = Object { programs: [const { None }; Hook::ALL.len()] };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = wanted
-            .into_iter()
-            .map(|(hook, program)| (hook, scope.spawn(move || verified(hook.name(), program))))
-            .collect();
-        for (hook, thread) in threads {
-            let program = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            object.programs[hook as usize] = Some(program?);
+    for (hook, program) in all_verified(wanted, all) {
+        object.programs[hook as usize] = Some(program?);
+    }
+    Ok(object)
+}
+
+type Verified = std::result::Result<Program, Failed>;
+
+/// Has the kernel verify programs, as many at once as there are CPUs: more would only take the memory out of each other's
+/// caches. One CPU is left to others until `all` says otherwise.
+fn all_verified(wanted: Vec<(Hook, &mut SchedClassifier)>, all: &AllCpus) -> Vec<(Hook, Verified)> {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let (threads, at_once) = (cpus.min(wanted.len()), cpus.saturating_sub(1).max(1));
+    let wanted = Mutex::new(wanted.into_iter());
+    let next = || wanted.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let some = |waits: bool| {
+        if waits {
+            all.wait();
         }
-        Ok(object)
+        let programs = std::iter::from_fn(next);
+        let some: Vec<_> = programs.map(|(hook, program)| (hook, verified(hook.name(), program))).collect();
+        // Nothing is left to wait for.
+        all.say();
+        some
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|n| scope.spawn(move || some(n >= at_once))).collect();
+        let done = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        done.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
 }
 
 /// Has the kernel verify and compile a program.
-fn verified(name: &'static str, program: &mut SchedClassifier) -> std::result::Result<Program, Failed> {
+fn verified(name: &'static str, program: &mut SchedClassifier) -> Verified {
     let start = Instant::now();
     program.load().map_err(|e| Failed { interrupted: is_interruption(&e), error: refused(&e) })?;
     let load_time = start.elapsed();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use villus_datapath::{Error, Hook, Maps, Object, Pins, Program, Result};
+use villus_datapath::{AllCpus, Error, Hook, Maps, Object, Pins, Program, Result};
 
 use crate::AgentError;
 
@@ -26,10 +26,12 @@ struct Loading {
     at_once: bool,
     /// Why those that masquerade are not among them though they should be.
     refused: OnceLock<String>,
+    /// The start has nothing else to do.
+    all: AllCpus,
 }
 
 impl Programs {
-    /// Begins to load those that the node may need.
+    /// Begins to load those that the node may need, and leaves a CPU to the rest of the start until [`Self::hurry`].
     pub fn load(pins: Arc<Pins>, maps: Arc<Maps>, has_tunnel: bool) -> std::result::Result<Self, AgentError> {
         let at_once = maps.nat.is_some();
         let programs = Self(Arc::new(Loading { at_once, ..Loading::default() }));
@@ -41,7 +43,7 @@ impl Programs {
                 let first =
                     |hook: &Hook| (at_once || !LATER.contains(hook)) && (has_tunnel || !hook.is_of_tunnel());
                 let hooks: Vec<Hook> = Hook::ALL.into_iter().filter(first).collect();
-                let mut object = Object::load(&pins, &maps, &hooks);
+                let mut object = Object::load_beside(&pins, &maps, &hooks, &loading.all);
                 if let Err(error) = object.as_ref().map(drop).map_err(ToString::to_string)
                     && at_once
                 {
@@ -55,8 +57,6 @@ impl Programs {
                 if !at_once {
                     let _ = loading.later.set(Object::load(&pins, &maps, &LATER));
                 }
-                // The loader has read all types of the kernel, ten megabytes, and forgotten them.
-                villus_datapath::sys::return_memory();
             })
             .map_err(AgentError::Runtime)?;
         Ok(programs)
@@ -72,12 +72,26 @@ impl Programs {
         self.0.refused.get().map(String::as_str)
     }
 
+    /// Nothing else of the start has a use for a CPU.
+    pub fn hurry(&self) {
+        self.0.all.say();
+    }
+
     /// Blocks until [`Self::are_loaded`].
     ///
     /// # Errors
     /// They could not be loaded.
     pub fn wait(&self) -> Result<()> {
+        self.hurry();
         object(&self.0.first).map(drop)
+    }
+
+    /// Blocks until all are there, or could not be loaded.
+    pub fn wait_for_all(&self) {
+        self.0.first.wait();
+        if !self.0.at_once {
+            self.0.later.wait();
+        }
     }
 
     /// The program of a hook; blocks until it is there.
@@ -85,6 +99,7 @@ impl Programs {
     /// # Errors
     /// It could not be loaded, or this node has no use for it.
     pub fn program(&self, hook: Hook) -> Result<&Program> {
+        self.hurry();
         let later = !self.0.at_once && LATER.contains(&hook);
         object(if later { &self.0.later } else { &self.0.first })?.program(hook)
     }

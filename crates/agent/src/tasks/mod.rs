@@ -31,6 +31,9 @@ pub(crate) struct Tasks {
 
 /// Starts all of them.
 pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
+    // Asked before others want the node.
+    let wanted = |node: &mut Node| (node.mesh.clone(), node.mesh_seen, node.config.kvstore.mesh.is_none());
+    let mesh = agent.with(wanted).await;
     let mut tasks = Tasks { tasks: Vec::new(), monitor: None };
     tasks.monitor = network::spawn(agent)?;
     tasks.add(export::run(agent.clone()));
@@ -56,9 +59,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
             let (store, seen) = (shared().store.clone(), shared().seen);
             tasks.add(cluster::follow_layer(agent.clone(), shared(), store, seen, layer));
         }
-        let wanted =
-            |node: &mut Node| (node.mesh.clone(), node.mesh_seen, node.config.kvstore.mesh.is_none());
-        match agent.with(wanted).await {
+        match mesh {
             Ok((Some(mesh), seen, _)) => {
                 let store = Arc::new(mesh.store.clone());
                 tasks.add(cluster::follow_layer(agent.clone(), shared(), store, seen, Layer::Mesh));
