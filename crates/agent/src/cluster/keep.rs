@@ -22,6 +22,8 @@ use crate::state::StateDir;
 /// Between two snapshots at least, and for how many entries a second more.
 const SNAPSHOT: Duration = Duration::from_secs(1);
 const ENTRIES_A_SECOND: usize = 2000;
+/// The first one of an agent waits no longer: until then a start has only what was learned to go by, line by line.
+const FIRST: Duration = Duration::from_secs(10);
 /// Addresses that are copied at once while the node is held.
 const TOGETHER: usize = 4096;
 /// So many bytes of changes are gathered at most before the whole is written, whether all is listed or not.
@@ -123,18 +125,18 @@ impl Node {
 
 /// Writes down what is known of the cluster, when it has changed.
 pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
-    let mut saved = None;
+    let (mut saved, mut is_first) = (None, true);
     loop {
         let entries = agent.with(|node| node.ipcache.winners().len() + node.identities.table.len()).await;
         let Ok(entries) = entries else { return };
-        let more = Duration::from_secs((entries / ENTRIES_A_SECOND) as u64);
-        tokio::time::sleep((SNAPSHOT + more).mul_f64(0.9 + 0.1 * fastrand::f64())).await;
+        tokio::time::sleep(rest(entries, is_first).mul_f64(0.9 + 0.1 * fastrand::f64())).await;
         let begun = {
             let shared = shared.clone();
             agent.with(move |node| node.begin_snapshot(&shared, saved)).await
         };
         let Ok(begun) = begun else { return };
         let Some(begun) = begun else { continue };
+        is_first = false;
         let (of, learned) = (begun.of, begun.learned);
         let writer = agent.clone();
         let written = tokio::task::spawn_blocking(move || {
@@ -163,6 +165,12 @@ pub(crate) async fn keep_snapshot(agent: Agent, shared: Arc<SharedStore>) {
     }
 }
 
+/// How long to wait before so many entries are written down, or looked at for the first time whether all of them are there.
+fn rest(entries: usize, is_first: bool) -> Duration {
+    let rest = SNAPSHOT + Duration::from_secs((entries / ENTRIES_A_SECOND) as u64);
+    if is_first { rest.min(FIRST) } else { rest }
+}
+
 /// Writes it part by part, and lets others have the node in between.
 fn write(agent: &Agent, begun: Begun) -> io::Result<()> {
     let mut writer = Writer::begin(&begun.state, &begun.head)?;
@@ -183,4 +191,16 @@ fn write(agent: &Agent, begun: Begun) -> io::Result<()> {
     writer.finish()?;
     // The start gate goes by it.
     begun.size.map_or(Ok(()), |nodes| begun.state.remember_size(nodes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_one_of_a_large_cluster_comes_soon_and_the_others_seldom() {
+        let rests = |is_first| [0, 10_000, 320_000].map(|entries| rest(entries, is_first).as_secs());
+        assert_eq!(rests(true), [1, 6, 10]);
+        assert_eq!(rests(false), [1, 6, 161]);
+    }
 }
