@@ -204,7 +204,9 @@ fn a_device_that_goes_is_waited_for_and_taken_up_again_when_its_machine_is_back(
             == (endpoint.id, endpoint.status.identity.clone(), endpoint.status.networking.addressing.clone())
     };
     assert!(same(now(&node)) && held(&machine));
-    assert!(!format!("{:?}", node.client().status_details().unwrap()).contains("device missing"));
+    eventually("it is not missed any more", || {
+        !format!("{:?}", node.client().status_details().unwrap()).contains("device missing")
+    });
 
     // Another device of that name while no agent is there, and none at all.
     node.kill();

@@ -163,7 +163,7 @@ fn in_a_pod_of_kubernetes_the_node_reaches_its_endpoints_whatever_policy_says() 
     let server = node.workload("server", &["k8s:app=server"]);
     let answers = || try_run("ping", &["-c1", "-W1", &server.v4().to_string()]).status.success();
     node.import(&policy("web", "ingress: [{}]"));
-    assert!(answers(), "allow-localhost is auto");
+    eventually("allow-localhost is auto", answers);
     node.stop();
     node.in_a_pod = false;
     node.start();

@@ -167,6 +167,7 @@ fn two_hundred_and_fifty_endpoints_of_new_labels_share_their_requests_to_the_sto
     let made = etcd.requests().unwrap() - before - asked.get();
     println!("{COUNT} endpoints and {addresses} addresses: {made} requests");
     assert!(made < 3 * COUNT as u64, "{made} requests");
-    assert_eq!(metric(&node, "villus_endpoints_with_interim_identity"), 0.0);
+    let interim = || metric(&node, "villus_endpoints_with_interim_identity");
+    eventually("all have numbers of the cluster", || interim() == 0.0);
     assert_eq!(below("cilium/state/identities/v1/id/"), COUNT);
 }
