@@ -17,13 +17,18 @@ use crate::{
     maps::Maps,
 };
 
-/// Now, on the clock of the path.
-#[must_use]
-pub fn now() -> Tick {
+/// Nanoseconds of the clock that programs read.
+pub(crate) fn now_ns() -> u64 {
     let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     // The monotonic clock is never negative.
     let (secs, nanos) = (at.tv_sec.unsigned_abs(), at.tv_nsec.unsigned_abs());
-    time::from_ns(secs.wrapping_mul(1_000_000_000).wrapping_add(nanos))
+    secs.wrapping_mul(1_000_000_000).wrapping_add(nanos)
+}
+
+/// Now, on the clock of the path.
+#[must_use]
+pub fn now() -> Tick {
+    time::from_ns(now_ns())
 }
 
 /// Whether something that lasts until `expires` is over, by the path's own rule.

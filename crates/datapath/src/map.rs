@@ -13,6 +13,7 @@ use villus_abi::{Bytes, bytes_of, from_bytes};
 
 use crate::{
     error::{Context, Error, Result},
+    flows::now_ns,
     sys::{Kind, MapInfo, RawMap, Update},
 };
 
@@ -71,9 +72,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// before.
     fn changed(&self) -> Result<()> {
         let Some(epoch) = &self.epoch else { return Ok(()) };
-        let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let (secs, nanos) = (at.tv_sec.unsigned_abs(), at.tv_nsec.unsigned_abs());
-        epoch.insert(&0, &secs.wrapping_mul(1_000_000_000).wrapping_add(nanos))
+        epoch.insert(&0, &now_ns())
     }
 
     /// After a change, whether it went through or not: a part of it may have.
@@ -123,7 +122,11 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`], with `E2BIG` when the map is full.
     pub fn insert(&self, key: &K, value: &V) -> Result<()> {
-        self.after(self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name))
+        self.after(self.put(key, value))
+    }
+
+    fn put(&self, key: &K, value: &V) -> Result<()> {
+        self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name)
     }
 
     /// Inserts unless the key is there; says whether it did.
@@ -153,7 +156,11 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn remove(&self, key: &K) -> Result<bool> {
-        self.after(self.raw.delete(bytes_of(key)).on("remove from", &self.name))
+        self.after(self.take(key))
+    }
+
+    fn take(&self, key: &K) -> Result<bool> {
+        self.raw.delete(bytes_of(key)).on("remove from", &self.name)
     }
 
     /// Inserts or replaces many, in batches where the kernel has them.
@@ -177,9 +184,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
             match self.raw.update_batch(&keys, &values) {
                 Ok(()) => {}
                 Err((e, 0)) if no_batches(&e) => {
-                    chunk.iter().try_for_each(|(key, value)| {
-                        self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name)
-                    })?;
+                    chunk.iter().try_for_each(|(key, value)| self.put(key, value))?;
                 }
                 Err((e, _)) => return Err(e).on("write", &self.name),
             }
@@ -214,8 +219,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
                 }
                 Err((e, 0)) if no_batches(&e) => {
                     for key in keys {
-                        let gone = self.raw.delete(bytes_of(key)).on("remove from", &self.name)?;
-                        removed += usize::from(gone);
+                        removed += usize::from(self.take(key)?);
                     }
                     return Ok(removed);
                 }

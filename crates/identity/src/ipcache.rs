@@ -185,8 +185,8 @@ impl Ipcache {
         self.edit().remove(prefix, rank, owner, revision)
     }
 
-    /// Makes many claims: far quicker than an [`Edit`] for entries of a store where little is known of their prefixes. What it does shows prefix by
-    /// prefix.
+    /// Makes many claims: far quicker than an [`Edit`] for entries of a store where little is known of their prefixes. What it
+    /// does shows prefix by prefix.
     pub fn fill(&self, claims: impl IntoIterator<Item = (IpNet, Claim)>) {
         let mut known = Vec::new();
         {
