@@ -34,6 +34,10 @@ fn has_tunnel() -> bool {
     try_run("ip", &["link", "show", "villus_vxlan"]).status.success()
 }
 
+fn receives_as_it_comes(device: &str) -> bool {
+    run("ethtool", &["-k", device]).contains("generic-receive-offload: off")
+}
+
 fn has_programs(device: &str) -> bool {
     let shown = run("bpftool", &["net", "show", "dev", device]);
     shown.contains("from_overlay") && shown.contains("to_overlay")
@@ -48,13 +52,17 @@ fn a_tunnel_comes_back_when_somebody_takes_it_and_goes_with_its_option() {
     node.workload("server", &["k8s:app=server"]);
     eventually("the tunnel has its programs", || has_programs("villus_vxlan"));
     assert_eq!(mtu_of("villus_vxlan"), 1450);
+    assert!(receives_as_it_comes("villus_vxlan"));
     assert!(run("ip", &["-d", "link", "show", "villus_vxlan"]).contains("dstport 8473"));
     let inside = run("ip", &["netns", "exec", "server", "ip", "link", "show", "eth0"]);
     assert!(inside.contains("mtu 1450"), "what an endpoint sends fits into the tunnel: {inside}");
     assert!(node.client().verify(&VerifyRequest::default()).unwrap().clean());
 
+    run("ethtool", &["-K", "villus_vxlan", "gro", "on"]);
+    eventually("it is put off again", || receives_as_it_comes("villus_vxlan"));
     run("ip", &["link", "del", "villus_vxlan"]);
     eventually("the device comes back", || has_tunnel() && has_programs("villus_vxlan"));
+    assert!(receives_as_it_comes("villus_vxlan"));
     eventually("the path knows it", || node.client().verify(&VerifyRequest::default()).unwrap().clean());
     node.stop();
     assert!(has_tunnel(), "the datapath goes on");

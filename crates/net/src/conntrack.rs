@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NlasIterator};
 use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::error::NetError;
-use crate::nfnetlink::{self, DONE, ERROR, NESTED, append, messages, receive, verdict};
+use crate::netlink::{self, DONE, ERROR, NESTED, append, messages, receive, verdict};
 
 /// `NFNL_SUBSYS_CTNETLINK` of linux/netfilter/nfnetlink.h above `IPCTNL_MSG_CT_NEW`, `_GET` and `_DELETE` of
 /// linux/netfilter/nfnetlink_conntrack.h.
@@ -59,7 +60,7 @@ pub fn forget_untranslated(is_wanted: impl FnMut(IpAddr, IpAddr) -> bool) -> Res
 }
 
 fn forget(mut is_wanted: impl FnMut(IpAddr, IpAddr) -> bool) -> io::Result<usize> {
-    let socket = nfnetlink::open()?;
+    let socket = netlink::open(NETLINK_NETFILTER)?;
     let mut forgotten = 0;
     for family in [INET, INET6] {
         let mut found = Vec::new();
@@ -76,8 +77,8 @@ fn forget(mut is_wanted: impl FnMut(IpAddr, IpAddr) -> bool) -> io::Result<usize
 }
 
 fn list(socket: &Socket, family: u8, mut take: impl FnMut(Tracked)) -> io::Result<()> {
-    socket.send(&nfnetlink::request(GET, NLM_F_DUMP, family, &[]), 0)?;
-    let mut buffer = nfnetlink::buffer();
+    socket.send(&netlink::request(GET, NLM_F_DUMP, family, &[]), 0)?;
+    let mut buffer = netlink::buffer();
     loop {
         receive(socket, &mut buffer)?;
         for (kind, message) in messages(&buffer) {
@@ -93,8 +94,8 @@ fn list(socket: &Socket, family: u8, mut take: impl FnMut(Tracked)) -> io::Resul
 
 /// Deletes a connection; says whether it was still there.
 fn delete(socket: &Socket, family: u8, names: &[u8]) -> io::Result<bool> {
-    socket.send(&nfnetlink::request(DELETE, NLM_F_ACK, family, names), 0)?;
-    let mut buffer = nfnetlink::buffer();
+    socket.send(&netlink::request(DELETE, NLM_F_ACK, family, names), 0)?;
+    let mut buffer = netlink::buffer();
     loop {
         receive(socket, &mut buffer)?;
         if let Some((_, message)) = messages(&buffer).find(|(kind, _)| *kind == ERROR) {
@@ -110,7 +111,7 @@ fn delete(socket: &Socket, family: u8, names: &[u8]) -> io::Result<bool> {
 /// A connection, of the body of a message; `None` where something of it is missing.
 fn parse(message: &[u8]) -> Option<Tracked> {
     let (mut first, mut answer, mut names) = (None, None, Vec::new());
-    for attribute in NlasIterator::new(message.get(nfnetlink::FAMILY..)?).flatten() {
+    for attribute in NlasIterator::new(message.get(netlink::HEAD..)?).flatten() {
         match attribute.kind() {
             TUPLE_ORIG => {
                 first = addresses(attribute.value());

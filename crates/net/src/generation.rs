@@ -3,10 +3,11 @@
 use std::io;
 
 use netlink_packet_core::NlasIterator;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::error::NetError;
 use crate::nat::{ASTRAY, NAT_TABLE};
-use crate::nfnetlink::{self, ERROR, append, messages, receive, verdict};
+use crate::netlink::{self, ERROR, append, messages, receive, verdict};
 
 /// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h above `NFT_MSG_NEWGEN`, `NFT_MSG_GETGEN`, `NFT_MSG_NEWOBJ` and
 /// `NFT_MSG_GETOBJ` of linux/netfilter/nf_tables.h.
@@ -67,8 +68,8 @@ fn strange(action: &str, answer: &[u8]) -> NetError {
 }
 
 fn ask(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = nfnetlink::open()?;
-    socket.send(&nfnetlink::request(kind, 0, family, attributes), 0)?;
+    let socket = netlink::open(NETLINK_NETFILTER)?;
+    socket.send(&netlink::request(kind, 0, family, attributes), 0)?;
     let mut answer = Vec::with_capacity(4096);
     receive(&socket, &mut answer)?;
     if let Some((_, message)) = messages(&answer).find(|(kind, _)| *kind == ERROR) {
@@ -80,7 +81,7 @@ fn ask(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
 /// What the attributes of the first message of a kind are.
 fn attributes(answer: &[u8], kind: u16) -> Option<&[u8]> {
     let (_, message) = messages(answer).find(|(of, _)| *of == kind)?;
-    message.get(nfnetlink::FAMILY..)
+    message.get(netlink::HEAD..)
 }
 
 fn generation(answer: &[u8]) -> Option<u32> {
@@ -103,7 +104,7 @@ mod tests {
         #[test]
         fn any_answer_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..80), kind in 0..3) {
             let kind = [NEWGEN, NEWOBJ, ERROR][kind as usize];
-            let answer = nfnetlink::request(kind, 0, INET, &bytes);
+            let answer = netlink::request(kind, 0, INET, &bytes);
             let _ = (generation(&answer), packets(&answer));
             let _ = (generation(&bytes), packets(&bytes));
         }

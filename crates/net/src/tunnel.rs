@@ -1,7 +1,10 @@
 //! The device of the tunnel between nodes.
 
+use std::sync::Once;
+
 use crate::endpoint::has_ipv6;
 use crate::error::{NetError, missing_is_fine};
+use crate::ethtool;
 use crate::host_side;
 use crate::journal::{Change, Recorder};
 use crate::rtnl::{Link, LinkChange, Rtnl};
@@ -26,8 +29,8 @@ pub struct Tunnel {
 // === impl Tunnel ===
 
 impl Tunnel {
-    /// Makes the device so in the calling thread's namespace, switched on; what is right already is not touched. Returns its
-    /// index.
+    /// Makes the device so in the calling thread's namespace, switched on and without generic receive offload of its own; what
+    /// is right already is not touched. Returns its index. A kernel that leaves the offload on is warned of once.
     ///
     /// # Errors
     /// [`NetError::NameTaken`] for a device that is not ours, [`NetError::Refused`] when another device has the port.
@@ -59,6 +62,7 @@ impl Tunnel {
         };
         host.change_link(link.index, &change)?;
         host_side::set_parameters(TUNNEL_DEVICE, has_ipv6())?;
+        receive_as_it_comes(link.index);
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
         host.change_link(link.index, &up).map_err(|error| self.taken(error))?;
         host.wait_until_running(link.index)?;
@@ -76,6 +80,18 @@ impl Tunnel {
             self.port
         );
         NetError::Refused { device: TUNNEL_DEVICE.into(), reason }
+    }
+}
+
+/// Switches generic receive offload off. The uplink's has put together what comes by the tunnel, for the outer headers carry no
+/// sum that it would have to ask for first: a second one finds nothing more, and costs each packet a queue of its own.
+fn receive_as_it_comes(device: u32) {
+    static SAID: Once = Once::new();
+    if let Err(error) = ethtool::switch_gro_off(device) {
+        // It is only speed, and asked for again with each change of the node's network.
+        SAID.call_once(
+            || tracing::warn!(device = TUNNEL_DEVICE, %error, "the tunnel works, but receives more slowly"),
+        );
     }
 }
 

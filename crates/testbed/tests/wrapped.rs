@@ -131,6 +131,8 @@ fn trains_of_segments_stay_together_or_are_cut_right() {
     for version in Version::ALL {
         let cluster = two();
         let (a, b) = (cluster.node(1), cluster.node(2));
+        let features = b.host.command("ethtool", &["-k", TUNNEL_DEVICE]);
+        assert!(features.contains("generic-receive-offload: off"), "{features}");
         let before = by_device(a);
         let whole = stream(&cluster, version);
         assert!(whole > 5000, "{version:?}: {whole} bytes a packet: segments were not kept together");

@@ -1,9 +1,9 @@
-//! Requests to netfilter over netlink, and the messages of its answers.
+//! Requests over netlink whose bodies begin with four bytes, as netfilter's and those of generic netlink do, and the messages of
+//! their answers.
 
 use std::io;
 
 use netlink_packet_core::NLM_F_REQUEST;
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 /// `NLMSG_ERROR` and `NLMSG_DONE` of linux/netlink.h.
@@ -11,16 +11,17 @@ pub(crate) const ERROR: u16 = 2;
 pub(crate) const DONE: u16 = 3;
 /// `NLA_F_NESTED` of linux/netlink.h.
 pub(crate) const NESTED: u16 = 1 << 15;
-/// Bytes of `struct nfgenmsg` of linux/netfilter/nfnetlink.h, which begins each message's body: family, version, resource.
-pub(crate) const FAMILY: usize = 4;
+/// Bytes that begin each message's body: `struct nfgenmsg` of linux/netfilter/nfnetlink.h (family, version, resource) or
+/// `struct genlmsghdr` of linux/genetlink.h (command, version, nothing).
+pub(crate) const HEAD: usize = 4;
 /// Bytes of a netlink header.
 const HEADER: usize = 16;
 /// The kernel fills at most 32 KiB per answer.
 const RECEIVE_BYTES: usize = 64 * 1024;
 
-/// A connection to netfilter in the calling thread's namespace.
-pub(crate) fn open() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+/// A connection by a protocol of netlink in the calling thread's namespace.
+pub(crate) fn open(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     Ok(socket)
@@ -43,17 +44,18 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
     }
 }
 
-/// A request of a kind (subsystem above message) about a family.
-pub(crate) fn request(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let length = HEADER + FAMILY + attributes.len();
+/// A request of a kind: netfilter's subsystem above its message, or the number of a generic family. `first` begins the body: an
+/// address family, or the command.
+pub(crate) fn request(kind: u16, flags: u16, first: u8, attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + HEAD + attributes.len();
     let mut request = Vec::with_capacity(length);
     request.extend_from_slice(&(length as u32).to_ne_bytes());
     request.extend_from_slice(&kind.to_ne_bytes());
     request.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
     // Sequence and port.
     request.extend_from_slice(&[0; 8]);
-    // Version 0, no resource.
-    request.extend_from_slice(&[family, 0, 0, 0]);
+    // Version 0, of which nobody asks more, and no resource.
+    request.extend_from_slice(&[first, 0, 0, 0]);
     request.extend_from_slice(attributes);
     request
 }
