@@ -5,8 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use villus_abi::{
-    Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheValue, Local, Metric,
-    Nat, NatKey4, NatKey6, Node, PolicyCell, PolicyKey, Uplink, metrics::METRICS as METRIC_COUNT,
+    Config, Endpoint, Flow, FlowKey4, FlowKey6, FlowRow, FragKey4, FragKey6, FragPorts, IpcacheValue, Local,
+    Metric, Nat, NatKey4, NatKey6, Node, PolicyCell, PolicyKey, Uplink, metrics::METRICS as METRIC_COUNT,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -29,9 +29,9 @@ pub static IPCACHE: LpmTrie<[u8; 20], IpcacheValue, 512000, NO_PREALLOC> = LpmTr
 #[btf_map]
 pub static NODES: HashMap<[u32; 4], Node, 65536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static CT4_TCP: LruHashMap<FlowKey4, Flow, 65536> = LruHashMap::new();
+pub static CT4_TCP: LruHashMap<FlowKey4, FlowRow, 65536> = LruHashMap::new();
 #[btf_map]
-pub static CT4_ANY: LruHashMap<FlowKey4, Flow, 32768> = LruHashMap::new();
+pub static CT4_ANY: LruHashMap<FlowKey4, FlowRow, 32768> = LruHashMap::new();
 #[btf_map]
 pub static CT6_TCP: LruHashMap<FlowKey6, Flow, 32768> = LruHashMap::new();
 #[btf_map]

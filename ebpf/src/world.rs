@@ -7,11 +7,11 @@ use aya_ebpf::helpers::generated::{
     bpf_ringbuf_output,
 };
 use villus_abi::{
-    Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey,
-    IpcacheValue, Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyKey, Reason, Uplink,
-    endpoint::FLAG_ACTIVE, metrics, time, time::Tick,
+    Config, Endpoint, Event, FlowCell, FlowKey4, FlowKey6, FlowRow, FragKey4, FragKey6, FragPorts,
+    IpcacheKey, IpcacheValue, Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyKey,
+    Reason, Uplink, endpoint::FLAG_ACTIVE, metrics, time, time::Tick,
 };
-use villus_path::{Ask, Neighbour, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
+use villus_path::{Ask, Grant, Neighbour, Net, Outcome, PolicyMap, V4, V6, Verdict, Work, World};
 
 use crate::maps;
 
@@ -69,6 +69,28 @@ pub struct Cpu {
     nodes: [Word<[u32; 4], Node>; WORDS],
     /// The row of the ipcache that was asked for last.
     row: Cell<IpcacheValue>,
+    /// What policy maps have allowed.
+    granted: [Granted; WORDS],
+}
+
+/// The entry by which a policy map has allowed something, good as a [`Word`] is.
+#[repr(C)]
+struct Granted {
+    stamp: Cell<u64>,
+    rest: Cell<u64>,
+    policy: Cell<u32>,
+    mask: Cell<u32>,
+    identity: Cell<u32>,
+    grant: Cell<Grant>,
+}
+
+impl Granted {
+    /// The place of a question among those that are remembered.
+    #[inline(always)]
+    fn of<'a>(cpu: &'a Cpu, ask: &Ask) -> &'a Self {
+        let hash = ask.identity ^ ask.rest as u32 ^ ask.policy.rotate_left(16);
+        &cpu.granted[place(hash)]
+    }
 }
 
 /// Addresses that a CPU remembers, of each map and family, each at the place that a hash of it gives.
@@ -99,6 +121,13 @@ fn stamp() -> u64 {
     epoch.copied().unwrap_or_default().wrapping_add(jiffy())
 }
 
+/// The place of what has such a hash: multiplied by the golden ratio, whose high bits depend on all of it. Kept from the test for
+/// null by an opaque value, as that of the neighbours.
+#[inline(always)]
+fn place(hash: u32) -> usize {
+    core::hint::black_box(hash.wrapping_mul(0x9e37_79b9) >> 27) as usize % WORDS
+}
+
 /// Asks what a map has said of an address, or else the map.
 #[inline(always)]
 fn recall<A: Copy + PartialEq, T: Copy + Default>(
@@ -107,10 +136,7 @@ fn recall<A: Copy + PartialEq, T: Copy + Default>(
     addr: &A,
     ask: impl FnOnce() -> Option<T>,
 ) -> Option<T> {
-    // Multiplied by the golden ratio, whose high bits depend on all of the address. Kept from the test for null by an opaque
-    // value, as that of the neighbours.
-    let at = core::hint::black_box(hash.wrapping_mul(0x9e37_79b9) >> 27);
-    let word = &words[at as usize % WORDS];
+    let word = &words[place(hash)];
     let now = stamp();
     if word.stamp.get() != now || word.addr.get() != *addr {
         let said = ask();
@@ -405,6 +431,29 @@ impl World for Kernel {
     }
 
     #[inline(always)]
+    fn granted(&self, ask: &Ask) -> Option<Grant> {
+        let known = Granted::of(cpu()?, ask);
+        let same = known.stamp.get() == stamp()
+            && known.rest.get() == ask.rest
+            && known.identity.get() == ask.identity
+            && known.policy.get() == ask.policy
+            && known.mask.get() == ask.mask;
+        if same { Some(known.grant.get()) } else { None }
+    }
+
+    #[inline(always)]
+    fn grants(&self, ask: &Ask, grant: &Grant) {
+        let Some(cpu) = cpu() else { return };
+        let known = Granted::of(cpu, ask);
+        known.rest.set(ask.rest);
+        known.identity.set(ask.identity);
+        known.policy.set(ask.policy);
+        known.mask.set(ask.mask);
+        known.grant.set(*grant);
+        known.stamp.set(stamp());
+    }
+
+    #[inline(always)]
     fn add(&self, counter: &Cell<u64>, amount: u64) {
         // SAFETY: an aligned u64 inside a map value; `lock *(u64 *) +=` is an atomic add.
         unsafe {
@@ -484,9 +533,9 @@ macro_rules! net {
             }
 
             #[inline(always)]
-            fn create(&self, key: &$flow_key, tcp: bool, flow: &Flow) -> bool {
-                // SAFETY: key and value types of the maps.
-                unsafe { update(if tcp { map(&maps::$tcp) } else { map(&maps::$any) }, key, flow) }
+            fn create(&self, key: &$flow_key, tcp: bool, row: &FlowRow) -> bool {
+                // SAFETY: key types of the maps, and as much as a value of either family takes.
+                unsafe { update(if tcp { map(&maps::$tcp) } else { map(&maps::$any) }, key, row) }
             }
 
             #[inline(always)]

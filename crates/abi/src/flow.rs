@@ -4,11 +4,11 @@
 //! address first), so a packet and its reply find the same entry with one look-up; the entry says which end
 //! spoke first. Both ends of a flow between two local endpoints are judged once and share the entry.
 
-use core::cell::Cell;
+use core::{cell::Cell, mem::offset_of};
 
 use crate::{plain, time::Tick};
 
-/// Key of an IPv4 flow. 16 bytes; `villus_ct4_tcp_v1`, `villus_ct4_any_v1`.
+/// Key of an IPv4 flow. 16 bytes; `villus_ct4_tcp_v2`, `villus_ct4_any_v2`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[repr(C)]
 pub struct FlowKey4 {
@@ -28,7 +28,7 @@ pub struct FlowKey4 {
     pub pad: u16,
 }
 
-/// Key of an IPv6 flow. 40 bytes; `villus_ct6_tcp_v1`, `villus_ct6_any_v1`.
+/// Key of an IPv6 flow. 40 bytes; `villus_ct6_tcp_v2`, `villus_ct6_any_v2`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[repr(C)]
 pub struct FlowKey6 {
@@ -71,53 +71,98 @@ pub const FLOW_TRANSLATED: u32 = 1 << 8;
 /// about every packet, whoever sends it.
 pub const FLOW_EITHER: u32 = 1 << 9;
 
-/// One flow. 96 bytes.
+/// One flow. 168 bytes.
+///
+/// Packets of both directions are often on two CPUs, so what all of them read and few write stands first, and what the packets of
+/// each direction write in a cache line of its own. An element of a hash map has 48 bytes before its key (`struct htab_elem`), so
+/// the lines end with the 40th byte of an IPv6 flow and the 64th of an IPv4 one; all that is written begins behind both, and an
+/// element of either family is four lines ([`FlowRow`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Flow {
-    /// Packets of the opener's direction.
-    pub fwd_packets: u64,
-    /// Bytes of the opener's direction.
-    pub fwd_bytes: u64,
-    /// Packets of the answering direction.
-    pub rev_packets: u64,
-    /// Bytes of the answering direction.
-    pub rev_bytes: u64,
     /// When the entry is no longer valid.
     pub expires: Tick,
     /// When it was created.
     pub created: Tick,
-    /// Last report of the opener's direction.
-    pub fwd_report: Tick,
-    /// Last report of the answering direction.
-    pub rev_report: Tick,
     /// Identity of the opener.
     pub src_identity: u32,
     /// Identity of the other end.
     pub dst_identity: u32,
     /// `FLOW_*`.
     pub flags: u32,
-    /// TCP flags seen in the opener's direction.
-    pub fwd_tcp_flags: u8,
-    /// TCP flags seen in the answering direction.
-    pub rev_tcp_flags: u8,
-    /// Reverse-NAT id of a service; 0 until services exist.
-    pub rev_nat: u16,
-    /// Translated address, network order; zero until services exist.
-    pub nat_addr: [u32; 4],
-    /// Translated port, network order; 0 until services exist.
-    pub nat_port: u16,
     /// Endpoint that opened it, if local.
     pub src_endpoint: u16,
     /// Endpoint at the other end, if local.
     pub dst_endpoint: u16,
-    /// Padding, 0.
-    pub pad: u16,
     /// Node from which a tunnel brought the flow's first packet, IPv4 in network order; 0 if none did.
     pub tunnel: u32,
-    /// Reserved, 0.
-    pub reserved: u32,
+    /// Reverse-NAT id of a service; 0 until services exist.
+    pub rev_nat: u16,
+    /// Padding, 0.
+    pub pad: u16,
+    /// The rest of the lines that are read, 0.
+    pub reserved: [u64; 4],
+
+    /// Packets of the opener's direction.
+    pub fwd_packets: u64,
+    /// Bytes of the opener's direction.
+    pub fwd_bytes: u64,
+    /// Last packet of the opener's direction that was looked up, whatever became of it.
+    pub fwd_seen: Tick,
+    /// Last report of the opener's direction.
+    pub fwd_report: Tick,
+    /// TCP flags seen in the opener's direction.
+    pub fwd_tcp_flags: u8,
+    /// Padding, 0.
+    pub fwd_pad: [u8; 7],
+    /// The rest of the line, 0.
+    pub fwd_rest: [u64; 4],
+
+    /// Packets of the answering direction.
+    pub rev_packets: u64,
+    /// Bytes of the answering direction.
+    pub rev_bytes: u64,
+    /// Last packet of the answering direction that was looked up, whatever became of it.
+    pub rev_seen: Tick,
+    /// Last report of the answering direction.
+    pub rev_report: Tick,
+    /// TCP flags seen in the answering direction.
+    pub rev_tcp_flags: u8,
+    /// Padding, 0.
+    pub rev_pad: [u8; 7],
+    /// Of the rest of the line what IPv6's elements have, 0.
+    pub rev_rest: u64,
 }
+
+/// A flow with as much room behind it as fills the lines of an element of IPv4, whose key is shorter. 192 bytes; IPv6's maps hold
+/// what comes first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct FlowRow {
+    /// The flow.
+    pub flow: Flow,
+    /// Room, 0.
+    pub rest: [u64; 3],
+}
+
+/// Bytes of an element of a hash map before its key (`struct htab_elem`, 64 bits).
+const BEFORE_KEY: usize = 48;
+const CACHE_LINE: usize = 64;
+
+/// Whether the parts of a flow lie in lines of their own behind a key, and the whole element in four.
+const fn is_in_lines(key: usize, value: usize) -> bool {
+    const fn line(key: usize, field: usize) -> usize {
+        (BEFORE_KEY + key + field) / CACHE_LINE
+    }
+    let read = line(key, offset_of!(Flow, pad));
+    let (fwd, fwd_end) =
+        (line(key, offset_of!(Flow, fwd_packets)), line(key, offset_of!(Flow, fwd_tcp_flags)));
+    let (rev, rev_end) =
+        (line(key, offset_of!(Flow, rev_packets)), line(key, offset_of!(Flow, rev_tcp_flags)));
+    read < fwd && fwd == fwd_end && fwd < rev && rev == rev_end && BEFORE_KEY + key + value == 4 * CACHE_LINE
+}
+const _: () = assert!(is_in_lines(size_of::<FlowKey4>(), size_of::<FlowRow>()));
+const _: () = assert!(is_in_lines(size_of::<FlowKey6>(), size_of::<Flow>()));
 
 /// A fragmented IPv4 datagram. 12 bytes; `villus_frags4_v1`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -163,39 +208,45 @@ pub struct FragPorts {
     pub expires: Tick,
 }
 
-plain!(FlowKey4 = 16, FlowKey6 = 40, Flow = 96, FragKey4 = 12, FragKey6 = 40, FragPorts = 8);
+plain!(FlowKey4 = 16, FlowKey6 = 40, Flow = 168, FlowRow = 192, FragKey4 = 12, FragKey6 = 40, FragPorts = 8);
 
 /// A [`Flow`] that lives in a map: the same bytes, shared, each field read and written on its own.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are Flow's")]
 pub struct FlowCell {
-    pub fwd_packets: Cell<u64>,
-    pub fwd_bytes: Cell<u64>,
-    pub rev_packets: Cell<u64>,
-    pub rev_bytes: Cell<u64>,
     pub expires: Cell<Tick>,
     pub created: Cell<Tick>,
-    pub fwd_report: Cell<Tick>,
-    pub rev_report: Cell<Tick>,
     pub src_identity: Cell<u32>,
     pub dst_identity: Cell<u32>,
     pub flags: Cell<u32>,
-    pub fwd_tcp_flags: Cell<u8>,
-    pub rev_tcp_flags: Cell<u8>,
-    pub rev_nat: Cell<u16>,
-    pub nat_addr: Cell<[u32; 4]>,
-    pub nat_port: Cell<u16>,
     pub src_endpoint: Cell<u16>,
     pub dst_endpoint: Cell<u16>,
-    pub pad: Cell<u16>,
     pub tunnel: Cell<u32>,
-    pub reserved: Cell<u32>,
+    pub rev_nat: Cell<u16>,
+    pub pad: Cell<u16>,
+    pub reserved: Cell<[u64; 4]>,
+
+    pub fwd_packets: Cell<u64>,
+    pub fwd_bytes: Cell<u64>,
+    pub fwd_seen: Cell<Tick>,
+    pub fwd_report: Cell<Tick>,
+    pub fwd_tcp_flags: Cell<u8>,
+    pub fwd_pad: Cell<[u8; 7]>,
+    pub fwd_rest: Cell<[u64; 4]>,
+
+    pub rev_packets: Cell<u64>,
+    pub rev_bytes: Cell<u64>,
+    pub rev_seen: Cell<Tick>,
+    pub rev_report: Cell<Tick>,
+    pub rev_tcp_flags: Cell<u8>,
+    pub rev_pad: Cell<[u8; 7]>,
+    pub rev_rest: Cell<u64>,
 }
 
 const _: () = assert!(size_of::<FlowCell>() == size_of::<Flow>());
-const _: () = assert!(core::mem::offset_of!(FlowCell, reserved) == core::mem::offset_of!(Flow, reserved));
-const _: () = assert!(core::mem::offset_of!(FlowCell, nat_addr) == core::mem::offset_of!(Flow, nat_addr));
+const _: () = assert!(offset_of!(FlowCell, fwd_seen) == offset_of!(Flow, fwd_seen));
+const _: () = assert!(offset_of!(FlowCell, rev_rest) == offset_of!(Flow, rev_rest));
 
 impl FlowCell {
     /// The flow as it is now, field by field.

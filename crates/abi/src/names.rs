@@ -20,13 +20,16 @@ pub const ADDRS6: &str = "villus_addrs6_v1";
 /// Array of policy maps by slot.
 pub const POLICIES: &str = "villus_policies_v1";
 /// TCP flows over IPv4.
-pub const CT4_TCP: &str = "villus_ct4_tcp_v1";
+pub const CT4_TCP: &str = "villus_ct4_tcp_v2";
 /// Other flows over IPv4.
-pub const CT4_ANY: &str = "villus_ct4_any_v1";
+pub const CT4_ANY: &str = "villus_ct4_any_v2";
 /// TCP flows over IPv6.
-pub const CT6_TCP: &str = "villus_ct6_tcp_v1";
+pub const CT6_TCP: &str = "villus_ct6_tcp_v2";
 /// Other flows over IPv6.
-pub const CT6_ANY: &str = "villus_ct6_any_v1";
+pub const CT6_ANY: &str = "villus_ct6_any_v2";
+/// The maps of flows of earlier versions ([`crate::flow_v1`]).
+pub const RETIRED: [&str; 4] =
+    ["villus_ct4_tcp_v1", "villus_ct4_any_v1", "villus_ct6_tcp_v1", "villus_ct6_any_v1"];
 /// Fragmented IPv4 datagrams.
 pub const FRAGS4: &str = "villus_frags4_v1";
 /// Fragmented IPv6 datagrams.

@@ -35,7 +35,7 @@ type Probe = fn() -> io::Result<()>;
 /// Name, purpose, whether needed, what is done without it, probe. Versions are those of the mainline kernel.
 const PROBES: [(&str, &str, bool, &str, Probe); 12] = [
     ("hash maps", "policy, addresses", true, "", || create(Kind::Hash, 8, 24, 8, NO_PREALLOC)),
-    ("LRU hash maps", "flows", true, "Linux 4.10", || create(Kind::LruHash, 16, 96, 64, 0)),
+    ("LRU hash maps", "flows", true, "Linux 4.10", || create(Kind::LruHash, 16, 192, 64, 0)),
     ("LPM tries", "the ipcache", true, "Linux 4.11", || create(Kind::LpmTrie, 24, 12, 8, NO_PREALLOC)),
     ("per-CPU arrays", "counters", true, "Linux 4.6", || create(Kind::PerCpuArray, 4, 16, 1, 0)),
     ("arrays of maps", "a policy map per endpoint", true, "Linux 4.12", || slots().map(drop)),

@@ -13,7 +13,7 @@ use villus_abi::{
 
 use crate::{
     error::{Context, Result},
-    map::{Map, scan},
+    map::{Map, front, scan},
     maps::Maps,
 };
 
@@ -250,7 +250,7 @@ fn which(key: &FlowKey) -> usize {
 fn clear<K: Bytes>(map: &Map<K, Flow>, now: Tick, cleared: &mut Cleared) -> Result<()> {
     let mut doomed: Vec<K> = Vec::new();
     scan(map.raw(), |key, flow| {
-        if let (Some(key), Some(flow)) = (villus_abi::from_bytes(key), villus_abi::from_bytes::<Flow>(flow)) {
+        if let (Some(key), Some(flow)) = (villus_abi::from_bytes(key), front::<Flow>(flow)) {
             if is_expired(flow.expires, now) { doomed.push(key) } else { cleared.alive += 1 }
         }
     })

@@ -15,6 +15,7 @@ mod map;
 mod maps;
 mod nat;
 mod object;
+mod old_flows;
 mod pins;
 mod policy;
 mod resize;
@@ -35,12 +36,13 @@ pub use map::{Map, PerCpuMap};
 pub use maps::{Maps, NatMaps, Sizes};
 pub use nat::{Mappings, NatCleared, NatKey};
 pub use object::{AllCpus, Object, Program};
+pub use old_flows::OldFlows;
 pub use pins::{Origin, Pins, PinsLock};
 pub use policy::pin as policy_pin;
 pub use policy::{
     Applied, Differences, Edited, Edits, Entries, PolicyMap, PolicyMaps, PolicyView, ROOM, ShapeSink, Shapes,
     Step, hand_insert, hand_remove, policy_endpoints, same_decision, view_entries, view_policy,
 };
-pub use resize::{OldFlows, Resized, resize};
+pub use resize::{Resized, resize};
 pub use snapshot::{Snapshot, metrics};
 pub use sys::{SkbContext, TestRun};

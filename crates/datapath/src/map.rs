@@ -1,6 +1,7 @@
 //! Kernel maps with types: keys and values are those of `villus-abi`.
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     hash::{BuildHasher, RandomState},
     io,
@@ -22,7 +23,7 @@ const BATCH: usize = 1024;
 /// `ENOTSUPP`, which the kernel returns for a kind of map without batches.
 const ENOTSUPP: i32 = 524;
 
-/// A kernel map from `K` to `V`.
+/// A kernel map from `K` to `V`, whose values may have room behind them, zeros, that nobody reads.
 #[derive(Debug)]
 pub struct Map<K, V> {
     raw: RawMap,
@@ -43,21 +44,40 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`] when key or value have other sizes.
     pub fn new(raw: RawMap, name: impl Into<String>) -> Result<Self> {
-        let name = name.into();
-        if raw.key_len() != size_of::<K>() || raw.value_len() != size_of::<V>() {
+        Self::roomy(raw, name, 0)
+    }
+
+    /// As [`Self::new`], of a map whose values are so many bytes longer than `V`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn roomy(raw: RawMap, name: impl Into<String>, room: usize) -> Result<Self> {
+        let (name, value) = (name.into(), size_of::<V>() + room);
+        if raw.key_len() != size_of::<K>() || raw.value_len() != value {
             let source = io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!(
-                    "keys of {} and values of {} bytes, wanted {} and {}",
+                    "keys of {} and values of {} bytes, wanted {} and {value}",
                     raw.key_len(),
                     raw.value_len(),
                     size_of::<K>(),
-                    size_of::<V>()
                 ),
             );
             return Err(Error::Kernel { action: "open", what: name, source });
         }
         Ok(Self { raw, name, epoch: None, types: PhantomData })
+    }
+
+    /// The bytes of a value with the room behind it.
+    fn stored<'a>(&self, value: &'a V) -> Cow<'a, [u8]> {
+        let bytes = bytes_of(value);
+        let len = self.raw.value_len();
+        if bytes.len() == len {
+            return Cow::Borrowed(bytes);
+        }
+        let mut roomy = bytes.to_vec();
+        roomy.resize(len, 0);
+        Cow::Owned(roomy)
     }
 
     /// From now on every change through this handle ends with another number in an epoch's map: programs believe what they have
@@ -68,16 +88,9 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
         self
     }
 
-    /// Says that something has changed. The clock gives the number: two who change maps at a time never write one that was there
-    /// before.
-    fn changed(&self) -> Result<()> {
-        let Some(epoch) = &self.epoch else { return Ok(()) };
-        epoch.insert(&0, &now_ns())
-    }
-
     /// After a change, whether it went through or not: a part of it may have.
     fn after<T>(&self, result: Result<T>) -> Result<T> {
-        let changed = self.changed();
+        let changed = self.epoch.as_ref().map_or(Ok(()), |epoch| epoch.renew());
         result.and_then(|done| changed.map(|()| done))
     }
 
@@ -112,9 +125,9 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn get(&self, key: &K) -> Result<Option<V>> {
-        let mut value = vec![0; size_of::<V>()];
+        let mut value = vec![0; self.raw.value_len()];
         let found = self.raw.lookup(bytes_of(key), &mut value).on("read", &self.name)?;
-        Ok(if found { from_bytes(&value) } else { None })
+        Ok(if found { front(&value) } else { None })
     }
 
     /// Inserts or replaces.
@@ -126,7 +139,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     }
 
     fn put(&self, key: &K, value: &V) -> Result<()> {
-        self.raw.update(bytes_of(key), bytes_of(value), Update::Any).on("write", &self.name)
+        self.raw.update(bytes_of(key), &self.stored(value), Update::Any).on("write", &self.name)
     }
 
     /// Inserts unless the key is there; says whether it did.
@@ -134,7 +147,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// As [`Self::insert`].
     pub fn insert_new(&self, key: &K, value: &V) -> Result<bool> {
-        match self.raw.update(bytes_of(key), bytes_of(value), Update::NoExist) {
+        match self.raw.update(bytes_of(key), &self.stored(value), Update::NoExist) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             result => self.after(result.map(|()| true).on("write", &self.name)),
         }
@@ -145,7 +158,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn replace(&self, key: &K, value: &V) -> Result<bool> {
-        match self.raw.update(bytes_of(key), bytes_of(value), Update::Exist) {
+        match self.raw.update(bytes_of(key), &self.stored(value), Update::Exist) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             result => self.after(result.map(|()| true).on("write", &self.name)),
         }
@@ -179,7 +192,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for (key, value) in chunk {
                 keys.extend_from_slice(bytes_of(key));
-                values.extend_from_slice(bytes_of(value));
+                values.extend_from_slice(&self.stored(value));
             }
             match self.raw.update_batch(&keys, &values) {
                 Ok(()) => {}
@@ -246,7 +259,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     /// [`Error::Kernel`].
     pub fn each(&self, mut visit: impl FnMut(K, V)) -> Result<()> {
         scan(&self.raw, |key, value| {
-            if let (Some(key), Some(value)) = (from_bytes(key), from_bytes(value)) {
+            if let (Some(key), Some(value)) = (from_bytes(key), front(value)) {
                 visit(key, value);
             }
         })
@@ -270,7 +283,7 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
     pub fn remove_if(&self, mut doomed: impl FnMut(&K, &V) -> bool) -> Result<usize> {
         let mut keys: Vec<K> = Vec::new();
         scan(&self.raw, |key, value| {
-            if let (Some(key), Some(value)) = (from_bytes(key), from_bytes(value))
+            if let (Some(key), Some(value)) = (from_bytes(key), front(value))
                 && doomed(&key, &value)
             {
                 keys.push(key);
@@ -279,6 +292,22 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
         .on("list", &self.name)?;
         self.remove_all(&keys)
     }
+}
+
+impl Map<u32, u64> {
+    /// Of an epoch's map: says that something has changed. The clock gives the number: two who change maps at a time never write
+    /// one that was there before.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn renew(&self) -> Result<()> {
+        self.insert(&0, &now_ns())
+    }
+}
+
+/// The value at the front of what a map holds.
+pub(crate) fn front<V: Bytes>(stored: &[u8]) -> Option<V> {
+    from_bytes(stored.get(..size_of::<V>())?)
 }
 
 /// A per-CPU array or hash: each lookup yields one value per possible CPU.

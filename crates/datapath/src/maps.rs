@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use villus_abi::{
-    Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheKey, IpcacheValue,
-    Local, Metric, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Uplink, metrics, names,
+    Config, Endpoint, Flow, FlowKey4, FlowKey6, FlowRow, FragKey4, FragKey6, FragPorts, IpcacheKey,
+    IpcacheValue, Local, Metric, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Uplink, metrics, names,
 };
 
 use crate::{
@@ -62,8 +62,8 @@ impl Sizes {
     /// and never fewer than 16Ki and 8Ki.
     #[must_use]
     pub fn for_memory(memory: u64, ratio: f64) -> Self {
-        // Bytes of one entry of both families: element header, key, value, bucket.
-        const BOTH: u64 = (64 + 16 + 96) + (64 + 40 + 96);
+        // Bytes of one entry of both families: four cache lines and a bucket each.
+        const BOTH: u64 = 2 * (4 * 64 + 16);
         let budget = if ratio.is_finite() && ratio > 0.0 { memory as f64 * ratio } else { 0.0 };
         // A float too large for u64 saturates.
         let entries = budget as u64 / BOTH;
@@ -129,8 +129,8 @@ pub(crate) const KNOWN: [Known; 17] = known! {
     POLICIES: POLICIES ArrayOfMaps u32 => u32, 0, |s| s.endpoints, "endpoint-max";
     IPCACHE: IPCACHE LpmTrie IpcacheKey => IpcacheValue, NO_PREALLOC, |s| s.ipcache, "its size, which is built in";
     NODES: NODES Hash [u8; 16] => Node, NO_PREALLOC, |_| NODES_MOST, "its size, which is built in";
-    CT4_TCP: CT4_TCP LruHash FlowKey4 => Flow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
-    CT4_ANY: CT4_ANY LruHash FlowKey4 => Flow, 0, |s| s.ct_any, "bpf-ct-global-any-max";
+    CT4_TCP: CT4_TCP LruHash FlowKey4 => FlowRow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
+    CT4_ANY: CT4_ANY LruHash FlowKey4 => FlowRow, 0, |s| s.ct_any, "bpf-ct-global-any-max";
     CT6_TCP: CT6_TCP LruHash FlowKey6 => Flow, 0, |s| s.ct_tcp, "bpf-ct-global-tcp-max";
     CT6_ANY: CT6_ANY LruHash FlowKey6 => Flow, 0, |s| s.ct_any, "bpf-ct-global-any-max";
     FRAGS4: FRAGS4 LruHash FragKey4 => FragPorts, 0, |s| s.frags, "bpf-fragments-map-max";
@@ -156,6 +156,9 @@ const UPLINKS_MOST: u32 = 256;
 
 /// Addresses of nodes: a few each of ten thousand.
 const NODES_MOST: u32 = 65_536;
+
+/// Room behind an IPv4 flow.
+pub(crate) const FLOW_ROOM: usize = size_of::<FlowRow>() - size_of::<Flow>();
 
 /// Entries of a policy map that nothing has been written to.
 pub(crate) const POLICY_START: u32 = 1024;
@@ -193,7 +196,8 @@ pub struct Maps {
     pub frags6: Map<FragKey6, FragPorts>,
     pub metrics: PerCpuMap<u32, Metric>,
     pub events: RawMap,
-    /// Another number after each change of `addrs4`, `addrs6`, `ipcache` and `nodes`, which see to that.
+    /// Another number after each change of `addrs4`, `addrs6`, `ipcache` and `nodes`, which see to that, and of policy maps, whose
+    /// writers do.
     pub epoch: Arc<Map<u32, u64>>,
     pub config: Map<u32, Config>,
     /// Where our programs masquerade.
@@ -226,6 +230,10 @@ impl Maps {
         }
         let template = RawMap::create(&policy_spec(names::POLICY_PREFIX, POLICY_START), None)
             .on("create map", names::POLICIES)?;
+        // Programs that still use the maps of earlier versions keep them, and `OldFlows` finds them there.
+        for pin in names::RETIRED {
+            pins.remove(pin)?;
+        }
         Self::assemble(nat, |known| {
             let inner = (known.kind == Kind::ArrayOfMaps).then_some(&template);
             Ok(pins.open_or_create(known.pin, &known.spec(sizes), inner)?.0)
@@ -240,8 +248,12 @@ impl Maps {
         let sizes = Sizes { nat: 1, ..Sizes::default() };
         let nat = pins.path(names::NAT4).exists();
         Self::assemble(nat, |known| {
-            let missing =
-                || std::io::Error::new(std::io::ErrorKind::NotFound, "no such pin: is the agent installed?");
+            let missing = || {
+                std::io::Error::new(
+                    std::io::ErrorKind::NotFound,
+                    "no such pin: is the agent installed, and has this version been started?",
+                )
+            };
             let pinned = pins.map_like(known.pin, &known.spec(&sizes))?;
             if pinned.is_none() && known.pin == names::EPOCH {
                 // Programs of an agent that knows of none remember nothing.
@@ -303,8 +315,8 @@ impl Maps {
             policies: Map::new(next(names::POLICIES)?, names::POLICIES)?,
             ipcache: Map::new(next(names::IPCACHE)?, names::IPCACHE)?.counted_by(&epoch),
             nodes: Map::new(next(names::NODES)?, names::NODES)?.counted_by(&epoch),
-            ct4_tcp: Map::new(next(names::CT4_TCP)?, names::CT4_TCP)?,
-            ct4_any: Map::new(next(names::CT4_ANY)?, names::CT4_ANY)?,
+            ct4_tcp: Map::roomy(next(names::CT4_TCP)?, names::CT4_TCP, FLOW_ROOM)?,
+            ct4_any: Map::roomy(next(names::CT4_ANY)?, names::CT4_ANY, FLOW_ROOM)?,
             ct6_tcp: Map::new(next(names::CT6_TCP)?, names::CT6_TCP)?,
             ct6_any: Map::new(next(names::CT6_ANY)?, names::CT6_ANY)?,
             frags4: Map::new(next(names::FRAGS4)?, names::FRAGS4)?,

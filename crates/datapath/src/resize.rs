@@ -6,14 +6,13 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use villus_abi::{Bytes, Flow, FlowKey4, FlowKey6, from_bytes, time::Tick};
+use villus_abi::{Bytes, Flow, from_bytes, time::Tick};
 
 use crate::{
     error::{Context, Error, Result},
     flows::is_expired,
-    links::Links,
-    map::{Map, scan},
-    maps::{KNOWN, Known, Maps, NAT_KNOWN, POLICY_START, Sizes, policy_spec},
+    map::{Map, front, scan},
+    maps::{KNOWN, Known, NAT_KNOWN, POLICY_START, Sizes, policy_spec},
     pins::Pins,
     sys::{self, Kind, RawMap},
 };
@@ -69,8 +68,8 @@ fn copy(known: &Known, old: &RawMap, new: &RawMap, now: Tick) -> Result<usize> {
     let array = known.kind == Kind::Array;
     scan(old, |key, value| {
         // Array elements that are all zero are not in use, and flows that have expired need no room.
-        let dead = array && value == zero
-            || from_bytes::<Flow>(value).is_some_and(|flow| is_expired(flow.expires, now));
+        let dead =
+            array && value == zero || flow_of(known, value).is_some_and(|flow| is_expired(flow.expires, now));
         if !dead {
             elements.push((key.to_vec(), value.to_vec()));
         }
@@ -84,7 +83,7 @@ fn copy(known: &Known, old: &RawMap, new: &RawMap, now: Tick) -> Result<usize> {
     };
     if known.kind == Kind::LruHash {
         // The entries that are inserted last are evicted last.
-        elements.sort_by_key(|(_, value)| from_bytes::<Flow>(value).map_or(0, |flow| flow.expires));
+        elements.sort_by_key(|(_, value)| flow_of(known, value).map_or(0, |flow| flow.expires));
     } else if elements.len() > most || last > most {
         return Err(full(known, elements.len().max(last), most));
     }
@@ -92,6 +91,11 @@ fn copy(known: &Known, old: &RawMap, new: &RawMap, now: Tick) -> Result<usize> {
         new.update(key, value, sys::Update::Any).on("write", known.pin)?;
     }
     Ok(elements.len())
+}
+
+/// The flow that an element of a flow map is.
+fn flow_of(known: &Known, value: &[u8]) -> Option<Flow> {
+    if known.pin.starts_with("villus_ct") { front(value) } else { None }
 }
 
 /// Slots are read as ids and written as descriptors, all of them in one grace period.
@@ -134,85 +138,4 @@ impl<K: Bytes, V: Bytes> Map<K, V> {
         }
         Ok(copied)
     }
-}
-
-/// Flow maps that attached programs still use though other maps have taken their pins.
-#[derive(Debug)]
-pub struct OldFlows {
-    maps: Vec<RawMap>,
-}
-
-impl OldFlows {
-    /// Looks at the programs that are attached now, before they are replaced. After a resize that was cut short this
-    /// finds the maps that are really in use.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    pub fn of_attached(links: &Links<'_>, interfaces: &[u32], maps: &Maps) -> Result<Self> {
-        let mut programs: Vec<u32> = links.list(interfaces)?.iter().map(|link| link.program).collect();
-        programs.sort_unstable();
-        programs.dedup();
-        let mut ids: Vec<u32> = Vec::new();
-        for id in programs {
-            // A program may have been replaced since it was listed.
-            let info = sys::prog_fd_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd()));
-            ids.extend(info.map(|info| info.maps).unwrap_or_default());
-        }
-        ids.sort_unstable();
-        ids.dedup();
-        let current =
-            [maps.ct4_tcp.info().id, maps.ct4_any.info().id, maps.ct6_tcp.info().id, maps.ct6_any.info().id];
-        ids.retain(|id| !current.contains(id));
-        let opened = ids.into_iter().filter_map(|id| sys::map_by_id(id).ok());
-        Ok(Self { maps: opened.filter(|map| map.info().name.starts_with("villus_ct")).collect() })
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.maps.is_empty()
-    }
-
-    /// After the programs have been replaced: copies the flows that live and that the new maps do not have; says how many.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    pub fn carry(&self, maps: &Maps, now: Tick) -> Result<usize> {
-        let mut carried = 0;
-        for raw in &self.maps {
-            let tcp = raw.info().name.contains("tcp");
-            let name = raw.info().name.clone();
-            let raw = raw.try_clone().on("open", &name)?;
-            if raw.key_len() == size_of::<FlowKey4>() {
-                let to = if tcp { &maps.ct4_tcp } else { &maps.ct4_any };
-                carried += carry(&Map::<FlowKey4, Flow>::new(raw, name)?, to, now)?;
-            } else if raw.key_len() == size_of::<FlowKey6>() {
-                let to = if tcp { &maps.ct6_tcp } else { &maps.ct6_any };
-                carried += carry(&Map::<FlowKey6, Flow>::new(raw, name)?, to, now)?;
-            }
-        }
-        Ok(carried)
-    }
-}
-
-fn carry<K: Bytes>(old: &Map<K, Flow>, new: &Map<K, Flow>, now: Tick) -> Result<usize> {
-    let mut carried = 0;
-    for (key, flow) in old.entries()? {
-        if is_expired(flow.expires, now) {
-            continue;
-        }
-        match new.get(&key)? {
-            None => carried += usize::from(new.insert_new(&key, &flow)?),
-            // Copied once already. Nothing has used it since it was copied: what the old map says is newer.
-            Some(copy) if packets(&copy) < packets(&flow) => {
-                carried += usize::from(new.replace(&key, &flow)?)
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(carried)
-}
-
-const fn packets(flow: &Flow) -> u64 {
-    flow.fwd_packets.wrapping_add(flow.rev_packets)
 }

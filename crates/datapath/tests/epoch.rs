@@ -1,10 +1,20 @@
-//! Programs remember whose an address is, and believe a change at once: the epoch says that there was one.
+//! Programs remember whose an address is and what a policy allowed, and believe a change at once: the epoch says that there was
+//! one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
-use villus_abi::{Config, Local, Reason, bytes_of};
-use villus_datapath::{Hook, Maps, Object, Pins, Program, Sizes, SkbContext, metrics, sys::Update};
+use villus_abi::{
+    Config, Endpoint, Local, PolicyEntry, PolicyKey, Reason, bytes_of, endpoint::FLAG_ACTIVE,
+    policy::Direction,
+};
+use villus_datapath::{
+    Hook, Map, Maps, Object, Pins, PolicyMaps, Program, Sizes, SkbContext, hand_insert, hand_remove, metrics,
+    policy_pin, sys::Update,
+};
 use villus_path::memory::Build;
 use villus_testbed::{alone, eventually};
 
@@ -61,4 +71,80 @@ fn whose_an_address_is_counts_from_the_change_on() {
         eventually("what was put there by hand counts", || refused(&maps, program, &packet));
         assert_eq!(maps.epoch.get(&0).unwrap(), epoch);
     }
+}
+
+/// Packets of an endpoint that were allowed and that were denied, so far.
+fn answers(maps: &Maps) -> (u64, u64) {
+    let all = metrics(maps).unwrap();
+    let of = |reason: Reason| all.get(&villus_abi::metrics::index(reason.0, 1)).map_or(0, |it| it.packets);
+    (of(Reason::FORWARDED), of(Reason::POLICY) + of(Reason::POLICY_DENY))
+}
+
+#[test]
+fn what_a_policy_allows_is_asked_again_from_the_change_on() {
+    alone!();
+    if !Object::is_embedded() {
+        eprintln!("skipped: built without a kernel object");
+        return;
+    }
+    let pins = Arc::new(Pins::detached().unwrap());
+    let maps = Arc::new(Maps::open(&pins, &SIZES).unwrap());
+    let object = Object::load(&pins, &maps, &Hook::WITHOUT_TUNNEL).unwrap();
+    let program = object.program(Hook::FromEndpoint).unwrap();
+    maps.config.insert(&0, &Config::default()).unwrap();
+    let all = PolicyKey::new(0, 0, 0, Direction::Egress);
+    let mut policies = PolicyMaps::open(pins.clone(), maps.clone(), 100).unwrap();
+    policies.apply(5, &[(all, PolicyEntry::ALLOW)].into(), &mut &maps.endpoints).unwrap();
+    let address = Ipv4Addr::new(10, 0, 0, 5);
+    let record = Endpoint {
+        id: 5,
+        policy: 5,
+        ifindex: 1,
+        identity: 1000,
+        flags: FLAG_ACTIVE,
+        ipv4: u32::from_ne_bytes(address.octets()),
+        ..Endpoint::default()
+    };
+    maps.endpoints.insert(&5, &record).unwrap();
+    maps.devices.insert(&1, &5).unwrap();
+
+    let packet = Build::udp(address.into(), 5000, "203.0.113.9".parse().unwrap(), 53).frame();
+    let passes = || {
+        let before = answers(&maps);
+        program.test_run(&packet, &SkbContext::default()).unwrap();
+        let after = answers(&maps);
+        assert_eq!(after.0 + after.1, before.0 + before.1 + 1);
+        after.0 > before.0
+    };
+    // Many within one jiffy.
+    let deny = PolicyKey::new(2, 53, 17, Direction::Egress);
+    for turn in 0..500 {
+        assert!(passes(), "{turn}");
+        assert!(hand_insert(&pins, &maps, 5, &deny, &PolicyEntry::DENY).unwrap());
+        assert!(!passes(), "{turn}");
+        assert!(hand_remove(&pins, &maps, 5, &deny).unwrap());
+    }
+    // By a hand that knows of no epoch.
+    let epoch = maps.epoch.get(&0).unwrap();
+    let raw = pins.map(&policy_pin(5)).unwrap().unwrap();
+    let map: Map<PolicyKey, PolicyEntry> = Map::new(raw, "policy").unwrap();
+    for turn in 0..20 {
+        assert!(passes(), "{turn}");
+        map.insert(&deny, &PolicyEntry::DENY).unwrap();
+        eventually("a denial that was put there by hand counts", || !passes());
+        assert!(map.remove(&deny).unwrap());
+        assert!(passes(), "{turn}: no denial is remembered");
+        assert!(map.remove(&all).unwrap());
+        assert!(!passes(), "{turn}: the entry that allowed is gone");
+        map.insert(&all, &PolicyEntry::ALLOW).unwrap();
+        assert!(passes(), "{turn}");
+        map.insert(&all, &PolicyEntry::DENY).unwrap();
+        assert!(!passes(), "{turn}: the entry that allowed denies");
+        map.insert(&all, &PolicyEntry::ALLOW).unwrap();
+    }
+    // Every packet that was allowed is counted on the entry, the remembered ones too.
+    let before = map.get(&all).unwrap().unwrap().packets;
+    assert!((0..10).all(|_| passes()));
+    assert_eq!(map.get(&all).unwrap().unwrap().packets, before + 10);
+    assert_eq!(maps.epoch.get(&0).unwrap(), epoch);
 }

@@ -22,7 +22,7 @@ fn sizes_follow_memory_within_bounds() {
         (0, 0.0025, 1 << 14, 1 << 13),
         (1 << 40, f64::NAN, 1 << 14, 1 << 13),
         (u64::MAX, 1e300, 1 << 24, 1 << 24),
-        (16 << 30, 0.0025, 76_151, 38_075),
+        (16 << 30, 0.0025, 52_634, 26_317),
     ] {
         let sizes = Sizes::for_memory(memory, ratio);
         assert_eq!((sizes.ct_tcp, sizes.ct_any), (tcp, any), "{memory} {ratio}");

@@ -136,6 +136,7 @@ impl Kernel {
         let map = &self.policies[&id];
         map.remove_if(|_, _| true).unwrap();
         map.insert_all(&entries.iter().map(|(key, entry)| (*key, *entry)).collect::<Vec<_>>()).unwrap();
+        self.maps.epoch.renew().unwrap();
     }
 
     fn set_flow(&self, key: &FlowKey, flow: &Flow) {
@@ -390,10 +391,20 @@ fn same_flow(a: &Flow, b: &Flow) -> bool {
     let times = [
         (a.expires, b.expires),
         (a.created, b.created),
+        (a.fwd_seen, b.fwd_seen),
+        (a.rev_seen, b.rev_seen),
         (a.fwd_report, b.fwd_report),
         (a.rev_report, b.rev_report),
     ];
-    let timeless = |flow: &Flow| Flow { expires: 0, created: 0, fwd_report: 0, rev_report: 0, ..*flow };
+    let timeless = |flow: &Flow| Flow {
+        expires: 0,
+        created: 0,
+        fwd_seen: 0,
+        rev_seen: 0,
+        fwd_report: 0,
+        rev_report: 0,
+        ..*flow
+    };
     times.iter().all(|(a, b)| close(*a, *b)) && timeless(a) == timeless(b)
 }
 

@@ -12,10 +12,10 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragPorts, IpcacheKey, IpcacheValue, Local, Metric,
-    PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, policy::Direction,
+    PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, flow_v1::FlowV1, policy::Direction,
 };
 use villus_datapath::{
-    AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Maps, OldFlows, Pins,
+    AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Map, Maps, OldFlows, Pins,
     PolicyMaps, Program, Sizes, SkbContext, Snapshot, now, resize, sys,
 };
 use villus_testbed::{alone, run};
@@ -119,7 +119,7 @@ fn a_resize_keeps_every_live_flow_and_those_of_the_old_programs() {
     let larger = Sizes { ct_tcp: 8192, ..SIZES };
     let resized = resize(&pins, &larger, now()).unwrap();
     let told: Vec<_> = resized.iter().map(|r| (r.pin, r.from, r.to, r.copied)).collect();
-    assert_eq!(told, [("villus_ct4_tcp_v1", 4096, 8192, 900), ("villus_ct6_tcp_v1", 4096, 8192, 0)]);
+    assert_eq!(told, [("villus_ct4_tcp_v2", 4096, 8192, 900), ("villus_ct6_tcp_v2", 4096, 8192, 0)]);
     assert!(resize(&pins, &larger, now()).unwrap().is_empty());
     // Here the agent may die: the old programs go on with the old map.
     maps.ct4_tcp.insert(&key4(5000, 6), &alive()).unwrap();
@@ -164,6 +164,78 @@ fn other_maps_grow_with_what_they_hold_and_shrink_only_if_it_fits() {
     let error = resize(&pins, &Sizes { endpoints: 64, ..larger }, now()).unwrap_err();
     assert!(matches!(error, Error::Full { wanted: 101, most: 64, .. }), "{error}");
     assert!(error.to_string().contains("raise endpoint-max"), "{error}");
+}
+
+#[test]
+fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    run("ip", &["link", "add", "v1", "type", "veth", "peer", "name", "v1p"]);
+    let ifindex = run("ip", &["-o", "link", "show", "v1"]).split(':').next().unwrap().parse().unwrap();
+    let links = Links::new(&pins);
+    let old = |name: &'static str, key: u32| {
+        let spec = sys::MapSpec { name, kind: sys::Kind::LruHash, key, value: 96, entries: 64, flags: 0 };
+        pins.open_or_create(name, &spec, None).unwrap().0
+    };
+    let (v4, v6) = (old("villus_ct4_tcp_v1", 16), old("villus_ct6_any_v1", 40));
+    for (map, hook) in [(&v4, Hook::FromEndpoint), (&v6, Hook::ToEndpoint)] {
+        links.attach(&holder(map.as_fd()), hook, ifindex, AttachMode::Tcx).unwrap();
+    }
+    let v4: Map<FlowKey4, FlowV1> = Map::new(v4, "v4").unwrap();
+    let v6: Map<FlowKey6, FlowV1> = Map::new(v6, "v6").unwrap();
+    let flow = FlowV1 {
+        expires: now() + 100,
+        created: 7,
+        fwd_packets: 1,
+        fwd_bytes: 2,
+        rev_packets: 3,
+        rev_bytes: 4,
+        fwd_report: 5,
+        rev_report: 6,
+        src_identity: 1000,
+        dst_identity: 2000,
+        flags: FLOW_HI_OPENED,
+        fwd_tcp_flags: 0x12,
+        rev_tcp_flags: 0x10,
+        src_endpoint: 8,
+        dst_endpoint: 9,
+        tunnel: 10,
+        ..FlowV1::default()
+    };
+    v4.insert(&key4(1, 6), &flow).unwrap();
+    v4.insert(&key4(2, 6), &FlowV1 { expires: now(), ..flow }).unwrap();
+    v6.insert(&key6(1), &flow).unwrap();
+
+    let maps = Maps::open(&pins, &SIZES).unwrap();
+    assert!(pins.list().unwrap().iter().all(|name| !name.starts_with("villus_ct") || name.ends_with("_v2")));
+    let carried = OldFlows::of_attached(&links, &[], &maps).unwrap();
+    assert_eq!(carried.carry(&maps, now()).unwrap(), 2);
+    let expected = Flow {
+        expires: flow.expires,
+        created: 7,
+        fwd_packets: 1,
+        fwd_bytes: 2,
+        rev_packets: 3,
+        rev_bytes: 4,
+        fwd_report: 5,
+        rev_report: 6,
+        src_identity: 1000,
+        dst_identity: 2000,
+        flags: FLOW_HI_OPENED,
+        fwd_tcp_flags: 0x12,
+        rev_tcp_flags: 0x10,
+        src_endpoint: 8,
+        dst_endpoint: 9,
+        tunnel: 10,
+        ..Flow::default()
+    };
+    assert_eq!(maps.ct4_tcp.entries().unwrap(), [(key4(1, 6), expected)]);
+    assert_eq!(maps.ct6_any.entries().unwrap(), [(key6(1), expected)]);
+    // The old programs go on for a moment.
+    v6.insert(&key6(1), &FlowV1 { rev_packets: 30, ..flow }).unwrap();
+    assert_eq!(carried.carry(&maps, now()).unwrap(), 1);
+    assert_eq!(maps.ct6_any.get(&key6(1)).unwrap().unwrap().rev_packets, 30);
+    assert!(links.remove_all(&[]).is_empty());
 }
 
 #[test]

@@ -127,6 +127,8 @@ pub(crate) fn find<'a, F: Family, W: Net<F>>(
     if !forward && !facts.later && facts.kind as u8 == Kind::Question as u8 {
         return Known::NEW;
     }
+    // Written long before the counters beside it, so that these are not waited for: another CPU may have them.
+    (if forward { &flow.fwd_seen } else { &flow.rev_seen }).set(now);
     let state = if forward { STATE_ESTABLISHED } else { STATE_REPLY };
     Known { flow: Some(flow), state, forward, from_end: true }
 }
@@ -207,7 +209,9 @@ pub(crate) fn open<F: Family>(
     flow.rev_bytes = 0;
     flow.expires = now.wrapping_add(lifetime(config, key.tcp, flags));
     flow.created = now;
+    flow.fwd_seen = now;
     flow.fwd_report = now;
+    flow.rev_seen = 0;
     flow.rev_report = 0;
     flow.flags = flags;
     flow.fwd_tcp_flags = facts.tcp_flags;

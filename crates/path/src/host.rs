@@ -362,7 +362,7 @@ fn forwarded<F: Pick, W: World + Net<F>, P: Packet>(
         return Outcome::PASS;
     }
     if opens(w, p, &room.facts, is_audited(host, config, 0, Reason::FORWARDED)) {
-        let flow = &mut room.flow;
+        let flow = &mut room.row.flow;
         flow::open(flow, &room.facts, &room.key, config, now, FLOW_TRANSLATED | FLOW_VIA_STACK, p.len());
         flow.src_identity = HOST;
         flow.dst_identity = 0;
@@ -370,7 +370,7 @@ fn forwarded<F: Pick, W: World + Net<F>, P: Packet>(
         flow.dst_endpoint = 0;
         flow.tunnel = 0;
         // Without it the answers are judged as the host's; there is nothing else to be done.
-        <W as Net<F>>::create(w, &room.key.key, room.key.tcp, flow);
+        <W as Net<F>>::create(w, &room.key.key, room.key.tcp, &room.row);
     }
     Outcome::PASS
 }

@@ -377,14 +377,14 @@ fn record<F: Pick, W: World + Net<F>, P: Packet>(
         if matches!(room.facts.kind, Kind::Error | Kind::Message | Kind::Unknown) {
             return Ok(true);
         }
-        let flow = &mut room.flow;
+        let flow = &mut room.row.flow;
         flow::open(flow, &room.facts, &room.key, case.config, case.now, admitted | case.way, p.len());
         flow.src_identity = case.src.identity;
         flow.dst_identity = case.dst.identity;
         flow.src_endpoint = case.src.id;
         flow.dst_endpoint = case.dst.id;
         flow.tunnel = case.tunnel;
-        if !<W as Net<F>>::create(w, &room.key.key, room.key.tcp, flow) {
+        if !<W as Net<F>>::create(w, &room.key.key, room.key.tcp, &room.row) {
             return Err(Reason::CT_INSERT);
         }
         return Ok(true);

@@ -44,7 +44,7 @@ pub use network::from_network;
 pub use outcome::{Action, MARK_JUDGED, MARK_MASK, MARK_OPENED, MARK_OVERLAY, MARK_ROUTED, Outcome};
 pub use overlay::{from_overlay, to_overlay};
 pub use parse::{ETH_HLEN, Facts, Kind, Parse};
-pub use policy::{Ask, Question, Verdict, verdict};
+pub use policy::{Ask, Grant, Question, Verdict, verdict};
 pub use report::{emit, end};
 pub use work::{Pick, Room, Work};
 pub use world::{Neighbour, Net, Packet, PolicyMap, Tunnel, World};

@@ -13,6 +13,7 @@ use crate::{
     flow, host,
     judge::{Case, Side, find_sender, judge, known},
     outcome::{Action, Outcome},
+    parse::{ETH_HLEN, UDP},
     report::{self, Note, dropped},
     work::{Pick, Room, Work},
     world::{Net, Packet, Tunnel, World},
@@ -31,10 +32,28 @@ pub fn from_network<W: World, P: Packet>(w: &W, p: &mut P, work: &mut Work) -> O
     }
     let Some(eth) = p.halves::<7>(0) else { return Outcome::PASS };
     match u16::from_be(eth[6]) {
+        ETHERTYPE_IPV4 if is_for_tunnel(p, config) => Outcome::PASS,
         ETHERTYPE_IPV4 if config.flags & V4::ENABLED != 0 => ip(w, p, V4::room(work), config),
         ETHERTYPE_IPV6 if config.flags & V6::ENABLED != 0 => ip(w, p, V6::room(work), config),
         _ => Outcome::PASS,
     }
+}
+
+/// Whether an IPv4 packet is the tunnel's and all that is to be asked about it is asked when it has been unwrapped, who sent it
+/// too. With options or as a fragment it takes the long way, which ends the same.
+#[inline(always)]
+fn is_for_tunnel<P: Packet>(p: &P, config: &Config) -> bool {
+    const PLAIN: u32 = 0x45;
+    if config.tunnel_source == 0 || config.flags & FLAG_HOST_POLICY != 0 {
+        return false;
+    }
+    let Some(h) = p.words::<6>(ETH_HLEN) else { return false };
+    let [_, _, to_high, to_low] = h[5].to_ne_bytes();
+    h[4] == config.tunnel_source
+        && u32::from_be(h[0]) >> 24 == PLAIN
+        && u32::from_be(h[1]) & 0x3fff == 0
+        && (u32::from_be(h[2]) >> 16) as u8 == UDP
+        && u16::from_ne_bytes([to_high, to_low]) == config.tunnel_port
 }
 
 #[inline(never)]

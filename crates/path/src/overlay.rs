@@ -256,14 +256,14 @@ fn remember<F: Pick, W: World + Net<F>, P: Packet>(
         return Reason::FORWARDED;
     }
     let dst_identity = Side::remote::<F, W>(w, &room.facts.dst).identity;
-    let flow = &mut room.flow;
+    let flow = &mut room.row.flow;
     flow::open(flow, &room.facts, &room.key, config, now, FLOW_VIA_STACK, p.len());
     flow.src_identity = endpoint.identity;
     flow.dst_identity = dst_identity;
     flow.src_endpoint = endpoint.id;
     flow.dst_endpoint = 0;
     flow.tunnel = 0;
-    if <W as Net<F>>::create(w, &room.key.key, room.key.tcp, flow) {
+    if <W as Net<F>>::create(w, &room.key.key, room.key.tcp, &room.row) {
         Reason::FORWARDED
     } else {
         Reason::CT_INSERT

@@ -106,6 +106,15 @@ impl Ask {
     }
 }
 
+/// The entry that allowed a packet. Without padding, which the verifier does not like to see copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Grant {
+    /// Its key.
+    pub key: PolicyKey,
+    /// `villus_abi::event::matched`: as what it was found.
+    pub how: u32,
+}
+
 /// The answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Verdict {
@@ -148,6 +157,8 @@ impl Verdict {
 struct Found<'a> {
     allow: Option<&'a PolicyCell>,
     deny: Option<&'a PolicyCell>,
+    /// The key of the allow.
+    key: PolicyKey,
     allow_how: u8,
     deny_how: u8,
 }
@@ -160,7 +171,7 @@ impl<'a> Found<'a> {
     }
 
     #[inline(always)]
-    fn see(&mut self, cell: Option<&'a PolicyCell>, how: u8) {
+    fn see(&mut self, cell: Option<&'a PolicyCell>, key: &PolicyKey, how: u8) {
         let Some(cell) = cell else { return };
         if cell.flags & ENTRY_DENY != 0 {
             if self.deny.is_none_or(|deny| deny.flags & ENTRY_AUDIT > cell.flags & ENTRY_AUDIT) {
@@ -169,17 +180,26 @@ impl<'a> Found<'a> {
             }
         } else if self.allow.is_none() {
             self.allow = Some(cell);
+            self.key = *key;
             self.allow_how = how;
         }
     }
 }
 
-/// Asks a policy map, and counts on the entry that decides.
+/// Asks a policy map, and counts on the entry that decides. Where the world remembers which entry allowed the same before, that
+/// one alone is looked up; it allows as long as it is there and allows.
 #[inline(always)]
 pub fn verdict<W: World>(w: &W, ask: &Ask) -> Verdict {
     let Some(map) = w.policy(ask.policy) else {
         return Verdict::plain(Reason::NO_POLICY_MAP, matched::NONE);
     };
+    if let Some(grant) = w.granted(ask)
+        && let Some(cell) = map.entry(&grant.key)
+        && cell.flags == 0
+    {
+        count(w, ask, cell);
+        return Verdict::plain(Reason::FORWARDED, grant.how as u8);
+    }
     let pending = ask.pending();
     let mut key = ask.key();
     // Before anything is found: the verifier walks the loops once for each state that leads to them.
@@ -193,28 +213,28 @@ pub fn verdict<W: World>(w: &W, ask: &Ask) -> Verdict {
 
     let mut found = Found::default();
     if !pending {
-        found.see(map.entry(&key), matched::L3_L4);
+        found.see(map.entry(&key), &key, matched::L3_L4);
     }
     key.identity = 0;
-    found.see(map.entry(&key), matched::L4);
-    found.see(block.deny, block.deny_how);
-    found.see(block.allow, block.allow_how);
+    found.see(map.entry(&key), &key, matched::L4);
+    found.see(block.deny, &block.key, block.deny_how);
+    found.see(block.allow, &block.key, block.allow_how);
     key.dport = 0;
     if ask.mask & MASK_PROTO != 0 {
         if !pending {
             key.identity = ask.identity;
-            found.see(map.entry(&key), matched::L3_PROTO);
+            found.see(map.entry(&key), &key, matched::L3_PROTO);
             key.identity = 0;
         }
-        found.see(map.entry(&key), matched::PROTO);
+        found.see(map.entry(&key), &key, matched::PROTO);
     }
     key.proto = 0;
     if !pending {
         key.identity = ask.identity;
-        found.see(map.entry(&key), matched::L3);
+        found.see(map.entry(&key), &key, matched::L3);
         key.identity = 0;
     }
-    found.see(map.entry(&key), matched::ALL);
+    found.see(map.entry(&key), &key, matched::ALL);
 
     decide(w, ask, &found)
 }
@@ -234,6 +254,7 @@ fn decide<W: World>(w: &W, ask: &Ask, found: &Found<'_>) -> Verdict {
         return denial(ask, Reason::POLICY, matched::NONE, audits_default(ask));
     };
     count(w, ask, cell);
+    w.grants(ask, &Grant { key: found.key, how: found.allow_how as u32 });
     Verdict::plain(Reason::FORWARDED, found.allow_how)
 }
 
@@ -271,7 +292,7 @@ fn blocks<'a, M: PolicyMap>(map: &'a M, ask: &Ask, identity: u32, how: u8, found
         if ask.mask & (1 << log2) != 0 {
             key.dport = ((port >> log2 << log2) as u16).to_be();
             key.direction = direction | (log2 << DIRECTION_BLOCK_SHIFT) as u8;
-            found.see(map.entry(&key), how);
+            found.see(map.entry(&key), &key, how);
         }
         log2 += 1;
     }

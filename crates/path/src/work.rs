@@ -1,6 +1,6 @@
 //! Where a packet's facts are kept while it is judged: too much for the kernel's 512 bytes of stack.
 
-use villus_abi::{Event, Flow};
+use villus_abi::{Event, FlowRow};
 
 use crate::{
     endpoint::Way,
@@ -33,7 +33,7 @@ pub struct Room<F: Parse> {
     /// The node to which a packet goes by the tunnel, network order.
     pub(crate) via: u32,
     pub(crate) quoted: Facts<F>,
-    pub(crate) flow: Flow,
+    pub(crate) row: FlowRow,
     pub(crate) event: Event,
     /// Of a packet that is masqueraded.
     pub(crate) mapping: Mapping<F>,

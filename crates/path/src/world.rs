@@ -3,15 +3,15 @@
 use core::cell::Cell;
 
 use villus_abi::{
-    Config, Endpoint, Event, Flow, FlowCell, FragPorts, IpcacheValue, Local, Nat, NatCell, Node, PolicyCell,
-    PolicyKey, Reason, Uplink, time, time::Tick,
+    Config, Endpoint, Event, FlowCell, FlowRow, FragPorts, IpcacheValue, Local, Nat, NatCell, Node,
+    PolicyCell, PolicyKey, Reason, Uplink, time, time::Tick,
 };
 
 use crate::{
     family::{Family, V4, V6},
     nat::lend,
     outcome::Outcome,
-    policy::{Ask, Verdict, verdict},
+    policy::{Ask, Grant, Verdict, verdict},
     report::{emit, end},
     work::{Pick, Room},
     wrap::{Headers, Wrapping, by_tunnel},
@@ -52,7 +52,7 @@ pub trait Net<F: Family> {
     /// The flow under this key, expired or not.
     fn flow(&self, key: &F::FlowKey, tcp: bool) -> Option<&FlowCell>;
     /// Stores a flow, over an old one if there is one. False when the table refuses.
-    fn create(&self, key: &F::FlowKey, tcp: bool, flow: &Flow) -> bool;
+    fn create(&self, key: &F::FlowKey, tcp: bool, row: &FlowRow) -> bool;
     /// Forgets a flow.
     fn remove(&self, key: &F::FlowKey, tcp: bool);
     /// The ports of a fragmented datagram.
@@ -106,6 +106,14 @@ pub trait World: Net<V4> + Net<V6> {
     {
         verdict(self, ask)
     }
+    /// The entry that allowed what was asked before in the same words, if that is remembered.
+    #[inline(always)]
+    fn granted(&self, _ask: &Ask) -> Option<Grant> {
+        None
+    }
+    /// Remembers the entry that allows what was asked; who remembers nothing looks all of them up each time.
+    #[inline(always)]
+    fn grants(&self, _ask: &Ask, _grant: &Grant) {}
     /// Adds to a counter that others may add to at the same time.
     fn add(&self, counter: &Cell<u64>, amount: u64);
     /// Counts a packet under a reason and direction (0 ingress, 1 egress).

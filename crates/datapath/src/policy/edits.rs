@@ -209,6 +209,7 @@ impl PolicyMaps {
                 _ => {}
             }
         }
+        self.maps.epoch.renew()?;
         self.end(work, &mut results);
         self.step(Step::Cleared)?;
         Ok(results)

@@ -181,6 +181,7 @@ impl PolicyMaps {
         this.fill_slots(&unslotted)?;
         this.finish_swaps()?;
         this.trim_record(&endpoints)?;
+        this.maps.epoch.renew()?;
         Ok(this)
     }
 
@@ -285,7 +286,9 @@ impl PolicyMaps {
                 Err(e) => drop(results.insert(endpoint, Err(e))),
             }
         }
-        results.extend(self.swap(swaps, shapes)?);
+        let swapped = self.swap(swaps, shapes);
+        self.maps.epoch.renew()?;
+        results.extend(swapped?);
         Ok(results.into_iter().collect())
     }
 

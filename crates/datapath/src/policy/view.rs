@@ -99,6 +99,7 @@ pub fn hand_insert(
     for map in every_map(pins, maps, endpoint)? {
         inserted |= map.insert_new(key, entry)?;
     }
+    maps.epoch.renew()?;
     Ok(inserted)
 }
 
@@ -112,6 +113,7 @@ pub fn hand_remove(pins: &Pins, maps: &Maps, endpoint: u16, key: &PolicyKey) -> 
     for map in every_map(pins, maps, endpoint)? {
         removed |= map.remove(key)?;
     }
+    maps.epoch.renew()?;
     Ok(removed)
 }
 

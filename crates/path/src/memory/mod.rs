@@ -17,9 +17,9 @@ use std::{
 };
 
 use villus_abi::{
-    Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FragKey4, FragKey6, FragPorts, IpcacheValue,
-    Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyEntry, PolicyKey, Reason, Uplink,
-    metrics,
+    Config, Endpoint, Event, Flow, FlowCell, FlowKey4, FlowKey6, FlowRow, FragKey4, FragKey6, FragPorts,
+    IpcacheValue, Local, Metric, Nat, NatCell, NatKey4, NatKey6, Node, PolicyCell, PolicyEntry, PolicyKey,
+    Reason, Uplink, metrics,
 };
 
 pub use build::{Build, Transport, arp, checksum, ethernet};
@@ -435,7 +435,8 @@ macro_rules! net {
                 answer
             }
 
-            fn create(&self, key: &$flow_key, tcp: bool, flow: &Flow) -> bool {
+            fn create(&self, key: &$flow_key, tcp: bool, row: &FlowRow) -> bool {
+                let flow = &row.flow;
                 let stored =
                     if tcp { self.$tcp.put(key, (*flow).into()) } else { self.$any.put(key, (*flow).into()) };
                 self.note(|| Step::Create { key: FlowKey::$family(*key), flow: *flow, stored });

@@ -1,6 +1,6 @@
 //! The tunnel between nodes: what goes into it, what it may bring, and how answers find back.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use villus_abi::{
     Direction::{Egress, Ingress},
@@ -214,6 +214,35 @@ fn what_lives_behind_a_tunnel_does_not_come_by_the_uplink() {
         let packet = Build::udp(behind(v6, NODE_B), 1, addr(v6, SERVER), 2);
         assert_eq!(end(lab.net(&packet)), PASS, "without a tunnel the network routes endpoints' addresses");
     }
+}
+
+#[test]
+fn what_the_tunnel_brings_is_asked_about_when_it_is_unwrapped() {
+    let at = Ipv4Addr::from(NODE_A.to_ne_bytes());
+    let ours = addr(false, CLIENT);
+    let wrapped = Build::udp(ours, FLOW_PORT, at.into(), 8472).payload(100);
+    let mut lab = tunnelled();
+    assert_eq!(end(lab.net(&wrapped)), Err(Reason::SOURCE_IP));
+    wraps(&mut lab.world);
+    // Who sends it is the tunnel's hook to ask, which knows nodes only.
+    assert_eq!(end(lab.net(&wrapped)), PASS);
+    let inside = Build::udp(behind(false, NODE_B), 1, addr(false, SERVER), 2);
+    assert_eq!(
+        end(lab.brought(u32::from_ne_bytes([10, 0, 0, 101]), 2011, &inside)),
+        Err(Reason::UNKNOWN_SENDER)
+    );
+    for other in [
+        Build::udp(ours, FLOW_PORT, at.into(), 8473),
+        Build::tcp(ours, FLOW_PORT, at.into(), 8472, SYN),
+        Build::udp(ours, FLOW_PORT, addr(false, SERVER), 8472),
+        wrapped.clone().part(0, 48, true),
+        Build::udp(addr(true, CLIENT), FLOW_PORT, addr(true, SERVER), 8472),
+    ] {
+        assert_eq!(end(lab.net(&other)), Err(Reason::SOURCE_IP), "{other:?}");
+    }
+    // Where policy selects the node it has a say in what the tunnel is.
+    lab.world.config.as_mut().unwrap().flags |= FLAG_HOST_POLICY;
+    assert_eq!(end(lab.net(&wrapped)), Err(Reason::SOURCE_IP));
 }
 
 #[test]
