@@ -24,7 +24,7 @@ impl OldFlows {
     /// finds the maps that are really in use.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`crate::Error::Kernel`].
     pub fn of_attached(links: &Links<'_>, interfaces: &[u32], maps: &Maps) -> Result<Self> {
         let mut programs: Vec<u32> = links.list(interfaces)?.iter().map(|link| link.program).collect();
         programs.sort_unstable();
@@ -53,7 +53,7 @@ impl OldFlows {
     /// After the programs have been replaced: copies the flows that live and that the new maps do not have; says how many.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`crate::Error::Kernel`].
     pub fn carry(&self, maps: &Maps, now: Tick) -> Result<usize> {
         let mut carried = 0;
         for raw in &self.maps {

@@ -1,4 +1,4 @@
-//! Maps of another size or layout: a new map takes the pin, and the programs get it when they are loaded
+//! Maps of another size: a new map takes the pin, and the programs get it when they are loaded
 //! anew.
 //!
 //! Until then the old programs go on with the old maps, which they keep alive, and make flows there. So the flows are
@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use villus_abi::{Bytes, Flow, from_bytes, time::Tick};
+use villus_abi::{Flow, from_bytes, time::Tick};
 
 use crate::{
     error::{Context, Error, Result},
@@ -30,7 +30,7 @@ pub struct Resized {
     pub copied: usize,
 }
 
-/// Gives the pinned maps the sizes wanted; those that have them are not touched. To be done before [`Maps::open`],
+/// Gives the pinned maps the sizes wanted; those that have them are not touched. To be done before [`crate::Maps::open`],
 /// and the programs loaded anew after it. A crash at any point leaves either the old map or the new one under the pin.
 ///
 /// # Errors
@@ -117,25 +117,4 @@ fn copy_slots(known: &Known, old: &RawMap, new: &RawMap) -> Result<usize> {
 
 fn full(known: &Known, wanted: usize, most: usize) -> Error {
     Error::Full { map: known.pin.to_owned(), wanted, most, option: known.option }
-}
-
-impl<K: Bytes, V: Bytes> Map<K, V> {
-    /// Copies elements into a map that may have another layout; `convert` says how, or `None` to leave one out. What the other
-    /// map holds already stays. Says how many were copied.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    pub fn copy_to<K2: Bytes, V2: Bytes>(
-        &self,
-        to: &Map<K2, V2>,
-        mut convert: impl FnMut(&K, &V) -> Option<(K2, V2)>,
-    ) -> Result<usize> {
-        let mut copied = 0;
-        for (key, value) in self.entries()? {
-            if let Some((key, value)) = convert(&key, &value) {
-                copied += usize::from(to.insert_new(&key, &value)?);
-            }
-        }
-        Ok(copied)
-    }
 }

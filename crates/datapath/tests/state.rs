@@ -239,27 +239,6 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
 }
 
 #[test]
-fn a_new_layout_takes_the_flows_along_and_back() {
-    let (_pins, maps) = kernel(&SIZES);
-    for n in 0..100 {
-        maps.ct4_any.insert(&key4(n, 17), &Flow { fwd_packets: u64::from(n), ..alive() }).unwrap();
-    }
-    // A layout that keeps nothing but the packets of a flow, in keys of another size.
-    let spec = sys::MapSpec { name: "v2", kind: sys::Kind::Hash, key: 8, value: 8, entries: 200, flags: 0 };
-    let v2: villus_datapath::Map<u64, u64> =
-        villus_datapath::Map::new(sys::RawMap::create(&spec, None).unwrap(), "v2").unwrap();
-    let there =
-        |key: &FlowKey4, flow: &Flow| (key.proto == 17).then_some((u64::from(key.lo), flow.fwd_packets));
-    assert_eq!(maps.ct4_any.copy_to(&v2, there).unwrap(), 100);
-    maps.ct4_any.remove_if(|_, flow| flow.fwd_packets % 2 == 0).unwrap();
-    let back = |key: &u64, packets: &u64| {
-        Some((FlowKey4 { lo: *key as u32, ..key4(0, 17) }, Flow { fwd_packets: *packets, ..alive() }))
-    };
-    assert_eq!(v2.copy_to(&maps.ct4_any, back).unwrap(), 50);
-    assert_eq!(maps.ct4_any.get(&key4(42, 17)).unwrap().unwrap().fwd_packets, 42);
-}
-
-#[test]
 fn a_snapshot_holds_everything() {
     let (pins, maps) = kernel(&SIZES);
     let pins = Arc::new(pins);
