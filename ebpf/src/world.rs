@@ -69,6 +69,8 @@ pub struct Cpu {
     nodes: [Word<[u32; 4], Node>; WORDS],
     /// The row of the ipcache that was asked for last.
     row: Cell<IpcacheValue>,
+    /// The stamp when the policy map that is being asked was not yet looked at: what changes meanwhile makes another.
+    asked: Cell<u64>,
     /// What policy maps have allowed.
     granted: [Granted; WORDS],
 }
@@ -432,8 +434,10 @@ impl World for Kernel {
 
     #[inline(always)]
     fn granted(&self, ask: &Ask) -> Option<Grant> {
-        let known = Granted::of(cpu()?, ask);
-        let same = known.stamp.get() == stamp()
+        let cpu = cpu()?;
+        let (known, now) = (Granted::of(cpu, ask), stamp());
+        cpu.asked.set(now);
+        let same = known.stamp.get() == now
             && known.rest.get() == ask.rest
             && known.identity.get() == ask.identity
             && known.policy.get() == ask.policy
@@ -450,7 +454,7 @@ impl World for Kernel {
         known.policy.set(ask.policy);
         known.mask.set(ask.mask);
         known.grant.set(*grant);
-        known.stamp.set(stamp());
+        known.stamp.set(cpu.asked.get());
     }
 
     #[inline(always)]

@@ -107,7 +107,8 @@ pub struct Flow {
     pub fwd_packets: u64,
     /// Bytes of the opener's direction.
     pub fwd_bytes: u64,
-    /// Last packet of the opener's direction that was looked up, whatever became of it.
+    /// Last packet of the opener's direction that was looked up, whatever became of it. Not a sign of life: it is written so that the
+    /// line is there when the counters are.
     pub fwd_seen: Tick,
     /// Last report of the opener's direction.
     pub fwd_report: Tick,
@@ -122,7 +123,7 @@ pub struct Flow {
     pub rev_packets: u64,
     /// Bytes of the answering direction.
     pub rev_bytes: u64,
-    /// Last packet of the answering direction that was looked up, whatever became of it.
+    /// See `fwd_seen`.
     pub rev_seen: Tick,
     /// Last report of the answering direction.
     pub rev_report: Tick,

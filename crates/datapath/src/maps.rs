@@ -1,10 +1,11 @@
 //! All maps of the path, open and typed.
 
-use std::sync::Arc;
+use std::{os::fd::AsFd, sync::Arc};
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FlowRow, FragKey4, FragKey6, FragPorts, IpcacheKey,
-    IpcacheValue, Local, Metric, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Uplink, metrics, names,
+    IpcacheValue, Local, Metric, Nat, NatKey4, NatKey6, Node, PolicyEntry, PolicyKey, Uplink,
+    flow_v1::FlowV1, metrics, names,
 };
 
 use crate::{
@@ -157,6 +158,29 @@ const UPLINKS_MOST: u32 = 256;
 /// Addresses of nodes: a few each of ten thousand.
 const NODES_MOST: u32 = 65_536;
 
+/// Whether flows are in a map of an earlier version: ours is not there, and that one is.
+fn are_elsewhere(pins: &Pins, pin: &str) -> bool {
+    let retired =
+        names::RETIRED.iter().find(|retired| retired.trim_end_matches("_v1") == pin.trim_end_matches("_v2"));
+    retired.is_some_and(|retired| !pins.path(pin).exists() && pins.path(retired).exists())
+}
+
+/// Puts an empty map in the place of a flow map of an earlier version. Programs that still use that one keep it, and
+/// [`crate::OldFlows`] finds it there; what is left of that version's tools, as a timer that is to end what it has opened, finds all
+/// the pins it needs.
+fn retire(pins: &Pins, pin: &'static str) -> Result<()> {
+    let Some(old) = pins.map(pin)? else { return Ok(()) };
+    let (key, value) = (old.info().key, size_of::<FlowV1>() as u32);
+    let spec = MapSpec { name: pin, kind: Kind::LruHash, key, value, entries: RETIRED_ENTRIES, flags: 0 };
+    if old.info().entries <= RETIRED_ENTRIES || pins.map_like(pin, &spec)?.is_none() {
+        return Ok(());
+    }
+    let empty = RawMap::create(&spec, None).on("create map", pin)?;
+    pins.replace(pin, empty.as_fd())
+}
+
+/// Entries of a map that only stands for one of an earlier version.
+const RETIRED_ENTRIES: u32 = 64;
 /// Room behind an IPv4 flow.
 pub(crate) const FLOW_ROOM: usize = size_of::<FlowRow>() - size_of::<Flow>();
 
@@ -230,9 +254,8 @@ impl Maps {
         }
         let template = RawMap::create(&policy_spec(names::POLICY_PREFIX, POLICY_START), None)
             .on("create map", names::POLICIES)?;
-        // Programs that still use the maps of earlier versions keep them, and `OldFlows` finds them there.
         for pin in names::RETIRED {
-            pins.remove(pin)?;
+            retire(pins, pin)?;
         }
         Self::assemble(nat, |known| {
             let inner = (known.kind == Kind::ArrayOfMaps).then_some(&template);
@@ -240,12 +263,14 @@ impl Maps {
         })
     }
 
-    /// Opens every map that an agent has made; makes nothing.
+    /// Opens every map that an agent has made; makes nothing. Of an agent of an earlier version, see [`Self::knows_flows`], the flow
+    /// maps are empty ones that nobody else has.
     ///
     /// # Errors
     /// [`crate::Error::Kernel`] with `NotFound` naming the pin that is missing.
     pub fn existing(pins: &Pins) -> Result<Self> {
-        let sizes = Sizes { nat: 1, ..Sizes::default() };
+        let least = *Sizes::FLOWS.start();
+        let sizes = Sizes { nat: 1, ct_tcp: least, ct_any: least, ..Sizes::default() };
         let nat = pins.path(names::NAT4).exists();
         Self::assemble(nat, |known| {
             let missing = || {
@@ -255,12 +280,18 @@ impl Maps {
                 )
             };
             let pinned = pins.map_like(known.pin, &known.spec(&sizes))?;
-            if pinned.is_none() && known.pin == names::EPOCH {
-                // Programs of an agent that knows of none remember nothing.
+            // Programs of an agent that knows of no epoch remember nothing.
+            if pinned.is_none() && (known.pin == names::EPOCH || are_elsewhere(pins, known.pin)) {
                 return RawMap::create(&known.spec(&sizes), None).on("create map", known.pin);
             }
             pinned.ok_or_else(missing).on("open", pins.path(known.pin).display().to_string())
         })
+    }
+
+    /// Whether the flows of this node are in these maps: an agent of an earlier version keeps them in a layout that is not read.
+    #[must_use]
+    pub fn knows_flows(pins: &Pins) -> bool {
+        !are_elsewhere(pins, names::CT4_TCP)
     }
 
     /// Bytes of kernel memory of each map, by its pin.

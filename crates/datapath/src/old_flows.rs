@@ -1,8 +1,9 @@
-//! Flow maps of before a resize or of an earlier version, which attached programs still use: their flows are carried over.
+//! Flow maps, and those of masqueraded packets, of before a resize or of an earlier version, which attached programs still use: what
+//! is in them is carried over.
 
-use std::os::fd::AsFd;
+use std::{cell::Cell, os::fd::AsFd};
 
-use villus_abi::{Bytes, Flow, FlowKey4, FlowKey6, flow_v1::FlowV1, time::Tick};
+use villus_abi::{Bytes, Flow, FlowKey4, FlowKey6, Nat, NatKey4, NatKey6, flow_v1::FlowV1, time::Tick};
 
 use crate::{
     error::{Context, Result},
@@ -17,6 +18,8 @@ use crate::{
 #[derive(Debug)]
 pub struct OldFlows {
     maps: Vec<RawMap>,
+    /// When they were carried the first time.
+    carried: Cell<Option<Tick>>,
 }
 
 impl OldFlows {
@@ -37,11 +40,14 @@ impl OldFlows {
         }
         ids.sort_unstable();
         ids.dedup();
+        let nat = maps.nat.as_ref().map_or([0; 2], |nat| [nat.nat4.info().id, nat.nat6.info().id]);
         let current =
             [maps.ct4_tcp.info().id, maps.ct4_any.info().id, maps.ct6_tcp.info().id, maps.ct6_any.info().id];
-        ids.retain(|id| !current.contains(id));
+        ids.retain(|id| !current.contains(id) && !nat.contains(id));
         let opened = ids.into_iter().filter_map(|id| sys::map_by_id(id).ok());
-        Ok(Self { maps: opened.filter(|map| map.info().name.starts_with("villus_ct")).collect() })
+        let carried =
+            |map: &RawMap| ["villus_ct", "villus_nat"].iter().any(|of| map.info().name.starts_with(of));
+        Ok(Self { maps: opened.filter(carried).collect(), carried: Cell::new(None) })
     }
 
     /// Whether there is none.
@@ -50,23 +56,34 @@ impl OldFlows {
         self.maps.is_empty()
     }
 
-    /// After the programs have been replaced: copies the flows that live and that the new maps do not have; says how many.
+    /// Copies what lives and the new maps do not have, what lives longest last, so that it is evicted last; says how much. Done before
+    /// the programs are replaced, and after it for what they have made meanwhile: then only that, since what is not there any more has
+    /// made room or was taken away.
     ///
     /// # Errors
     /// [`crate::Error::Kernel`].
     pub fn carry(&self, maps: &Maps, now: Tick) -> Result<usize> {
+        let since = self.carried.replace(Some(now));
         let mut carried = 0;
         for raw in &self.maps {
-            let tcp = raw.info().name.contains("tcp");
             let name = raw.info().name.clone();
             let raw = raw.try_clone().on("open", &name)?;
-            if raw.key_len() == size_of::<FlowKey4>() {
-                let to = if tcp { &maps.ct4_tcp } else { &maps.ct4_any };
-                carried += carry(&flows::<FlowKey4>(raw, name, FLOW_ROOM)?, to, now)?;
-            } else if raw.key_len() == size_of::<FlowKey6>() {
-                let to = if tcp { &maps.ct6_tcp } else { &maps.ct6_any };
-                carried += carry(&flows::<FlowKey6>(raw, name, 0)?, to, now)?;
-            }
+            carried += match (name.starts_with("villus_nat"), raw.key_len() == size_of::<FlowKey4>()) {
+                (true, true) => {
+                    maps.nat.as_ref().map_or(Ok(0), |to| mappings::<NatKey4>(raw, name, &to.nat4, since))?
+                }
+                (true, false) => {
+                    maps.nat.as_ref().map_or(Ok(0), |to| mappings::<NatKey6>(raw, name, &to.nat6, since))?
+                }
+                (false, true) => {
+                    let to = if name.contains("tcp") { &maps.ct4_tcp } else { &maps.ct4_any };
+                    carry(flows::<FlowKey4>(raw, name, FLOW_ROOM)?, to, since, now)?
+                }
+                (false, false) => {
+                    let to = if name.contains("tcp") { &maps.ct6_tcp } else { &maps.ct6_any };
+                    carry(flows::<FlowKey6>(raw, name, 0)?, to, since, now)?
+                }
+            };
         }
         Ok(carried)
     }
@@ -81,20 +98,37 @@ fn flows<K: Bytes>(raw: RawMap, name: String, room: usize) -> Result<Vec<(K, Flo
     Map::roomy(raw, name, room)?.entries()
 }
 
-fn carry<K: Bytes>(old: &[(K, Flow)], new: &Map<K, Flow>, now: Tick) -> Result<usize> {
+/// Whether something was made since a moment, or if there was no such moment.
+fn is_new(created: Tick, since: Option<Tick>) -> bool {
+    since.is_none_or(|since| created.wrapping_sub(since).cast_signed() >= 0)
+}
+
+fn carry<K: Bytes>(
+    mut old: Vec<(K, Flow)>,
+    new: &Map<K, Flow>,
+    since: Option<Tick>,
+    now: Tick,
+) -> Result<usize> {
+    old.retain(|(_, flow)| !is_expired(flow.expires, now));
+    old.sort_by_key(|(_, flow)| flow.expires.wrapping_sub(now));
     let mut carried = 0;
-    for (key, flow) in old {
-        if is_expired(flow.expires, now) {
-            continue;
-        }
+    for (key, flow) in &old {
         match new.get(key)? {
-            None => carried += usize::from(new.insert_new(key, flow)?),
+            None if is_new(flow.created, since) => carried += usize::from(new.insert_new(key, flow)?),
             // Copied once already. Nothing has used it since it was copied: what the old map says is newer.
             Some(copy) if packets(&copy) < packets(flow) => carried += usize::from(new.replace(key, flow)?),
-            Some(_) => {}
+            _ => {}
         }
     }
     Ok(carried)
+}
+
+/// Carries mappings, both entries of each: the answer's says nothing of when it ends.
+fn mappings<K: Bytes>(raw: RawMap, name: String, new: &Map<K, Nat>, since: Option<Tick>) -> Result<usize> {
+    let mut old = Map::<K, Nat>::new(raw, name)?.entries()?;
+    old.retain(|(_, nat)| is_new(nat.created, since));
+    old.sort_by_key(|(_, nat)| nat.created);
+    old.iter().try_fold(0, |carried, (key, nat)| Ok(carried + usize::from(new.insert_new(key, nat)?)))
 }
 
 const fn packets(flow: &Flow) -> u64 {

@@ -12,8 +12,8 @@ use villus_abi::{
     policy::Direction,
 };
 use villus_datapath::{
-    Hook, Map, Maps, Object, Pins, PolicyMaps, Program, Sizes, SkbContext, hand_insert, hand_remove, metrics,
-    policy_pin, sys::Update,
+    Edits, Entries, Hook, Map, Maps, Object, Pins, PolicyMaps, Program, Shapes, Sizes, SkbContext,
+    hand_insert, hand_remove, metrics, policy_pin, sys::Update,
 };
 use villus_path::memory::Build;
 use villus_testbed::{alone, eventually};
@@ -124,6 +124,24 @@ fn what_a_policy_allows_is_asked_again_from_the_change_on() {
         assert!(!passes(), "{turn}");
         assert!(hand_remove(&pins, &maps, 5, &deny).unwrap());
     }
+    // The agent's own changes too: of single entries, and of a whole policy.
+    let shapes = Shapes::default();
+    let mut edits = [Edits::new(shapes), Edits::new(shapes)];
+    edits[0].push(deny, None, Some(PolicyEntry::DENY));
+    edits[1].push(deny, Some(PolicyEntry::DENY), None);
+    let whole: [Entries; 2] =
+        [[(all, PolicyEntry::ALLOW), (deny, PolicyEntry::DENY)].into(), [(all, PolicyEntry::ALLOW)].into()];
+    for turn in 0..200 {
+        for (step, edits) in edits.iter().enumerate() {
+            assert_eq!(passes(), step == 0, "{turn}");
+            let done = policies.apply_edits(&[(5, edits)], &mut &maps.endpoints).unwrap();
+            assert!(matches!(done[..], [(5, Ok(Some(_)))]), "{done:?}");
+        }
+        for (step, entries) in whole.iter().enumerate() {
+            assert_eq!(passes(), step == 0, "{turn}");
+            policies.apply(5, entries, &mut &maps.endpoints).unwrap();
+        }
+    }
     // By a hand that knows of no epoch.
     let epoch = maps.epoch.get(&0).unwrap();
     let raw = pins.map(&policy_pin(5)).unwrap().unwrap();
@@ -142,6 +160,15 @@ fn what_a_policy_allows_is_asked_again_from_the_change_on() {
         assert!(!passes(), "{turn}: the entry that allowed denies");
         map.insert(&all, &PolicyEntry::ALLOW).unwrap();
     }
+    // It is remembered: packets do pass beside a denial that such a hand adds, within the jiffy.
+    let remembered = (0..50).any(|_| {
+        assert!(passes());
+        map.insert(&deny, &PolicyEntry::DENY).unwrap();
+        let passed = passes();
+        map.remove(&deny).unwrap();
+        passed
+    });
+    assert!(remembered);
     // Every packet that was allowed is counted on the entry, the remembered ones too.
     let before = map.get(&all).unwrap().unwrap().packets;
     assert!((0..10).all(|_| passes()));

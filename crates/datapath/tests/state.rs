@@ -12,7 +12,8 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragPorts, IpcacheKey, IpcacheValue, Local, Metric,
-    PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, flow_v1::FlowV1, policy::Direction,
+    Nat, NatKey4, NatKey6, PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED,
+    flow_v1::FlowV1, policy::Direction,
 };
 use villus_datapath::{
     AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Map, Maps, OldFlows, Pins,
@@ -174,7 +175,7 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
     let ifindex = run("ip", &["-o", "link", "show", "v1"]).split(':').next().unwrap().parse().unwrap();
     let links = Links::new(&pins);
     let old = |name: &'static str, key: u32| {
-        let spec = sys::MapSpec { name, kind: sys::Kind::LruHash, key, value: 96, entries: 64, flags: 0 };
+        let spec = sys::MapSpec { name, kind: sys::Kind::LruHash, key, value: 96, entries: 128, flags: 0 };
         pins.open_or_create(name, &spec, None).unwrap().0
     };
     let (v4, v6) = (old("villus_ct4_tcp_v1", 16), old("villus_ct6_any_v1", 40));
@@ -206,8 +207,24 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
     v4.insert(&key4(2, 6), &FlowV1 { expires: now(), ..flow }).unwrap();
     v6.insert(&key6(1), &flow).unwrap();
 
+    // Beside an agent of that version there are no flows to be seen, and everything else is.
+    for name in ["villus_ct4_any_v1", "villus_ct6_tcp_v1"] {
+        old(name, if name.contains("ct4") { 16 } else { 40 });
+    }
+    drop(Maps::open(&pins, &SIZES).unwrap());
+    for name in ["ct4_tcp", "ct4_any", "ct6_tcp", "ct6_any"] {
+        assert!(pins.remove(&format!("villus_{name}_v2")).unwrap());
+    }
+    assert!(!Maps::knows_flows(&pins));
+    assert_eq!(Maps::existing(&pins).unwrap().ct4_tcp.count().unwrap(), 0);
+    assert!(pins.list().unwrap().iter().all(|name| !name.starts_with("villus_ct") || name.ends_with("_v1")));
+
     let maps = Maps::open(&pins, &SIZES).unwrap();
-    assert!(pins.list().unwrap().iter().all(|name| !name.starts_with("villus_ct") || name.ends_with("_v2")));
+    assert!(Maps::knows_flows(&pins));
+    // What is left of that version's tools finds its pins, with nothing in them.
+    let left = pins.map("villus_ct4_tcp_v1").unwrap().unwrap();
+    assert_eq!((left.info().entries, left.info().value), (64, 96));
+    assert_eq!(Map::<FlowKey4, FlowV1>::new(left, "v1").unwrap().count().unwrap(), 0);
     let carried = OldFlows::of_attached(&links, &[], &maps).unwrap();
     assert_eq!(carried.carry(&maps, now()).unwrap(), 2);
     let expected = Flow {
@@ -231,10 +248,87 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
     };
     assert_eq!(maps.ct4_tcp.entries().unwrap(), [(key4(1, 6), expected)]);
     assert_eq!(maps.ct6_any.entries().unwrap(), [(key6(1), expected)]);
-    // The old programs go on for a moment.
+    // The old programs go on for a moment. What was taken away meanwhile stays away.
+    maps.ct4_tcp.remove(&key4(1, 6)).unwrap();
     v6.insert(&key6(1), &FlowV1 { rev_packets: 30, ..flow }).unwrap();
-    assert_eq!(carried.carry(&maps, now()).unwrap(), 1);
+    v4.insert(&key4(3, 6), &FlowV1 { created: now(), ..flow }).unwrap();
+    assert_eq!(carried.carry(&maps, now()).unwrap(), 2);
     assert_eq!(maps.ct6_any.get(&key6(1)).unwrap().unwrap().rev_packets, 30);
+    assert_eq!(
+        maps.ct4_tcp.entries().unwrap().into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
+        [key4(3, 6)]
+    );
+    assert!(links.remove_all(&[]).is_empty());
+}
+
+#[test]
+fn of_more_flows_than_fit_those_that_live_longest_are_carried_once() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    run("ip", &["link", "add", "v2", "type", "veth", "peer", "name", "v2p"]);
+    let ifindex = run("ip", &["-o", "link", "show", "v2"]).split(':').next().unwrap().parse().unwrap();
+    let links = Links::new(&pins);
+    let spec = sys::MapSpec {
+        name: "villus_ct4_tcp_v1",
+        kind: sys::Kind::LruHash,
+        key: 16,
+        value: 96,
+        entries: 4096,
+        flags: 0,
+    };
+    let old = pins.open_or_create(spec.name, &spec, None).unwrap().0;
+    links.attach(&holder(old.as_fd()), Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
+    let old: Map<FlowKey4, FlowV1> = Map::new(old, "old").unwrap();
+    let (begin, most) = (now(), 1024);
+    for n in 0..3000 {
+        let flow = FlowV1 { expires: begin + 1000 + n, fwd_packets: 1, ..FlowV1::default() };
+        old.insert(&key4(n, 6), &flow).unwrap();
+    }
+    let maps = Maps::open(&pins, &Sizes { ct_tcp: most, ..SIZES }).unwrap();
+    let carried = OldFlows::of_attached(&links, &[], &maps).unwrap();
+    carried.carry(&maps, begin + 1).unwrap();
+    // The table evicts by the hundred; what it holds is from the end.
+    let held = || maps.ct4_tcp.entries().unwrap();
+    assert!(held().len() > most as usize / 2, "{}", held().len());
+    assert!(held().iter().all(|(_, flow)| flow.expires > begin + 1000 + 3000 - 2 * most));
+    // New programs make flows of their own; those that gave way to them do not come back.
+    let ours: Vec<FlowKey4> = (5000..5000 + most / 4).map(|n| key4(n, 6)).collect();
+    for key in &ours {
+        maps.ct4_tcp.insert(key, &Flow { created: begin + 2, ..alive() }).unwrap();
+    }
+    assert_eq!(carried.carry(&maps, begin + 3).unwrap(), 0);
+    assert!(ours.iter().all(|key| maps.ct4_tcp.get(key).unwrap().is_some()));
+    assert!(links.remove_all(&[]).is_empty());
+}
+
+#[test]
+fn mappings_that_old_programs_lend_are_carried_too() {
+    alone!();
+    let (_, pins) = common::bpffs();
+    run("ip", &["link", "add", "v3", "type", "veth", "peer", "name", "v3p"]);
+    let ifindex = run("ip", &["-o", "link", "show", "v3"]).split(':').next().unwrap().parse().unwrap();
+    let links = Links::new(&pins);
+    let sizes = Sizes { nat: 1024, ..SIZES };
+    let maps = Maps::open(&pins, &sizes).unwrap();
+    let old = maps.nat.as_ref().unwrap();
+    for (map, hook) in [(old.nat4.as_fd(), Hook::FromEndpoint), (old.nat6.as_fd(), Hook::ToEndpoint)] {
+        links.attach(&holder(map), hook, ifindex, AttachMode::Tcx).unwrap();
+    }
+    let larger = Sizes { nat: 2048, ..sizes };
+    assert_eq!(resize(&pins, &larger, now()).unwrap().len(), 2);
+    let lent = |port: u16| Nat { port, created: now(), ..Nat::default() };
+    let (first, second) =
+        (NatKey4 { sport: 1, ..NatKey4::default() }, NatKey4 { sport: 2, ..NatKey4::default() });
+    old.nat4.insert(&first, &lent(1)).unwrap();
+    old.nat6.insert(&NatKey6::default(), &lent(3)).unwrap();
+    let new = Maps::open(&pins, &larger).unwrap();
+    let carried = OldFlows::of_attached(&links, &[], &new).unwrap();
+    assert_eq!(carried.carry(&new, now()).unwrap(), 2);
+    old.nat4.insert(&second, &lent(2)).unwrap();
+    assert_eq!(carried.carry(&new, now()).unwrap(), 1);
+    let nat = new.nat.as_ref().unwrap();
+    assert_eq!((nat.nat4.get(&first).unwrap().unwrap().port, nat.nat4.count().unwrap()), (1, 2));
+    assert_eq!(nat.nat6.get(&NatKey6::default()).unwrap().unwrap().port, 3);
     assert!(links.remove_all(&[]).is_empty());
 }
 

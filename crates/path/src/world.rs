@@ -106,7 +106,8 @@ pub trait World: Net<V4> + Net<V6> {
     {
         verdict(self, ask)
     }
-    /// The entry that allowed what was asked before in the same words, if that is remembered.
+    /// The entry that allowed what was asked before in the same words, if that is remembered. Called before anything is looked up:
+    /// what changes from here on must be seen by who asks next.
     #[inline(always)]
     fn granted(&self, _ask: &Ask) -> Option<Grant> {
         None

@@ -16,7 +16,11 @@ use villus_abi::{
     endpoint::{FLAG_ACTIVE, FLAG_AUDIT_INGRESS},
     time::from_secs,
 };
-use villus_datapath::{Entries, Maps, Pins, PolicyMaps, Sizes, now, view_policy};
+use villus_datapath::{
+    Entries, Maps, Pins, PolicyMaps, Sizes, now,
+    sys::{Kind, MapSpec},
+    view_policy,
+};
 use villus_testbed::{alone, eventually};
 
 const IN: Direction = Direction::Ingress;
@@ -253,6 +257,24 @@ fn other_maps_are_listed() {
     let entries = squeezed(&kernel.villus(&["map", "get", "cilium_policy_00007"]).ok());
     assert_eq!(entries, ["Key Value State Error", "ingress from ANY, ANY Allow 0 0"]);
     assert!(kernel.villus(&["map", "get", "nothing"]).fails(1).contains("villus map list"));
+}
+
+#[test]
+fn beside_an_agent_of_an_earlier_version_all_but_its_flows_is_seen() {
+    alone!();
+    let mut kernel = Kernel::new();
+    kernel.endpoint(7, 300, &[(ALL_IN, PolicyEntry::ALLOW)]);
+    for (name, key) in [("ct4_tcp", 16), ("ct4_any", 16), ("ct6_tcp", 40), ("ct6_any", 40)] {
+        assert!(kernel.pins.remove(&format!("villus_{name}_v2")).unwrap());
+        let name = format!("villus_{name}_v1");
+        let spec = MapSpec { name: &name, kind: Kind::LruHash, key, value: 96, entries: 1024, flags: 0 };
+        kernel.pins.open_or_create(&name, &spec, None).unwrap();
+    }
+    let refused = kernel.villus(&["bpf", "ct", "list"]).fails(1);
+    assert!(refused.contains("earlier version") && refused.contains("start the agent"), "{refused}");
+    kernel.villus(&["bpf", "ct", "flush", "global"]).fails(1);
+    assert!(kernel.villus(&["bpf", "policy", "get", "7"]).ok().contains("ANY"));
+    assert!(squeezed(&kernel.villus(&["bpf", "endpoint", "list"]).ok()).len() > 1);
 }
 
 #[test]

@@ -193,7 +193,7 @@ impl PolicyMaps {
                 APART.contains(&(earlier, stage)) && work.iter().any(|work| work.edits.meet(earlier, stage))
             };
             if (waited..stage).any(apart) {
-                self.wait_for_packets(&work)?;
+                self.wait_for_packets(&work).inspect_err(|_| drop(self.maps.epoch.renew()))?;
                 waited = stage;
             }
             if stage <= ALLOW {

@@ -95,12 +95,10 @@ pub fn hand_insert(
     // An agent that was stopped with the lock in its hands must not keep an operator from acting.
     let _lock = pins.lock().ok();
     widen(maps, endpoint, key, entry)?;
-    let mut inserted = false;
-    for map in every_map(pins, maps, endpoint)? {
-        inserted |= map.insert_new(key, entry)?;
-    }
+    let all = every_map(pins, maps, endpoint)?;
+    let inserted = all.iter().try_fold(false, |inserted, map| Ok(map.insert_new(key, entry)? | inserted));
     maps.epoch.renew()?;
-    Ok(inserted)
+    inserted
 }
 
 /// Removes an entry by hand from every map that the endpoint has at this moment; says whether it was there.
@@ -109,12 +107,10 @@ pub fn hand_insert(
 /// [`crate::Error::Kernel`].
 pub fn hand_remove(pins: &Pins, maps: &Maps, endpoint: u16, key: &PolicyKey) -> Result<bool> {
     let _lock = pins.lock().ok();
-    let mut removed = false;
-    for map in every_map(pins, maps, endpoint)? {
-        removed |= map.remove(key)?;
-    }
+    let all = every_map(pins, maps, endpoint)?;
+    let removed = all.iter().try_fold(false, |removed, map| Ok(map.remove(key)? | removed));
     maps.epoch.renew()?;
-    Ok(removed)
+    removed
 }
 
 /// The path must look for keys of this shape before there is one.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use villus_abi::{Flow, time::to_ns};
-use villus_datapath::{FlowKey, Flows, now};
+use villus_datapath::{FlowKey, Flows, Maps, now};
 use villus_print::{CtOptions, CtRow, ct_list};
 
 use crate::{
@@ -43,10 +43,21 @@ pub enum CtCommand {
     },
 }
 
+/// The kernel's maps, where the flows are.
+fn kernel(places: &PlaceArgs) -> Result<Kernel, Failure> {
+    let kernel = places.kernel()?;
+    if !Maps::knows_flows(&kernel.pins) {
+        let what =
+            "the agent of this node is of an earlier version and keeps its flows in maps of another layout";
+        return Err(Failure::new(what).fix("start the agent of this version, which takes them over"));
+    }
+    Ok(kernel)
+}
+
 pub fn run(host: &Host, command: CtCommand) -> Result<(), Failure> {
     match command {
         CtCommand::List { endpoint, time_diff, output, places } => {
-            let kernel = places.kernel()?;
+            let kernel = kernel(&places)?;
             let which = which(&kernel, &endpoint, host)?;
             let mut all = Flows::new(Arc::new(kernel.maps)).list()?;
             all.retain(|(_, flow)| of(flow, which));
@@ -56,7 +67,7 @@ pub fn run(host: &Host, command: CtCommand) -> Result<(), Failure> {
             output.print(&rows, || ct_list(&rows, options))
         }
         CtCommand::Flush { endpoint, dry_run, places } => {
-            let kernel = places.kernel()?;
+            let kernel = kernel(&places)?;
             let which = which(&kernel, &endpoint, host)?;
             let flows = Flows::new(Arc::new(kernel.maps));
             if dry_run {
