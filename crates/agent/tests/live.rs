@@ -80,8 +80,12 @@ fn uplinks_and_addresses_are_followed() {
         metrics.iter().find(|m| m.name == "villus_reconcile_repaired_total").unwrap().value
     };
     let before = repaired();
-    run("nft", &["flush", "ruleset"]);
-    eventually("what somebody flushed is made again", || repaired() > before);
+    eventually("what somebody flushed is made again", || {
+        // Again, if the agent was about to write the table for a reason of its own, which is no repair.
+        run("nft", &["flush", "ruleset"]);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        repaired() > before
+    });
     for to in outside {
         eventually("masqueraded again", || !client.pings_in_vain(to));
     }

@@ -1,9 +1,8 @@
-//! Flow maps, and those of masqueraded packets, of before a resize or of an earlier version, which attached programs still use: what
-//! is in them is carried over.
+//! Flow maps of before a resize or of an earlier version, which attached programs still use: their flows are carried over.
 
 use std::{cell::Cell, os::fd::AsFd};
 
-use villus_abi::{Bytes, Flow, FlowKey4, FlowKey6, Nat, NatKey4, NatKey6, flow_v1::FlowV1, time::Tick};
+use villus_abi::{Bytes, Flow, FlowKey4, FlowKey6, flow_v1::FlowV1, time::Tick};
 
 use crate::{
     error::{Context, Result},
@@ -40,14 +39,12 @@ impl OldFlows {
         }
         ids.sort_unstable();
         ids.dedup();
-        let nat = maps.nat.as_ref().map_or([0; 2], |nat| [nat.nat4.info().id, nat.nat6.info().id]);
         let current =
             [maps.ct4_tcp.info().id, maps.ct4_any.info().id, maps.ct6_tcp.info().id, maps.ct6_any.info().id];
-        ids.retain(|id| !current.contains(id) && !nat.contains(id));
+        ids.retain(|id| !current.contains(id));
         let opened = ids.into_iter().filter_map(|id| sys::map_by_id(id).ok());
-        let carried =
-            |map: &RawMap| ["villus_ct", "villus_nat"].iter().any(|of| map.info().name.starts_with(of));
-        Ok(Self { maps: opened.filter(carried).collect(), carried: Cell::new(None) })
+        let maps = opened.filter(|map| map.info().name.starts_with("villus_ct")).collect();
+        Ok(Self { maps, carried: Cell::new(None) })
     }
 
     /// Whether there is none.
@@ -68,22 +65,14 @@ impl OldFlows {
         for raw in &self.maps {
             let name = raw.info().name.clone();
             let raw = raw.try_clone().on("open", &name)?;
-            carried += match (name.starts_with("villus_nat"), raw.key_len() == size_of::<FlowKey4>()) {
-                (true, true) => {
-                    maps.nat.as_ref().map_or(Ok(0), |to| mappings::<NatKey4>(raw, name, &to.nat4, since))?
-                }
-                (true, false) => {
-                    maps.nat.as_ref().map_or(Ok(0), |to| mappings::<NatKey6>(raw, name, &to.nat6, since))?
-                }
-                (false, true) => {
-                    let to = if name.contains("tcp") { &maps.ct4_tcp } else { &maps.ct4_any };
-                    carry(flows::<FlowKey4>(raw, name, FLOW_ROOM)?, to, since, now)?
-                }
-                (false, false) => {
-                    let to = if name.contains("tcp") { &maps.ct6_tcp } else { &maps.ct6_any };
-                    carry(flows::<FlowKey6>(raw, name, 0)?, to, since, now)?
-                }
-            };
+            let tcp = name.contains("tcp");
+            if raw.key_len() == size_of::<FlowKey4>() {
+                let to = if tcp { &maps.ct4_tcp } else { &maps.ct4_any };
+                carried += carry(flows::<FlowKey4>(raw, name, FLOW_ROOM)?, to, since, now)?;
+            } else if raw.key_len() == size_of::<FlowKey6>() {
+                let to = if tcp { &maps.ct6_tcp } else { &maps.ct6_any };
+                carried += carry(flows::<FlowKey6>(raw, name, 0)?, to, since, now)?;
+            }
         }
         Ok(carried)
     }
@@ -121,14 +110,6 @@ fn carry<K: Bytes>(
         }
     }
     Ok(carried)
-}
-
-/// Carries mappings, both entries of each: the answer's says nothing of when it ends.
-fn mappings<K: Bytes>(raw: RawMap, name: String, new: &Map<K, Nat>, since: Option<Tick>) -> Result<usize> {
-    let mut old = Map::<K, Nat>::new(raw, name)?.entries()?;
-    old.retain(|(_, nat)| is_new(nat.created, since));
-    old.sort_by_key(|(_, nat)| nat.created);
-    old.iter().try_fold(0, |carried, (key, nat)| Ok(carried + usize::from(new.insert_new(key, nat)?)))
 }
 
 const fn packets(flow: &Flow) -> u64 {

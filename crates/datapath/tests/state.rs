@@ -12,8 +12,7 @@ use std::{
 
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragPorts, IpcacheKey, IpcacheValue, Local, Metric,
-    Nat, NatKey4, NatKey6, PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED,
-    flow_v1::FlowV1, policy::Direction,
+    PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, flow_v1::FlowV1, policy::Direction,
 };
 use villus_datapath::{
     AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Map, Maps, OldFlows, Pins,
@@ -298,37 +297,6 @@ fn of_more_flows_than_fit_those_that_live_longest_are_carried_once() {
     }
     assert_eq!(carried.carry(&maps, begin + 3).unwrap(), 0);
     assert!(ours.iter().all(|key| maps.ct4_tcp.get(key).unwrap().is_some()));
-    assert!(links.remove_all(&[]).is_empty());
-}
-
-#[test]
-fn mappings_that_old_programs_lend_are_carried_too() {
-    alone!();
-    let (_, pins) = common::bpffs();
-    run("ip", &["link", "add", "v3", "type", "veth", "peer", "name", "v3p"]);
-    let ifindex = run("ip", &["-o", "link", "show", "v3"]).split(':').next().unwrap().parse().unwrap();
-    let links = Links::new(&pins);
-    let sizes = Sizes { nat: 1024, ..SIZES };
-    let maps = Maps::open(&pins, &sizes).unwrap();
-    let old = maps.nat.as_ref().unwrap();
-    for (map, hook) in [(old.nat4.as_fd(), Hook::FromEndpoint), (old.nat6.as_fd(), Hook::ToEndpoint)] {
-        links.attach(&holder(map), hook, ifindex, AttachMode::Tcx).unwrap();
-    }
-    let larger = Sizes { nat: 2048, ..sizes };
-    assert_eq!(resize(&pins, &larger, now()).unwrap().len(), 2);
-    let lent = |port: u16| Nat { port, created: now(), ..Nat::default() };
-    let (first, second) =
-        (NatKey4 { sport: 1, ..NatKey4::default() }, NatKey4 { sport: 2, ..NatKey4::default() });
-    old.nat4.insert(&first, &lent(1)).unwrap();
-    old.nat6.insert(&NatKey6::default(), &lent(3)).unwrap();
-    let new = Maps::open(&pins, &larger).unwrap();
-    let carried = OldFlows::of_attached(&links, &[], &new).unwrap();
-    assert_eq!(carried.carry(&new, now()).unwrap(), 2);
-    old.nat4.insert(&second, &lent(2)).unwrap();
-    assert_eq!(carried.carry(&new, now()).unwrap(), 1);
-    let nat = new.nat.as_ref().unwrap();
-    assert_eq!((nat.nat4.get(&first).unwrap().unwrap().port, nat.nat4.count().unwrap()), (1, 2));
-    assert_eq!(nat.nat6.get(&NatKey6::default()).unwrap().unwrap().port, 3);
     assert!(links.remove_all(&[]).is_empty());
 }
 

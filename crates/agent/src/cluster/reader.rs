@@ -152,8 +152,10 @@ mod tests {
             {
                 let all: serde_json::Value = serde_json::from_slice(&text).unwrap();
                 said["remote"]["addresses"] = all["remote"]["addresses"].clone();
-                prop_assert_eq!(said, all);
-                prop_assert_eq!(addresses.len(), rows);
+                prop_assert_eq!(&said, &all);
+                // A digit of another may have made two keys one.
+                let keys = all["remote"]["addresses"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap());
+                prop_assert_eq!(addresses.len(), keys.collect::<std::collections::BTreeSet<_>>().len());
             }
         }
 
