@@ -1,5 +1,4 @@
-//! Maps of another size: a new map takes the pin, and the programs get it when they are loaded
-//! anew.
+//! Maps of another size: a new map takes the pin, and the programs get it when they are loaded anew.
 //!
 //! Until then the old programs go on with the old maps, which they keep alive, and make flows there. So the flows are
 //! copied twice: before the programs are replaced, and once more, what has come since, right after.

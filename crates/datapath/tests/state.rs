@@ -16,7 +16,8 @@ use villus_abi::{
 };
 use villus_datapath::{
     AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Map, Maps, OldFlows, Pins,
-    PolicyMaps, Program, Sizes, SkbContext, Snapshot, now, resize, sys,
+    PolicyMaps, Program, Sizes, SkbContext, Snapshot, now, resize,
+    sys::{self, RawMap},
 };
 use villus_testbed::{alone, run};
 
@@ -99,12 +100,23 @@ fn holder(map: BorrowedFd<'_>) -> Program {
     Program::adopt("from_endpoint", fd).unwrap()
 }
 
+/// The index of a device that programs can be attached to.
+fn device() -> u32 {
+    run("ip", &["link", "add", "v0", "type", "veth", "peer", "name", "v0p"]);
+    run("ip", &["-o", "link", "show", "v0"]).split(':').next().unwrap().parse().unwrap()
+}
+
+/// A flow map as an agent of an earlier version makes it.
+fn earlier(pins: &Pins, name: &str, key: u32) -> RawMap {
+    let spec = sys::MapSpec { name, kind: sys::Kind::LruHash, key, value: 96, entries: 4096, flags: 0 };
+    pins.open_or_create(name, &spec, None).unwrap().0
+}
+
 #[test]
 fn a_resize_keeps_every_live_flow_and_those_of_the_old_programs() {
     alone!();
     let (_, pins) = common::bpffs();
-    run("ip", &["link", "add", "v0", "type", "veth", "peer", "name", "v0p"]);
-    let ifindex = run("ip", &["-o", "link", "show", "v0"]).split(':').next().unwrap().parse().unwrap();
+    let ifindex = device();
     let (maps, links) = (Maps::open(&pins, &SIZES).unwrap(), Links::new(&pins));
     let attach = |maps: &Maps| {
         let program = holder(maps.ct4_tcp.as_fd());
@@ -170,14 +182,9 @@ fn other_maps_grow_with_what_they_hold_and_shrink_only_if_it_fits() {
 fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
     alone!();
     let (_, pins) = common::bpffs();
-    run("ip", &["link", "add", "v1", "type", "veth", "peer", "name", "v1p"]);
-    let ifindex = run("ip", &["-o", "link", "show", "v1"]).split(':').next().unwrap().parse().unwrap();
+    let ifindex = device();
     let links = Links::new(&pins);
-    let old = |name: &'static str, key: u32| {
-        let spec = sys::MapSpec { name, kind: sys::Kind::LruHash, key, value: 96, entries: 128, flags: 0 };
-        pins.open_or_create(name, &spec, None).unwrap().0
-    };
-    let (v4, v6) = (old("villus_ct4_tcp_v1", 16), old("villus_ct6_any_v1", 40));
+    let (v4, v6) = (earlier(&pins, "villus_ct4_tcp_v1", 16), earlier(&pins, "villus_ct6_any_v1", 40));
     for (map, hook) in [(&v4, Hook::FromEndpoint), (&v6, Hook::ToEndpoint)] {
         links.attach(&holder(map.as_fd()), hook, ifindex, AttachMode::Tcx).unwrap();
     }
@@ -207,8 +214,8 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
     v6.insert(&key6(1), &flow).unwrap();
 
     // Beside an agent of that version there are no flows to be seen, and everything else is.
-    for name in ["villus_ct4_any_v1", "villus_ct6_tcp_v1"] {
-        old(name, if name.contains("ct4") { 16 } else { 40 });
+    for (name, key) in [("villus_ct4_any_v1", 16), ("villus_ct6_tcp_v1", 40)] {
+        earlier(&pins, name, key);
     }
     drop(Maps::open(&pins, &SIZES).unwrap());
     for name in ["ct4_tcp", "ct4_any", "ct6_tcp", "ct6_any"] {
@@ -264,18 +271,9 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
 fn of_more_flows_than_fit_those_that_live_longest_are_carried_once() {
     alone!();
     let (_, pins) = common::bpffs();
-    run("ip", &["link", "add", "v2", "type", "veth", "peer", "name", "v2p"]);
-    let ifindex = run("ip", &["-o", "link", "show", "v2"]).split(':').next().unwrap().parse().unwrap();
+    let ifindex = device();
     let links = Links::new(&pins);
-    let spec = sys::MapSpec {
-        name: "villus_ct4_tcp_v1",
-        kind: sys::Kind::LruHash,
-        key: 16,
-        value: 96,
-        entries: 4096,
-        flags: 0,
-    };
-    let old = pins.open_or_create(spec.name, &spec, None).unwrap().0;
+    let old = earlier(&pins, "villus_ct4_tcp_v1", 16);
     links.attach(&holder(old.as_fd()), Hook::FromEndpoint, ifindex, AttachMode::Tcx).unwrap();
     let old: Map<FlowKey4, FlowV1> = Map::new(old, "old").unwrap();
     let (begin, most) = (now(), 1024);
