@@ -117,6 +117,15 @@ impl Scene {
         self.others.push(workload);
     }
 
+    /// Ends the traffic, of which nothing may be lost that is allowed, and nothing arrive that is not.
+    fn ends(self) {
+        let Err(said) = self.traffic.stop() else { return };
+        panic!(
+            "{said}; dropped on each node: {:#?}",
+            self.nodes.all.iter().map(nodes::drops).collect::<Vec<_>>()
+        );
+    }
+
     /// The addresses of all workloads are in the store again.
     fn is_stored(&self) {
         for workload in [&self.server].into_iter().chain(&self.others) {
@@ -156,7 +165,7 @@ fn a_dead_store_is_waited_for() {
     scene.traffic.goes_on();
     scene.nodes.resume_etcd();
     scene.converges();
-    scene.traffic.stop();
+    scene.ends();
 }
 
 #[test]
@@ -235,7 +244,7 @@ fn nodes_that_are_cut_off_catch_up_over_a_compaction_and_write_again_what_ran_ou
     scene.is_stored();
     scene.converges();
     scene.is_stored();
-    scene.traffic.stop();
+    scene.ends();
 }
 
 #[test]
@@ -278,5 +287,5 @@ fn a_store_without_space_is_waited_for_and_one_that_was_wiped_or_is_an_old_backu
     scene.is_stored();
     scene.converges();
     scene.is_stored();
-    scene.traffic.stop();
+    scene.ends();
 }

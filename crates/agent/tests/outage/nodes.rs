@@ -228,6 +228,13 @@ pub fn stale(node: &TestNode) -> (u64, u64) {
     (value("villus_kvstore_stale_nodes", None), value("villus_kvstore_addresses", Some("stale")))
 }
 
+/// What a node has dropped, by reason and direction.
+pub fn drops(node: &TestNode) -> Vec<String> {
+    let metrics = node.client().metrics().unwrap();
+    let drops = metrics.iter().filter(|metric| metric.name == "cilium_drop_count_total");
+    drops.map(|metric| format!("{:?}: {}", metric.labels, metric.value)).collect()
+}
+
 impl TestNode {
     /// Identity of an address as this node's `ip list` has it.
     pub fn identity_of(&self, address: &str) -> Option<u32> {

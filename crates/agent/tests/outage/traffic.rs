@@ -25,12 +25,17 @@ const INTRUDER: &[u8] = b"intruder";
 /// Traffic between a client and a server, and the attempts of somebody who may not. It goes on until it is stopped.
 pub struct Traffic {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Result<(), String>>>,
+    /// Those that ask, each by its name.
+    threads: Vec<(&'static str, JoinHandle<Result<(), String>>)>,
+    /// Those that answer until nobody asks any more.
+    echoes: Vec<JoinHandle<Result<(), String>>>,
 }
 
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    /// Nobody asks any more.
+    done: AtomicBool,
     /// Exchanges that succeeded, by kind.
     tcp: AtomicU64,
     udp: AtomicU64,
@@ -42,30 +47,35 @@ struct Shared {
 impl Traffic {
     /// Begins. The server serves TCP already.
     pub fn start(client: &Workload, server: &Workload, intruder: &Workload) -> Self {
-        let mut traffic = Self { shared: Arc::default(), threads: Vec::new() };
+        let mut traffic = Self { shared: Arc::default(), threads: Vec::new(), echoes: Vec::new() };
         for (from, other, to) in
             [(client.v4(), intruder.v4(), server.v4()), (client.v6(), intruder.v6(), server.v6())]
         {
             let socket = server.udp(to, PORT);
             // The end is looked for as often.
             socket.set_read_timeout(Some(10 * PAUSE)).unwrap();
-            traffic.spawn(move |shared| echo(&socket, shared));
+            let shared = traffic.shared.clone();
+            traffic.echoes.push(std::thread::spawn(move || echo(&socket, &shared)));
             let netns = again(client);
-            traffic.spawn(move |shared| open_connection(&netns, to, shared));
+            traffic.spawn("an open connection", move |shared| open_connection(&netns, to, shared));
             let socket = client.udp(from, 0);
-            traffic.spawn(move |shared| open_flow(&socket, to, shared));
+            traffic.spawn("an open flow", move |shared| open_flow(&socket, to, shared));
             let netns = again(client);
-            traffic.spawn(move |shared| fresh_flows(&netns, from, to, shared));
+            traffic.spawn("new flows", move |shared| fresh_flows(&netns, from, to, shared));
             let netns = again(intruder);
-            traffic.spawn(move |shared| intrude(&netns, other, to, shared));
+            traffic.spawn("an intruder", move |shared| intrude(&netns, other, to, shared));
         }
         traffic.goes_on();
         traffic
     }
 
-    fn spawn(&mut self, work: impl FnOnce(&Shared) -> Result<(), String> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce(&Shared) -> Result<(), String> + Send + 'static,
+    ) {
         let shared = self.shared.clone();
-        self.threads.push(std::thread::spawn(move || work(&shared)));
+        self.threads.push((name, std::thread::spawn(move || work(&shared))));
     }
 
     /// Waits until every kind of traffic got on, so that what was done before was seen by each.
@@ -73,22 +83,30 @@ impl Traffic {
         let counters = [&self.shared.tcp, &self.shared.udp, &self.shared.fresh, &self.shared.tried];
         let before = counters.map(|counter| counter.load(Ordering::Relaxed));
         eventually("traffic goes on", || {
-            assert!(self.threads.iter().all(|thread| !thread.is_finished()), "some traffic broke off");
+            for (name, thread) in &self.threads {
+                assert!(!thread.is_finished(), "{name} broke off");
+            }
             counters.iter().zip(before).all(|(counter, before)| counter.load(Ordering::Relaxed) > before + 20)
         });
     }
 
-    /// Ends it.
-    ///
-    /// # Panics
-    /// When anything allowed was lost or anything denied arrived.
-    pub fn stop(self) {
+    /// Ends it. Says what was lost of that which is allowed, and whether anything denied arrived.
+    pub fn stop(self) -> Result<(), String> {
         self.goes_on();
         self.shared.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().unwrap().unwrap();
+        let ends = |thread: JoinHandle<Result<(), String>>| thread.join().unwrap();
+        let mut broken = Vec::new();
+        for (name, thread) in self.threads {
+            broken.extend(ends(thread).err().map(|error| format!("{name}: {error}")));
         }
-        assert_eq!(self.shared.leaked.load(Ordering::Relaxed), 0, "denied packets arrived");
+        // Whoever has asked before the end is still answered.
+        self.shared.done.store(true, Ordering::Relaxed);
+        broken.extend(self.echoes.into_iter().filter_map(|thread| ends(thread).err()));
+        let leaked = self.shared.leaked.load(Ordering::Relaxed);
+        if leaked > 0 {
+            broken.push(format!("{leaked} denied packets arrived"));
+        }
+        if broken.is_empty() { Ok(()) } else { Err(broken.join("; ")) }
     }
 }
 
@@ -99,7 +117,7 @@ fn again(workload: &Workload) -> Netns {
 
 fn echo(socket: &UdpSocket, shared: &Shared) -> Result<(), String> {
     let mut buffer = [0; 64];
-    while !shared.stop.load(Ordering::Relaxed) {
+    while !shared.done.load(Ordering::Relaxed) {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         if &buffer[..length] == INTRUDER {
             shared.leaked.fetch_add(1, Ordering::Relaxed);
