@@ -450,6 +450,32 @@ fn a_node_that_does_not_come_back_is_forgotten_by_all() {
         who(&node, "10.77.0.5/32").is_none() && who(&node, "10.77.0.0/24").is_none()
     });
     assert_eq!(node.client().nodes().unwrap().len(), 1);
+
+    // One whose addresses went before it: what it uses is found by its own.
+    let own_lease = || {
+        let lease = etcd.etcdctl(&["lease", "grant", "86400"]).unwrap();
+        lease.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let bare = dead.replace("dead", "bare").replace("9.77", "9.79").replace("10.77.0.0", "10.79.0.0");
+    let keys =
+        [of("k8s:app=other;k8s:path=/a/b;", "10.3.9.79"), "cilium/state/nodes/v1/cluster1/bare".to_owned()];
+    let leases = [own_lease(), own_lease()];
+    for ((key, value), lease) in keys.iter().zip(["15614230", &bare]).zip(&leases) {
+        etcd.etcdctl(&["put", &format!("--lease={lease}"), key, value]).unwrap();
+    }
+    eventually("the other one is known", || who(&node, "10.79.0.0/24").is_some());
+    forget.name = "bare".into();
+    let forgotten = node.client().forget_node(&forget).unwrap();
+    assert_eq!((forgotten.keys.as_slice(), forgotten.leases), (keys.as_slice(), 2));
+    for key in &keys {
+        assert_eq!(value(&etcd, key), "", "{key}");
+    }
+    let left = etcd.etcdctl(&["lease", "list"]).unwrap();
+    assert!(leases.iter().all(|lease| !left.contains(lease)), "{left}");
+    for key in &theirs {
+        assert_eq!(value(&etcd, key), "15614229", "{key}");
+    }
+    eventually("nothing of that one is left", || who(&node, "10.79.0.0/24").is_none());
     let own = node.client().forget_node(&NodeForget { name: "node-a".into(), ..forget }).unwrap_err();
     assert!(own.to_string().contains("this node"), "{own}");
 }

@@ -29,7 +29,7 @@ pub use allocator::{Allocator, AllocatorConfig, KnownIdentities, OpenIdentity, U
 pub use clusters::Clusters;
 pub use entry::{EntryError, MAX_VALUE, Meaning, beside, check_entry, users};
 pub use error::{AllocateError, LocalError, PoolError};
-pub use forget::{end_keys, leased_keys};
+pub use forget::{end_keys, leased_keys, uses_of};
 pub use gc::{Gc, GcReport};
 pub use identities::{Identities, new_identities};
 pub use ipcache::{Claim, Edit, Ipcache, Mapping, Rank, from_kernel, to_kernel};

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use villus_api::model::{ClusterNode, NodeForget, NodeForgotten};
 use villus_api::{ApiError, ApiResult};
-use villus_identity::{Layer, NodeName, end_keys, leased_keys, use_key};
+use villus_identity::{Layer, NodeName, end_keys, leased_keys, use_key, uses_of};
 use villus_kvstore::StoreError;
 
 use crate::agent::Agent;
@@ -15,8 +15,10 @@ struct Known {
     name: NodeName,
     /// Keys and values: those of its addresses, then its own.
     keys: Vec<(String, String)>,
-    /// Keys by which it may say which numbers it uses.
+    /// Keys by which it may say that it uses the numbers of its addresses.
     uses: Vec<String>,
+    /// How such keys name it.
+    users: Vec<String>,
 }
 
 impl Node {
@@ -67,19 +69,24 @@ impl Node {
         let labels = numbers.iter().filter_map(|number| self.identities.table.get(number));
         let labels: Vec<String> = labels.map(|labels| labels.to_kvstore()).collect();
         let uses = users.iter().flat_map(|user| labels.iter().map(|labels| use_key(labels, user))).collect();
-        Ok(Known { name, keys, uses })
+        Ok(Known { name, keys, uses, users })
     }
 }
 
 /// Ends a node for the whole cluster: its keys are deleted so that everybody sees that this is meant, and its leases end.
 pub(crate) async fn forget(agent: &Agent, forget: NodeForget) -> ApiResult<NodeForgotten> {
     let dry_run = forget.dry_run;
-    let Known { name, mut keys, uses } = agent.with(move |node| node.known_of(&forget)).await??;
+    let Known { name, mut keys, uses, users } = agent.with(move |node| node.known_of(&forget)).await??;
     if let Some(shared) = &agent.identities.shared {
         // Who may not end it is refused at its first address, before anything has changed; and until its own key goes, which
         // is the last, all of this can be said again.
         let before_own = keys.len().saturating_sub(1);
-        let used = leased_keys(shared.store.as_ref(), &uses).await.map_err(failed)?;
+        let store = shared.store.as_ref();
+        let mut used = leased_keys(store, &uses).await.map_err(failed)?;
+        if used.is_empty() {
+            // Its addresses went before it, or it has none of those numbers: whatever it uses lies under a lease all the same.
+            used = uses_of(store, &users).await.map_err(failed)?;
+        }
         keys.splice(before_own..before_own, used);
     }
     let mut forgotten = NodeForgotten { name: name.to_string(), ..NodeForgotten::default() };
