@@ -16,6 +16,8 @@ use crate::{Bypass, Grant, Moment, State, Timer, Verdict, rules};
 
 /// Name of the file in the agent's `lib-dir`.
 const FILE: &str = "gate.json";
+/// A directory in the agent's `lib-dir` that every agent makes at its start: where it is, one has run.
+pub const TRACE: &str = "endpoints";
 
 /// The gate's state could not be read or written.
 #[derive(Debug, Error)]
@@ -65,14 +67,17 @@ impl Gate {
         self.directory.join(FILE)
     }
 
-    /// What is known now. Changes nothing.
+    /// What is known now. Changes nothing. Without a file the node is new, unless an agent has run on it: then its past is
+    /// unknown, and a fleet to which gates come later does not start as one.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
     pub fn look(&self) -> Result<Looked, GateError> {
         match fs::read(self.path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Looked { state: State::new_node(), damage: None })
+                let is_new = !self.directory.join(TRACE).exists();
+                let state = if is_new { State::new_node() } else { State::unknown() };
+                Ok(Looked { state, damage: None })
             }
             Err(source) => Err(FileError { path: self.path(), what: "can't be read", source }.into()),
             Ok(bytes) => Ok(match State::parse(&bytes) {
@@ -179,6 +184,15 @@ mod tests {
         assert!(wait >= WINDOW && wait <= 2 * WINDOW, "{wait:?}");
         assert_eq!(gate.ask(&now, WINDOW, &mut chance).unwrap().0, verdict, "a turn is kept");
         assert_eq!(fs::metadata(gate.path()).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_node_on_which_an_agent_has_run_waits_though_its_gate_is_new() {
+        let (_directory, gate, mut chance) = lab();
+        fs::create_dir_all(gate.directory.join(TRACE)).unwrap();
+        assert_eq!(gate.look().unwrap(), Looked { state: State::unknown(), damage: None });
+        let (verdict, _) = gate.ask(&Moment::now(), WINDOW, &mut chance).unwrap();
+        assert!(matches!(verdict, Verdict::Wait(_)), "{verdict:?}");
     }
 
     #[test]

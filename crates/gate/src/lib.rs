@@ -16,6 +16,6 @@ mod state;
 pub mod window;
 
 pub use clock::Moment;
-pub use file::{Gate, GateError, Looked};
+pub use file::{Gate, GateError, Looked, TRACE};
 pub use rules::{Reason, Verdict};
 pub use state::{Bypass, Grant, State, Ticket, Timer};

@@ -50,7 +50,7 @@ impl StateDir {
 
     /// Where endpoints' files are.
     pub fn endpoints(&self) -> PathBuf {
-        self.path("endpoints")
+        self.path(villus_gate::TRACE)
     }
 
     /// Where imported policies are.
