@@ -58,7 +58,7 @@ impl IdentityRoom {
             Some(shared) => shared.store.clone(),
             None => own_store(state, &mut problems)?,
         };
-        let reserved = Reserved::new();
+        let reserved = reserved(config)?;
         let table = new_identities(&reserved);
         let local = LocalIdentities::new(table.clone(), LOCAL_REST);
         load(&local, state, PREFIXES, "the numbers of prefixes", &mut problems);
@@ -181,6 +181,21 @@ fn own_store(state: &StateDir, problems: &mut Vec<String>) -> Result<Arc<dyn Sto
         problems.push(format!("the store of identities was damaged ({reason}) and lies in {kept}"));
     }
     Ok(Arc::new(opened.store))
+}
+
+/// The identities that nobody allocates.
+fn reserved(config: &Config) -> Result<Reserved, AgentError> {
+    let identity = &config.identity;
+    let wrong = |option, reason: String| AgentError::Option { option, reason };
+    let mut reserved = Reserved::new();
+    if identity.well_known {
+        reserved = reserved
+            .with_well_known(&config.node.cluster_name, &identity.operator_namespace)
+            .map_err(|error| wrong("k8s-namespace", error.to_string()))?;
+    }
+    reserved
+        .with_mapping(identity.fixed.iter().map(|(number, name)| (number.as_str(), name.as_str())))
+        .map_err(|error| wrong("fixed-identity-mapping", error.to_string()))
 }
 
 fn allocator_config(

@@ -195,6 +195,7 @@ fn values_that_do_not_fit_together() {
     for (flags, part) in [
         (&[("enable-ipv4", "false"), ("enable-ipv6", "false")][..], "no addresses"),
         (&[("cluster-id", "300"), ("cluster-name", "c")], "above max-connected-clusters"),
+        (&[("fixed-identity-mapping", "128=kv-store,300=x")], "300 is no number from 128 to 255"),
         (&[("log-opt", "syslog.tga=x"), ("log-driver", "syslog")], "did you mean syslog.tag"),
         (&[("log-opt", "level=loud")], "'loud' is no level"),
         (&[("node-name", "a/b")], "no slash"),

@@ -63,6 +63,9 @@ pub enum ReservedError {
     /// The number is not one an operator may fix.
     #[error("fixed-identity-mapping: {0} is not in 128..=255")]
     Number(u32),
+    /// The number is none.
+    #[error("fixed-identity-mapping: `{0}` is no number; write NUMBER=NAME, as in 128=kv-store")]
+    NoNumber(String),
     /// The number or the name is there already.
     #[error("fixed-identity-mapping: `{number}={name}` is there already, as `{old}`")]
     Twice {
@@ -97,7 +100,8 @@ impl Reserved {
         reserved
     }
 
-    /// Adds the well-known components of a Kubernetes cluster; `namespace` is the one the operator runs in.
+    /// Adds the well-known components of a Kubernetes cluster; `namespace` is the one the operator runs in
+    /// (`enable-well-known-identities`).
     ///
     /// # Errors
     /// When the cluster's name or the namespace can't be the value of a label.
@@ -136,6 +140,20 @@ impl Reserved {
         }
         self.insert(id, labels);
         Ok(self)
+    }
+
+    /// Those of a cluster's configuration: `fixed` has numbers and names as `fixed-identity-mapping` gives them.
+    ///
+    /// # Errors
+    /// When something of it can't be.
+    pub fn with_mapping<'a>(
+        self,
+        fixed: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, ReservedError> {
+        fixed.into_iter().try_fold(self, |reserved, (number, name)| {
+            let number = number.parse().map_err(|_| ReservedError::NoNumber(number.to_owned()))?;
+            reserved.with_fixed(number, name)
+        })
     }
 
     /// The number of exactly these labels.
@@ -185,6 +203,16 @@ mod tests {
         assert_eq!(reserved.number(&labels), Some(NumericIdentity(112)));
         let numbers: Vec<u32> = reserved.iter().map(|(number, _)| number.0).filter(|n| *n >= 100).collect();
         assert_eq!(numbers, [102, 103, 104, 105, 106, 110, 111, 112, 113, 114]);
+    }
+
+    #[test]
+    fn a_mapping_has_numbers_and_names() {
+        let mapped = Reserved::new().with_mapping([("128", "kv-store"), ("255", "last")]).unwrap();
+        let labels = Labels::parse_list("reserved:last", "k8s").unwrap();
+        assert_eq!(mapped.number(&labels), Some(NumericIdentity(255)));
+        let error = Reserved::new().with_mapping([("kv-store", "128")]).unwrap_err();
+        assert_eq!(error, ReservedError::NoNumber("kv-store".to_owned()));
+        assert!(error.to_string().contains("128=kv-store"), "{error}");
     }
 
     #[test]

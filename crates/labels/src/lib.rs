@@ -30,5 +30,7 @@ pub const KEY_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub const KEY_NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels.";
 /// Label key of the cluster a workload belongs to.
 pub const KEY_CLUSTER: &str = "io.cilium.k8s.policy.cluster";
+/// Label key by which a workload asks for an identity whose number the operator has fixed; the value is its name.
+pub const KEY_FIXED_IDENTITY: &str = "io.cilium.fixed-identity";
 /// Label key of a pod's service account.
 pub const KEY_SERVICE_ACCOUNT: &str = "io.cilium.k8s.policy.serviceaccount";

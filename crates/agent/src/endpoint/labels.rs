@@ -1,8 +1,12 @@
 //! From the labels of a request to those of an endpoint.
 
+use std::collections::BTreeMap;
+
 use villus_api::{ApiError, ApiResult};
 use villus_config::Config;
-use villus_labels::{KEY_CLUSTER, KEY_NAMESPACE, Label, LabelFilter, Labels, source};
+use villus_labels::{
+    KEY_CLUSTER, KEY_FIXED_IDENTITY, KEY_NAMESPACE, Label, LabelError, LabelFilter, Labels, source,
+};
 
 use crate::AgentError;
 
@@ -11,6 +15,8 @@ use crate::AgentError;
 pub(crate) struct LabelRules {
     filter: LabelFilter,
     cluster: Label,
+    /// Labels of the identities whose numbers the operator has fixed, by name.
+    fixed: BTreeMap<String, Labels>,
 }
 
 /// Labels of an endpoint.
@@ -29,7 +35,16 @@ impl LabelRules {
             .map_err(|error| AgentError::Option { option: "labels", reason: error.to_string() })?;
         let cluster = Label::new(source::K8S, KEY_CLUSTER, &config.node.cluster_name)
             .map_err(|error| AgentError::Option { option: "cluster-name", reason: error.to_string() })?;
-        Ok(Self { filter, cluster })
+        let labels = |name: &String| {
+            let label = Label::new(source::RESERVED, name, "");
+            Ok((name.clone(), label.and_then(|label| Labels::new([label]))?))
+        };
+        let fixed = config.identity.fixed.values().map(labels).collect::<Result<_, LabelError>>();
+        let fixed = fixed.map_err(|error| AgentError::Option {
+            option: "fixed-identity-mapping",
+            reason: error.to_string(),
+        })?;
+        Ok(Self { filter, cluster, fixed })
     }
 
     /// Reads the labels of a request. Those without a source are `k8s`; namespace and cluster are added where they are
@@ -60,7 +75,8 @@ impl LabelRules {
         if labels.get(KEY_CLUSTER).is_none() {
             labels = labels.with(self.cluster.clone());
         }
-        let identity = self.filter.identity_labels(&labels);
+        let fixed = labels.get(KEY_FIXED_IDENTITY).and_then(|label| self.fixed.get(label.value()));
+        let identity = fixed.cloned().unwrap_or_else(|| self.filter.identity_labels(&labels));
         Ok(Labelled { all: labels, identity })
     }
 }
@@ -104,6 +120,15 @@ mod tests {
         let labelled = rules.read(&texts, None).unwrap();
         let relevant: Vec<&str> = labelled.identity.iter().map(Label::key).collect();
         assert_eq!(relevant, ["app", KEY_CLUSTER, KEY_NAMESPACE, "team"]);
+    }
+
+    #[test]
+    fn a_workload_may_ask_for_an_identity_that_the_operator_has_fixed() {
+        let sources = villus_config::Sources::new().flag("fixed-identity-mapping", "128=kv-store");
+        let rules = LabelRules::new(&Config::load(sources).unwrap()).unwrap();
+        let of = |label: &str| rules.read(&["app=web".into(), label.to_owned()], None).unwrap().identity;
+        assert_eq!(of("io.cilium.fixed-identity=kv-store").to_kvstore(), "reserved:kv-store=;");
+        assert!(of("io.cilium.fixed-identity=other").to_kvstore().contains("k8s:app=web;"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What no option shows by itself: values that don't fit together.
 
 use super::{Aggregation, Config};
-use villus_labels::LabelFilter;
+use villus_labels::{LabelFilter, NumericIdentity};
 
 use crate::{
     duration,
@@ -37,6 +37,7 @@ pub(super) fn across(config: &Config) -> Vec<Finding> {
     out.routing();
     out.host_only();
     out.cluster();
+    out.fixed_identities();
     out.store();
     out.node_name();
     out.collection();
@@ -142,6 +143,16 @@ impl Checks<'_> {
         if id != 0 && node.cluster_name == "default" {
             let reason = "a cluster with an id should have a name of its own; it is called default";
             self.say(Severity::Warning, "cluster-id", reason, "set cluster-name");
+        }
+    }
+
+    fn fixed_identities(&mut self) {
+        let range = NumericIdentity::USER_RESERVED_MIN.0..NumericIdentity::ALLOCATED_MIN.0;
+        let is_good = |number: &String| number.parse().is_ok_and(|number| range.contains(&number));
+        let bad: Vec<&String> = self.config.identity.fixed.keys().filter(|number| !is_good(number)).collect();
+        if let Some(number) = bad.first() {
+            let reason = format!("{number} is no number from {} to {}", range.start, range.end - 1);
+            self.say(Severity::Error, "fixed-identity-mapping", reason, "write NUMBER=NAME: 128=kv-store");
         }
     }
 

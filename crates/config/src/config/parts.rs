@@ -199,6 +199,12 @@ pub struct Identity {
     pub label_prefix_file: Option<PathBuf>,
     /// All rules of the filter: those of the file, then those of `labels`, separated by spaces.
     pub label_rules: String,
+    /// `enable-well-known-identities`.
+    pub well_known: bool,
+    /// `k8s-namespace`, where Cilium's operator is.
+    pub operator_namespace: String,
+    /// `fixed-identity-mapping`: numbers and names, as they were given.
+    pub fixed: BTreeMap<String, String>,
     /// `identity-change-grace-period`; `None` where it is not given, see [`Self::CHANGE_GRACE`].
     pub change_grace: Option<Duration>,
     /// `identity-restore-grace-period`.
@@ -418,6 +424,8 @@ impl Policy {
 impl Identity {
     /// The grace of a change of identity where none is given and other nodes share the store.
     pub const CHANGE_GRACE: Duration = Duration::from_secs(5);
+    /// Where Cilium's operator is unless it is said.
+    const OPERATOR_NAMESPACE: &str = "kube-system";
 
     pub(super) fn read(r: &mut Reader<'_>) -> Self {
         let labels = r.text("labels");
@@ -426,6 +434,11 @@ impl Identity {
             label_rules: labels.clone(),
             labels,
             label_prefix_file: r.path_unless_empty("label-prefix-file"),
+            well_known: r.bool("enable-well-known-identities"),
+            operator_namespace: r
+                .text_unless_empty("k8s-namespace")
+                .unwrap_or_else(|| Self::OPERATOR_NAMESPACE.to_owned()),
+            fixed: r.map("fixed-identity-mapping"),
             change_grace: r.is_set("identity-change-grace-period").then_some(grace),
             restore_grace: r.duration("identity-restore-grace-period"),
         }

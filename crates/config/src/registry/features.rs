@@ -158,7 +158,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     switch(Group::Datapath, "enable-custom-calls", "programs of others in the packet path"),
     switch(Group::Datapath, "enable-datapath-plugins", "programs of others in the packet path"),
-    unset(Group::Identity, "fixed-identity-mapping", Kind::Map, "reserved identities of your own"),
     later(
         Group::Kubernetes,
         "cni-chaining-mode",
@@ -280,7 +279,6 @@ const SILENT: &[(Group, &str, &[&str])] = &[
             "cni-exclusive",
         ],
     ),
-    (Group::Identity, "identities known beforehand", &["enable-well-known-identities"]),
     (
         Group::Hubble,
         "Hubble",

@@ -420,6 +420,29 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     opt(
         Group::Identity,
+        "enable-well-known-identities",
+        Bool,
+        "true",
+        "The labels of kube-dns, CoreDNS and Cilium's operator have the numbers 102 to 106 and 110 to 114, which no store \
+         gives. The same on all nodes.",
+    ),
+    opt(
+        Group::Identity,
+        "k8s-namespace",
+        Text,
+        "",
+        "Namespace of Cilium's operator, by which it is well known. Empty: kube-system.",
+    ),
+    opt(
+        Group::Identity,
+        "fixed-identity-mapping",
+        Map,
+        "",
+        "Numbers from 128 to 255 of identities of your own, 128=kv-store: a workload with the label \
+         io.cilium.fixed-identity=kv-store has that number and the label reserved:kv-store. The same on all nodes.",
+    ),
+    opt(
+        Group::Identity,
         "identity-change-grace-period",
         secs_or_zero("at once"),
         "5s",

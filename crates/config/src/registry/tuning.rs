@@ -46,7 +46,6 @@ const KUBERNETES: &[Row] = &[
     ("k8s-client-connection-timeout", D, "30s"),
     ("k8s-client-qps", F, "10"),
     ("k8s-heartbeat-timeout", D, "30s"),
-    ("k8s-namespace", T, ""),
     ("k8s-require-ipv4-pod-cidr", B, "false"),
     ("k8s-require-ipv6-pod-cidr", B, "false"),
     ("k8s-service-proxy-name", T, ""),
