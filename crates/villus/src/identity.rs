@@ -41,7 +41,9 @@ pub fn run(host: &Host, command: IdentityCommand) -> Result<(), Failure> {
         IdentityCommand::List { labels, output, .. } => {
             let identities = host.client()?.identities(&labels)?;
             let rows: Vec<IdentityRow> = identities.iter().map(IdentityRow::from).collect();
-            output.print(&identities, || identity_list(&rows))
+            output.print(&identities, || identity_list(&rows))?;
+            host.say_if_frozen(&output);
+            Ok(())
         }
         IdentityCommand::Get { identity, output } => {
             let number = NumericIdentity::parse(&identity).map_err(Failure::usage)?;

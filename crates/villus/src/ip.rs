@@ -36,5 +36,7 @@ pub fn run(host: &Host, command: IpCommand) -> Result<(), Failure> {
         .iter()
         .map(|entry| IpRow { labels: names.labels(entry.identity), ..IpRow::from(entry) })
         .collect();
-    output.print(&entries, || ip_list(&rows, numeric, verbose))
+    output.print(&entries, || ip_list(&rows, numeric, verbose))?;
+    host.say_if_frozen(&output);
+    Ok(())
 }

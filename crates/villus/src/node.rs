@@ -65,7 +65,9 @@ pub fn run(host: &Host, command: NodeCommand) -> Result<(), Failure> {
         NodeCommand::List { output } => {
             let nodes = host.client()?.nodes()?;
             let rows: Vec<NodeRow> = nodes.iter().map(NodeRow::from).collect();
-            output.print(&nodes, || node_list(&rows))
+            output.print(&nodes, || node_list(&rows))?;
+            host.say_if_frozen(&output);
+            Ok(())
         }
         NodeCommand::Forget { name, force, dry_run, store, output } => {
             let mut forgotten = match store.is_given() && !dry_run {

@@ -396,6 +396,16 @@ fn the_shared_store_and_the_cluster_are_those_of_the_agent() {
     let table = villus(&["metrics", "list", "kvstore_refused"]).ok();
     assert!(table.starts_with("METRIC") && table.contains("villus_kvstore_refused_total"), "{table}");
     assert!(table.lines().skip(1).all(|line| line.contains("kvstore_refused")), "{table}");
+
+    let lists: [&[&str]; 4] = [&["ip", "list"], &["identity", "list"], &["node", "list"], &["policy", "get"]];
+    let errors = |more: &[&str]| lists.map(|list| villus(&[list, more].concat()).err);
+    villus(&["freeze", "etcd is being restored"]).ok();
+    for said in errors(&[]) {
+        assert!(said.starts_with("villus: frozen: by an operator (etcd is being restored)"), "{said}");
+    }
+    assert_eq!(errors(&["-o", "json"]), [""; 4], "for programs it is in the status");
+    villus(&["thaw"]).ok();
+    assert_eq!(errors(&[]), [""; 4]);
 }
 
 #[test]

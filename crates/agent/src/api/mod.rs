@@ -198,11 +198,11 @@ impl Backend for Api {
     }
 
     async fn freeze(&self, request: FreezeRequest) -> ApiResult<()> {
-        self.0.with(move |node| node.freeze(&request)).await
+        self.0.with(move |node| node.freeze(&request)).await?
     }
 
     async fn thaw(&self) -> ApiResult<()> {
-        self.0.with(|node| node.thaw()).await
+        self.0.with(|node| node.thaw()).await?
     }
 
     async fn hold(&self, id: EndpointRef, request: HoldRequest) -> ApiResult<Hold> {

@@ -1,14 +1,27 @@
-//! An agent that stands still: what others say is not applied until it is thawed.
+//! An agent that stands still: what others say is not applied until it is thawed, over restarts too.
 
+use std::io;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use tokio::sync::watch;
 use villus_api::model::FreezeRequest;
 use villus_api::{ApiError, ApiResult};
 
 use crate::node::Node;
+use crate::state::timestamp;
 
 const CONDITION: &str = "frozen";
+/// Below `lib-dir`, there while the agent stands still.
+const FILE: &str = "frozen.json";
+
+/// As it is on disk.
+#[derive(Serialize, Deserialize)]
+struct Frozen {
+    reason: String,
+    since: String,
+}
 
 /// Whether the agent stands still, and why; an empty text if no reason was given. Clones share it.
 #[derive(Clone, Debug)]
@@ -41,10 +54,49 @@ impl Freeze {
 impl Node {
     /// From now on nothing that others say is applied: policies, identities, addresses, nodes. Endpoints of this node come
     /// and go all the same.
-    pub fn freeze(&mut self, request: &FreezeRequest) {
-        self.freeze.0.send_replace(Some(request.reason.clone()));
+    ///
+    /// # Errors
+    /// The agent stands still, and that cannot be written down for one that is started after it.
+    pub fn freeze(&mut self, request: &FreezeRequest) -> ApiResult<()> {
+        self.stand_still(&request.reason);
+        // Whoever follows the store waits from now on.
+        self.report_cluster_policies();
+        let frozen = Frozen { reason: request.reason.clone(), since: timestamp() };
+        self.state.save(FILE, &frozen).map_err(|error| {
+            let path = self.state.path(FILE);
+            ApiError::unavailable(format!(
+                "the agent is frozen, but {} cannot be written: {error}; a restart would thaw it",
+                path.display()
+            ))
+            .hint("make room, then say it again")
+        })
+    }
+
+    /// Stands still from the start, if the agent before did until its end.
+    ///
+    /// # Errors
+    /// What it wrote down cannot be read.
+    pub fn freeze_as_before(&mut self) -> io::Result<()> {
+        match self.state.load::<Frozen>(FILE)? {
+            Ok(None) => {}
+            Ok(Some(Frozen { reason, since })) if reason.is_empty() => {
+                self.stand_still(&format!("since {since}"))
+            }
+            Ok(Some(Frozen { reason, since })) => self.stand_still(&format!("{reason}; since {since}")),
+            // That it was there says enough; it is written again, for the next one.
+            Err(damaged) => {
+                let reason = format!("why is not known: it lies in {}", damaged.kept.display());
+                self.stand_still(&reason);
+                self.state.save(FILE, &Frozen { reason, since: timestamp() })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stand_still(&mut self, reason: &str) {
+        self.freeze.0.send_replace(Some(reason.to_owned()));
         self.identities.allocator.hold(true);
-        let reason = match request.reason.as_str() {
+        let reason = match reason {
             "" => String::new(),
             reason => format!(" ({reason})"),
         };
@@ -54,16 +106,26 @@ impl Node {
                 "by an operator{reason}: policies, identities, addresses and nodes stay as they are until `villus thaw`"
             )),
         );
-        // Whoever follows the store waits from now on.
-        self.report_cluster_policies();
     }
 
     /// What was missed is made up.
-    pub fn thaw(&mut self) {
+    ///
+    /// # Errors
+    /// That it was frozen cannot be taken from the disk; it stays so.
+    pub fn thaw(&mut self) -> ApiResult<()> {
+        let path = self.state.path(FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let said = format!("{} cannot be removed: {error}; the agent stays frozen", path.display());
+                return Err(ApiError::unavailable(said).hint("mend that, then say it again"));
+            }
+            _ => {}
+        }
         self.freeze.0.send_replace(None);
         self.identities.allocator.hold(false);
         self.conditions.note(CONDITION, None);
         self.report_cluster_policies();
+        Ok(())
     }
 
     /// Refuses a change of policy or of labels while the agent stands still.

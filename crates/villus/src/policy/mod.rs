@@ -261,7 +261,9 @@ fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
         let waiting: String = waiting.iter().map(confirm::line).collect();
         let origins: String = origins.iter().map(origin).collect();
         format!("{rules}\nRevision: {revision}\n{origins}{waiting}")
-    })
+    })?;
+    host.say_if_frozen(&args.output);
+    Ok(())
 }
 
 fn origin(origin: &PolicyOrigin) -> String {
