@@ -117,6 +117,14 @@ impl Scene {
         self.others.push(workload);
     }
 
+    /// The agent of node `n` is killed and started again under traffic.
+    fn starts_anew(&mut self, n: usize) {
+        self.nodes.all[n].kill();
+        self.traffic.goes_on();
+        self.nodes.all[n].start();
+        self.traffic.goes_on();
+    }
+
     /// Ends the traffic, of which nothing may be lost that is allowed, and nothing arrive that is not.
     fn ends(self) {
         let Err(said) = self.traffic.stop() else { return };
@@ -147,6 +155,12 @@ fn a_dead_store_is_waited_for() {
     scene.nodes.etcd[leader].resume();
     scene.nodes.etcd[leader].wait();
     scene.traffic.goes_on();
+    // A leader that does not die but falls silent, and leads no more when it is back.
+    let leader = scene.nodes.etcd.iter().position(|member| member.leads()).unwrap();
+    scene.nodes.etcd[leader].pause();
+    scene.converges();
+    scene.nodes.etcd[leader].go_on();
+    scene.traffic.goes_on();
 
     // One after the other agents start anew in that time, so that each has waited for another time.
     scene.nodes.kill_etcd();
@@ -154,10 +168,7 @@ fn a_dead_store_is_waited_for() {
     for n in 0..scene.nodes.all.len() {
         std::thread::sleep(AWAY / 4);
         scene.traffic.goes_on();
-        scene.nodes.all[n].kill();
-        scene.traffic.goes_on();
-        scene.nodes.all[n].start();
-        scene.traffic.goes_on();
+        scene.starts_anew(n);
         let (state, message) = scene.nodes.all[n].kvstore();
         assert!(state != "Ok" && message.contains("snapshot"), "{state} {message}");
     }
@@ -182,18 +193,20 @@ fn nodes_that_are_cut_off_catch_up_over_a_compaction_and_write_again_what_ran_ou
     }
 
     // The others go on, and what happened is forgotten by the store before the node is back.
-    scene.nodes.cut(2);
+    scene.nodes.refuse(2);
     scene.traffic.goes_on();
     scene.meanwhile(0);
     scene.nodes.compact();
     scene.traffic.goes_on();
-    scene.nodes.mend(2);
+    scene.nodes.allow(2);
     scene.converges();
 
     // One node's agent stands still, another's is cut off, both beyond what their leases last.
     scene.nodes.all[0].pause();
     scene.nodes.cut(1);
     scene.meanwhile(2);
+    // It even starts anew in that time.
+    scene.starts_anew(1);
     for key in [scene.nodes.key(0), scene.nodes.key(1)] {
         eventually("the leases run out", || !scene.nodes.has(&key));
     }
@@ -261,9 +274,7 @@ fn a_store_without_space_is_waited_for_and_one_that_was_wiped_or_is_an_old_backu
     }
     scene.traffic.goes_on();
     for n in 0..scene.nodes.all.len() {
-        scene.nodes.all[n].kill();
-        scene.nodes.all[n].start();
-        scene.traffic.goes_on();
+        scene.starts_anew(n);
     }
     scene.nodes.etcdctl(&["del", "--prefix", "junk/"]).unwrap();
     scene.nodes.compact();
@@ -275,6 +286,7 @@ fn a_store_without_space_is_waited_for_and_one_that_was_wiped_or_is_an_old_backu
 
     scene.nodes.kill_etcd();
     scene.nodes.etcd.iter().for_each(|member| member.wipe());
+    scene.starts_anew(0);
     scene.nodes.resume_etcd();
     scene.nodes.secure();
     scene.is_stored();
@@ -284,6 +296,7 @@ fn a_store_without_space_is_waited_for_and_one_that_was_wiped_or_is_an_old_backu
     scene.nodes.kill_etcd();
     scene.nodes.etcd.iter().for_each(|member| member.restore(BACKUP.as_ref()));
     scene.nodes.resume_etcd();
+    scene.starts_anew(1);
     scene.is_stored();
     scene.converges();
     scene.is_stored();

@@ -205,13 +205,27 @@ impl Nodes {
         self.etcd.iter().for_each(EtcdServer::wait);
     }
 
-    /// Takes the store away from one node, and nothing else.
+    /// Takes the store away from one node, and nothing else. Nobody hears of it: what is sent is lost, both ways.
     pub fn cut(&self, n: usize) {
+        let chain = |hook: &str, end: &str| {
+            format!("chain {hook} {{ type filter hook {hook} priority 0 ; ip {end} {STORE} drop ; }} ;")
+        };
+        let chains = [chain("input", "saddr"), chain("output", "daddr")].join(" ");
+        ip(&format!("netns exec {} nft add table inet cut {{ {chains} }}", name(n)));
+    }
+
+    /// As [`Self::cut`], and whoever asks hears at once that there is no way.
+    pub fn refuse(&self, n: usize) {
         ip(&format!("-n {} route add blackhole {STORE}/32", name(n)));
     }
 
-    /// Gives it back.
+    /// Ends [`Self::cut`].
     pub fn mend(&self, n: usize) {
+        ip(&format!("netns exec {} nft delete table inet cut", name(n)));
+    }
+
+    /// Ends [`Self::refuse`].
+    pub fn allow(&self, n: usize) {
         ip(&format!("-n {} route del blackhole {STORE}/32", name(n)));
     }
 }

@@ -40,6 +40,8 @@ struct Shared {
     tcp: AtomicU64,
     udp: AtomicU64,
     fresh: AtomicU64,
+    connections: AtomicU64,
+    back: AtomicU64,
     tried: AtomicU64,
     leaked: AtomicU64,
 }
@@ -52,21 +54,32 @@ impl Traffic {
             [(client.v4(), intruder.v4(), server.v4()), (client.v6(), intruder.v6(), server.v6())]
         {
             let socket = server.udp(to, PORT);
-            // The end is looked for as often.
-            socket.set_read_timeout(Some(10 * PAUSE)).unwrap();
-            let shared = traffic.shared.clone();
-            traffic.echoes.push(std::thread::spawn(move || echo(&socket, &shared)));
+            traffic.answer(socket);
             let netns = again(client);
             traffic.spawn("an open connection", move |shared| open_connection(&netns, to, shared));
             let socket = client.udp(from, 0);
             traffic.spawn("an open flow", move |shared| open_flow(&socket, to, shared));
             let netns = again(client);
-            traffic.spawn("new flows", move |shared| fresh_flows(&netns, from, to, shared));
+            traffic.spawn("new flows", move |shared| fresh_flows(&netns, from, to, shared, &shared.fresh));
+            let netns = again(client);
+            traffic.spawn("new connections", move |shared| fresh_connections(&netns, to, shared));
+            let socket = client.udp(from, PORT);
+            traffic.answer(socket);
+            let netns = again(server);
+            traffic
+                .spawn("new flows back", move |shared| fresh_flows(&netns, to, from, shared, &shared.back));
             let netns = again(intruder);
             traffic.spawn("an intruder", move |shared| intrude(&netns, other, to, shared));
         }
         traffic.goes_on();
         traffic
+    }
+
+    fn answer(&mut self, socket: UdpSocket) {
+        // The end is looked for as often.
+        socket.set_read_timeout(Some(10 * PAUSE)).unwrap();
+        let shared = self.shared.clone();
+        self.echoes.push(std::thread::spawn(move || echo(&socket, &shared)));
     }
 
     fn spawn(
@@ -80,7 +93,8 @@ impl Traffic {
 
     /// Waits until every kind of traffic got on, so that what was done before was seen by each.
     pub fn goes_on(&self) {
-        let counters = [&self.shared.tcp, &self.shared.udp, &self.shared.fresh, &self.shared.tried];
+        let Shared { tcp, udp, fresh, connections, back, tried, .. } = &*self.shared;
+        let counters = [tcp, udp, fresh, connections, back, tried];
         let before = counters.map(|counter| counter.load(Ordering::Relaxed));
         eventually("traffic goes on", || {
             for (name, thread) in &self.threads {
@@ -131,11 +145,7 @@ fn echo(socket: &UdpSocket, shared: &Shared) -> Result<(), String> {
 /// One connection for the whole time.
 fn open_connection(netns: &Netns, to: IpAddr, shared: &Shared) -> Result<(), String> {
     let broken = |error: std::io::Error| format!("the connection to {to}: {error}");
-    let mut stream = netns
-        .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, PORT), PATIENCE))
-        .map_err(|error| error.to_string())?
-        .map_err(broken)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
+    let mut stream = connected(netns, to)?.map_err(broken)?;
     let mut answer = [0; 8];
     while !shared.stop.load(Ordering::Relaxed) {
         let question = shared.tcp.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -159,13 +169,44 @@ fn open_flow(socket: &UdpSocket, to: IpAddr, shared: &Shared) -> Result<(), Stri
 }
 
 /// A new UDP flow each time: the first packet of each is judged, and answered.
-fn fresh_flows(netns: &Netns, from: IpAddr, to: IpAddr, shared: &Shared) -> Result<(), String> {
+fn fresh_flows(
+    netns: &Netns,
+    from: IpAddr,
+    to: IpAddr,
+    shared: &Shared,
+    count: &AtomicU64,
+) -> Result<(), String> {
     while !shared.stop.load(Ordering::Relaxed) {
         let socket = bound(netns, from)?;
-        exchange(&socket, to, shared.fresh.fetch_add(1, Ordering::Relaxed))?;
+        exchange(&socket, to, count.fetch_add(1, Ordering::Relaxed))?;
         std::thread::sleep(PAUSE);
     }
     Ok(())
+}
+
+/// A new connection each time, with one question.
+fn fresh_connections(netns: &Netns, to: IpAddr, shared: &Shared) -> Result<(), String> {
+    while !shared.stop.load(Ordering::Relaxed) {
+        let number = shared.connections.fetch_add(1, Ordering::Relaxed);
+        let broken = |error: std::io::Error| format!("connection {number} to {to}: {error}");
+        let mut stream = connected(netns, to)?.map_err(broken)?;
+        let mut answer = [0; 8];
+        stream.write_all(&number.to_be_bytes()).map_err(broken)?;
+        stream.read_exact(&mut answer).map_err(broken)?;
+        if answer != number.to_be_bytes() {
+            return Err(format!("connection {number} to {to}: another's answer"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// A connection that has patience.
+fn connected(netns: &Netns, to: IpAddr) -> Result<std::io::Result<TcpStream>, String> {
+    let stream = netns
+        .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, PORT), PATIENCE))
+        .map_err(|error| error.to_string())?;
+    Ok(stream.and_then(|stream| stream.set_read_timeout(Some(PATIENCE)).map(|()| stream)))
 }
 
 fn bound(netns: &Netns, from: IpAddr) -> Result<UdpSocket, String> {
