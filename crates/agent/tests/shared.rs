@@ -169,6 +169,28 @@ fn copies_of_another_clusters_entries_are_known_also_without_the_store_and_in_ei
 }
 
 #[test]
+fn numbers_that_no_store_gives_are_known() {
+    alone!();
+    let etcd = EtcdServer::start();
+    let mut node = new(&with(shared(&etcd), &[("fixed-identity-mapping", "128=kv-store")]));
+    node.start();
+    for (address, number) in [("10.3.192.65", 104), ("10.3.192.66", 128), ("10.3.192.67", 129)] {
+        let key = format!("cilium/state/ip/v1/default/{address}");
+        let value = OUTSIDE[2].1.replace("10.3.192.65", address).replace("15614229", &number.to_string());
+        etcd.etcdctl(&["put", &key, &value]).unwrap();
+    }
+    eventually("CoreDNS of others is known", || who(&node, "10.3.192.65/32") == Some((104, false)));
+    eventually("so is a number of the operator's", || who(&node, "10.3.192.66/32") == Some((128, false)));
+    eventually("one that nobody has said waits", || who(&node, "10.3.192.67/32") == Some((129, true)));
+    let dns = ["k8s:k8s-app=kube-dns", "k8s:io.kubernetes.pod.namespace=kube-system"];
+    let account = "k8s:io.cilium.k8s.policy.serviceaccount=coredns";
+    let dns = node.workload("dns", &[dns[0], dns[1], account]);
+    let store = node.workload("kv", &["k8s:app=etcd", "k8s:io.cilium.fixed-identity=kv-store"]);
+    let number = |workload: &common::Workload| workload.endpoint.status.identity.as_ref().unwrap().id;
+    assert_eq!((number(&dns), number(&store)), (104, 128));
+}
+
+#[test]
 fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
     alone!();
     let mut etcd = EtcdServer::start();
@@ -388,7 +410,16 @@ fn a_frozen_agent_stands_still_and_makes_up_for_it_when_it_is_thawed() {
     let twin = node.workload("twin", &["k8s:app=server"]);
     assert_eq!(twin.endpoint.status.identity, server.endpoint.status.identity);
     assert_eq!(who(&node, "10.3.192.65/32"), None);
+    // The next one goes on standing still, by what this one knew.
+    node.kill();
+    node.start();
+    let said = status(&node);
+    assert!(said.contains("frozen: by an operator (a test; since 20"), "{said}");
+    let later = node.workload("later", &["k8s:app=server"]);
+    assert_eq!(later.endpoint.status.identity, server.endpoint.status.identity);
+    assert_eq!(who(&node, "10.3.192.65/32"), None);
     node.client().thaw().unwrap();
+    assert!(!node.root.join("lib/frozen.json").exists());
     eventually("it is known", || who(&node, "10.3.192.65/32") == Some((15_614_229, false)));
     eventually("the file is read", || lets_in(&node, server.id(), 15_614_229));
     assert!(!status(&node).contains("frozen"));

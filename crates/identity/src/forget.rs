@@ -36,7 +36,8 @@ pub async fn uses_of(store: &dyn Store, users: &[String]) -> Result<Vec<(String,
     let mut found = Vec::new();
     while let Some(page) = pages.next(store).await? {
         // A label string may have slashes of its own; a user has none.
-        let of_them = |key: &str| key.rsplit('/').next().is_some_and(|user| users.iter().any(|one| one == user));
+        let of_them =
+            |key: &str| key.rsplit('/').next().is_some_and(|user| users.iter().any(|one| one == user));
         let there = page.entries.iter().filter(|entry| entry.lease.is_some() && of_them(&entry.key));
         found.extend(there.filter_map(|entry| Some((entry.key.to_string(), entry.text()?.to_owned()))));
     }
