@@ -121,6 +121,15 @@ fn between(mode: &[(&str, &str)]) {
     let mut open = client.connects(server.v4(), 80).unwrap();
     assert!(echoes(&mut open));
     if masquerades {
+        if mode.contains(&("enable-bpf-masquerade", "false")) {
+            // The table is written seldom where it is large, and after the routes.
+            eventually("the table knows the other nodes' ranges", || {
+                let table = run("ip", &["netns", "exec", "n1", "nft", "list", "table", "inet", "villus"]);
+                ["10.12.0.0/24", "10.13.0.0/24", "fd12::/112", "fd13::/112"]
+                    .iter()
+                    .all(|range| table.contains(range))
+            });
+        }
         leaves_masqueraded(&client, &other);
     }
 
