@@ -45,19 +45,22 @@ async fn resources_are_kept_through_changes_of_etcds_leader_and_its_restart() {
     let (compare, gather) = (Duration::from_millis(200), Duration::from_millis(20));
     let settings = KeeperConfig { compare, gather, pace: config().pace };
     let keeper = Arc::new(Keeper::new(open(&store), settings));
-    store.update("office", "me".into(), None).await.unwrap();
+    while store.update("office", "me".into(), None).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let (follower, leader) = (Arc::clone(&keeper), Arc::clone(&keeper));
     let tasks = [
         tokio::spawn(async move { follower.follow().await }),
         tokio::spawn(async move { leader.lead(Compare::Present("office".to_owned())).await }),
     ];
     let said = say(&keeper, "db", r#"{"addresses":["10.9.0.5","fd00:9::5"],"labels":["app=db"]}"#).await;
-    assert_eq!(said, What::Created);
+    // Said again, if the answer was lost.
+    assert!(matches!(said, What::Created | What::Unchanged), "{said:?}");
     say(&keeper, "brief", r#"{"addresses":["10.9.0.6"],"labels":["app=brief"],"ttl":"10s"}"#).await;
     let before = dump(&store).await;
 
     for round in 0..2 {
-        let leading = servers.iter().position(EtcdServer::leads).unwrap();
+        let leading = EtcdServer::leader(&servers);
         servers[leading].kill();
         take_away(&store).await;
         until("what was taken away comes back", async || has(&store, ADDRESS).await).await;
@@ -78,7 +81,8 @@ async fn resources_are_kept_through_changes_of_etcds_leader_and_its_restart() {
     until("what was brief is over", async || !has(&store, "cilium/state/ip/v1/default/10.9.0.6").await).await;
     until("all is well", async || keeper.kept().problem.is_empty() && keeper.kept().resources == 3).await;
     let kept = keeper.kept();
-    assert_eq!((kept.expired, kept.restored, kept.orphans), (1, 0, 0), "{kept:?}");
+    // What goes while a leader dies is not counted, if the answer dies with it.
+    assert!(kept.expired <= 1 && (kept.restored, kept.orphans) == (0, 0), "{kept:?}");
     assert!(kept.mended >= 3 && kept.broken.is_empty(), "{kept:?}");
     // A restart is no loss of anything: what was there is as it was.
     let after = dump(&store).await;

@@ -52,6 +52,12 @@ fn client_side(certificates: &Path) -> Vec<String> {
     files.iter().map(|(name, file)| format!("--{name}={}", certificates.join(file).display())).collect()
 }
 
+/// A port of loopback for a server that is started later. Nobody listens on it now, and no outgoing connection is given it
+/// meanwhile, as happens to ports that the kernel chooses.
+pub fn free_port() -> u16 {
+    port("127.0.0.1")
+}
+
 impl EtcdServer {
     /// An etcd of one member on loopback, ready.
     pub fn start() -> Self {
@@ -257,6 +263,18 @@ impl EtcdServer {
     pub fn leads(&self) -> bool {
         let status = self.etcdctl(&["endpoint", "status", "-w", "simple"]).unwrap_or_default();
         status.split(',').nth(4).is_some_and(|leader| leader.trim() == "true")
+    }
+
+    /// Which of these members, that all run, leads. Waits until one does: on a busy machine they elect another at any time.
+    pub fn leader(members: &[Self]) -> usize {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(leader) = members.iter().position(Self::leads) {
+                return leader;
+            }
+            assert!(Instant::now() < deadline, "no member of etcd leads");
+            std::thread::sleep(Duration::from_millis(30));
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub use capture::Capture;
 pub use clock::Clock;
 pub use cluster::{Between, Cluster, Member};
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
-pub use etcd::EtcdServer;
+pub use etcd::{EtcdServer, free_port};
 pub use frame::{
     Arp, Frame, ICMP, ICMP6, IGMP, L4, SCTP, TCP, UDP, checksum, echo_request, fragment_v4, fragment_v6,
     icmp, ip, l4_checksum, neighbour_solicitation, tcp, udp, vlan_tagged,

@@ -40,7 +40,15 @@ pub fn one(name: &str, spec: &str) -> Wanted {
 
 /// Everything in a store but what processes hold.
 pub async fn dump(store: &Arc<dyn Store>) -> BTreeMap<String, String> {
-    let all = store.list_prefix("").await.unwrap().entries;
+    let end = tokio::time::Instant::now() + PATIENCE;
+    // A store of several members may be electing a leader.
+    let all = loop {
+        match store.list_prefix("").await {
+            Ok(listing) => break listing.entries,
+            Err(error) => assert!(error.is_transient() && tokio::time::Instant::now() < end, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     let text = |entry: &villus_kvstore::Entry| entry.text().unwrap_or("not text").to_owned();
     all.iter()
         .filter(|entry| entry.lease.is_none())

@@ -1,13 +1,17 @@
 //! What only a store on a network goes through.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use villus_kvstore::{
     Etcd, EtcdOptions, Follow, Item, LeasePurpose, Op, Past, Relisted, Session, Store, StoreError, Txn,
 };
 use villus_testbed::EtcdServer;
 
-use crate::{bytes, keys, next, put, quick, shown_items};
+use crate::{bytes, keys, put, quick, shown, shown_items};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -49,26 +53,42 @@ async fn put_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
     tokio::time::timeout(LONG, tries).await.unwrap();
 }
 
+/// As [`put_patiently`] for a key that nobody has, and once: an attempt that failed may have taken place. Several members on a
+/// busy machine elect another leader at any time.
+async fn create_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
+    let tries = async {
+        while let Err(error) = store.create(key, bytes(value), None).await {
+            assert!(error.is_transient(), "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, tries).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_leader_interrupts_nobody_for_long() {
     let mut servers = EtcdServer::cluster(3);
     let store = store_of(&servers);
     let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
     let mut mirror = BTreeMap::new();
-    put(&store, "p/a", "1").await;
+    create_patiently(&store, "p/a", "1").await;
     until(&mut follow, &mut mirror, &[("p/a", "1")]).await;
-    let leader = servers.iter().position(EtcdServer::leads).unwrap();
+    let leader = EtcdServer::leader(&servers);
     servers[leader].kill();
     put_patiently(&store, "p/b", "2").await;
     until(&mut follow, &mut mirror, &[("p/a", "1"), ("p/b", "2")]).await;
-    let status = store.status().await;
-    assert!(status.healthy, "{}", status.text);
-    assert!(
-        status.text.starts_with("etcd: 2/3 connected, leases=0, lock leases=0, has-quorum=true: "),
-        "{}",
-        status.text
-    );
-    assert!(status.text.contains("3.4") && status.text.contains("(Leader)"), "{}", status.text);
+    // The two may elect once more.
+    let begin = Instant::now();
+    loop {
+        let status = store.status().await;
+        let text = &status.text;
+        let all = text.starts_with("etcd: 2/3 connected, leases=0, lock leases=0, has-quorum=true: ");
+        if status.healthy && all && text.contains("3.4") && text.contains("(Leader)") {
+            break;
+        }
+        assert!(begin.elapsed() < LONG, "{text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +97,7 @@ async fn without_a_quorum_nothing_is_invented_and_afterwards_all_goes_on() {
     let store = store_of(&servers);
     let mut follow = Follow::start(Arc::clone(&store), "p/", quick());
     let mut mirror = BTreeMap::new();
-    put(&store, "p/a", "1").await;
+    create_patiently(&store, "p/a", "1").await;
     until(&mut follow, &mut mirror, &[("p/a", "1")]).await;
     servers.iter_mut().for_each(EtcdServer::kill);
     let error = store.get("p/a").await.unwrap_err();
@@ -96,9 +116,21 @@ async fn without_a_quorum_nothing_is_invented_and_afterwards_all_goes_on() {
 async fn a_member_that_has_lost_its_leader_ends_its_watches() {
     let servers = EtcdServer::cluster(3);
     let alone = store_of(&servers[..1]);
-    let from = put(&alone, "p/a", "1").await;
-    let mut watch = alone.watch("p/", from).await.unwrap();
-    assert_eq!(next(&mut watch).await, ["p/a=1"]);
+    create_patiently(&alone, "p/a", "1").await;
+    let watches = async || {
+        let mut watch = alone.watch("p/", 1).await?;
+        let batch = watch.next().await?;
+        assert_eq!(shown(&batch), ["p/a=1"]);
+        Ok::<_, StoreError>(watch)
+    };
+    let begin = Instant::now();
+    let mut watch = loop {
+        match watches().await {
+            Ok(watch) => break watch,
+            Err(error) => assert!(error.is_transient() && begin.elapsed() < LONG, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     // They keep their connections and say nothing, as behind a network that is cut.
     servers[1..].iter().for_each(EtcdServer::pause);
     let ended =
@@ -292,7 +324,7 @@ async fn values_of_a_megabyte_and_thousands_of_keys_come_whole() {
 async fn a_session_survives_a_restart_of_the_store() {
     let mut servers = vec![EtcdServer::start()];
     let store = store_of(&servers);
-    let session = Session::new(Arc::clone(&store), Duration::from_secs(3));
+    let session = Session::new(Arc::clone(&store), Duration::from_secs(6));
     session.put("mine", bytes("1")).await.unwrap();
     servers[0].kill();
     assert!(session.keep_alive().await.unwrap_err().is_transient());
@@ -300,7 +332,8 @@ async fn a_session_survives_a_restart_of_the_store() {
     servers[0].wait();
     // Longer than the lease lasts.
     let gone = async {
-        while store.get("mine").await.is_ok_and(|entry| entry.is_some()) {
+        // An error says nothing about the key.
+        while !matches!(store.get("mine").await, Ok(None)) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
