@@ -190,7 +190,8 @@ async fn on_etcd_the_office_passes_on_and_identities_go() {
         Arc::new(Etcd::new(options).unwrap())
     };
     let (one, two) = (connect(), connect());
-    let brief = |name: &str| OperatorConfig { ttl: Duration::from_secs(3), ..config(name) };
+    // Brief, but longer than a machine stands still.
+    let brief = |name: &str| OperatorConfig { ttl: Duration::from_secs(6), ..config(name) };
     put(&one, 300, "k8s:used=1;", Some("10.0.0.1")).await;
     put(&one, 301, "k8s:unused=1;", None).await;
     let first = Operator::start(Arc::clone(&one), brief("first"));
