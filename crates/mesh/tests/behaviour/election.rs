@@ -44,8 +44,13 @@ async fn who_has_lost_the_lock_writes_nothing_more() {
     world.ready("c2").await;
     // Somebody else has it, and this process has not noticed.
     let store: Arc<dyn Store> = Arc::new(local.clone());
-    store.delete_prefix("cilium/kvstoremesh-lock/").await.unwrap();
+    let held = content(&store, "cilium/kvstoremesh-lock/").await;
+    // First the other's key, which waits behind: between the two nobody would have the lock.
     put(&store, "cilium/kvstoremesh-lock/0", "").await;
+    assert_eq!(held.len(), 1, "{held:?}");
+    for key in held.keys() {
+        store.delete(key).await.unwrap();
+    }
     put(&remote, "cilium/state/nodes/v1/c2/n2", "node").await;
     eventually("it has noticed", || async { !world.status().leading }).await;
     assert_eq!(content(&store, "cilium/cache/").await.len(), 1);

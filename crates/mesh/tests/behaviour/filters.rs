@@ -75,7 +75,7 @@ async fn only_identities_in_use_are_copied_and_those_in_use_never_flicker() {
     }
     world.start();
     eventually("those in use", || async { identities(&world).await == ["131073", "131074"] }).await;
-    assert_eq!(addresses(&world).await.len(), 3);
+    eventually("and the addresses", || async { addresses(&world).await.len() == 3 }).await;
     let witness = Witness::of(&world.local, "cilium/cache/identities/");
     // Another process, another list: nothing goes and comes back.
     world.ready("c2").await;
