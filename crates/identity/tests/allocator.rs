@@ -213,7 +213,7 @@ async fn a_restart_finds_its_number_again() {
     }
     // The tasks of the old allocator hold the store for a moment longer.
     let mut store = None;
-    for _ in 0..200 {
+    for _ in 0..6000 {
         match Embedded::open(&path) {
             Ok(opened) => {
                 store = Some(opened.store);

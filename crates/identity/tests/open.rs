@@ -6,7 +6,7 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::{config, labels, memory};
+use common::{config, eventually, labels, memory};
 use villus_identity::{Allocator, AllocatorConfig, Identities, KnownIdentities, Reserved, new_identities};
 use villus_kvstore::Store;
 use villus_labels::NumericIdentity;
@@ -34,7 +34,7 @@ fn node(store: &Arc<dyn Store>, known: KnownIdentities) -> (Allocator, Identitie
 async fn settled(allocator: &Allocator) {
     let mut seen = allocator.settled();
     while !allocator.open().is_empty() {
-        tokio::time::timeout(Duration::from_secs(30), seen.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), seen.changed()).await.unwrap().unwrap();
     }
 }
 
@@ -130,12 +130,7 @@ async fn a_rewound_store_takes_no_identity_away() {
     memory.restore(&backup).await.unwrap();
     memory.interrupt();
     let key = format!("cilium/state/identities/v1/id/{number}");
-    for _ in 0..1000 {
-        if store.get(&key).await.unwrap().is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert!(store.get(&key).await.unwrap().is_some(), "what this node uses is written again");
+    eventually("what this node uses is written again", async || store.get(&key).await.unwrap().is_some())
+        .await;
     assert_eq!(table.get(&NumericIdentity(300)), Some(labels(DB)), "what others used is kept");
 }
