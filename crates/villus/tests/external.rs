@@ -7,7 +7,6 @@ mod common;
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::TcpListener,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -32,7 +31,7 @@ use tokio_rustls::{
 };
 use villus_external::Record;
 use villus_kvstore::{Etcd, EtcdOptions, IpIdentityPair, Store};
-use villus_testbed::{EtcdServer, eventually};
+use villus_testbed::{EtcdServer, eventually, free_port};
 
 /// An operator under way. Killed with this value: kill -9.
 struct Operator {
@@ -154,10 +153,6 @@ impl System {
         let name = ServerName::try_from("127.0.0.1").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// An authority with a server and two users, and another with one user.

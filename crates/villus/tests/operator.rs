@@ -13,7 +13,7 @@ use std::{
 use common::{command, said, villus};
 use rustix::process::{Pid, Signal, kill_process};
 use villus_api::{Client, model::OperatorStatus};
-use villus_testbed::{Clock, EtcdServer, eventually};
+use villus_testbed::{Clock, EtcdServer, eventually, free_port};
 
 const HOUR: i64 = 3600;
 
@@ -61,10 +61,6 @@ impl Drop for Operator {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]
