@@ -191,7 +191,7 @@ fn txn(lab: &Lab, lines: &[&str]) {
     };
     let mut child = Command::new("etcdctl")
         .env("ETCDCTL_API", "3")
-        .args(["--endpoints", &lab.server.url(), "txn"])
+        .args(["--endpoints", &lab.server.url(), "--command-timeout=60s", "--dial-timeout=60s", "txn"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()

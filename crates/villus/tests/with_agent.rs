@@ -114,7 +114,11 @@ fn from_endpoints_to_explanations() {
     assert!(asks("client", &address, "8080"));
     assert!(asks_in_vain("intruder", &address, "8080"));
 
-    let drops = villus(&["monitor", "--last", "100", "--no-follow", "--type", "drop", "-j"]).ok();
+    let mut drops = String::new();
+    eventually("the agent has heard of it", || {
+        drops = villus(&["monitor", "--last", "100", "--no-follow", "--type", "drop", "-j"]).ok();
+        !drops.is_empty()
+    });
     // A busy machine says it again before it gives up.
     let drop = drops.lines().next().unwrap();
     assert!(drops.lines().all(|line| line.contains("8080")), "{drops}");
