@@ -50,7 +50,8 @@ macro_rules! each {
                 eprintln!("against {}", bench.kind);
                 let $store = Arc::clone(&bench.store);
                 let case = async move { $body };
-                tokio::time::timeout(std::time::Duration::from_secs(120), case).await.unwrap();
+                // Some write hundreds of times, and each write waits for a disk that others use too.
+                tokio::time::timeout(std::time::Duration::from_secs(300), case).await.unwrap();
             }
         }
     )+ };
