@@ -106,6 +106,7 @@ fn making_it_again_changes_nothing_and_mends_what_is_missing() {
     let addresses = [address("10.9.0.10"), address("fd09::10")];
     let spec = spec("w", "lxcw", &w, &addresses);
     let first = create(&s, &spec).unwrap();
+    settle(&w, "eth0");
     let (node, inside) = (s.snapshot(), w.ip("addr show") + &w.ip("route show") + &w.ip("-6 route show"));
     s.ip("route del 10.9.0.10 dev lxcw");
     s.ip("neigh del fd09::10 dev lxcw");

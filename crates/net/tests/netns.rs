@@ -49,12 +49,17 @@ fn a_namespace_is_found_by_name_path_and_process() {
 fn another_namespace_of_the_same_name_is_not_the_same() {
     alone!();
     let name = NetnsRef::Name("w".into());
+    // Both are there at once: the kernel gives the number of one that is gone to the next.
     run("ip", &["netns", "add", "w"]);
-    let id = name.open().unwrap().id();
-    run("ip", &["netns", "del", "w"]);
-    // Takes the number that became free, so that the next one has another.
     run("ip", &["netns", "add", "other"]);
-    run("ip", &["netns", "add", "w"]);
+    let id = name.open().unwrap().id();
+    assert_eq!(name.state(id), NetnsState::Alive);
+    run("ip", &["netns", "del", "w"]);
+    assert_eq!(name.state(id), NetnsState::Gone);
+    std::fs::write(name.path(), "").unwrap();
+    let [other, w] =
+        [NetnsRef::Name("other".into()), name.clone()].map(|name| name.path().display().to_string());
+    run("mount", &["--bind", &other, &w]);
     assert_eq!(name.state(id), NetnsState::Replaced);
 }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use villus_net::{EndpointLinkSpec, Mac};
@@ -35,10 +35,7 @@ impl Sandbox {
 
     /// Waits until a device has the address that the kernel gives it once both of its ends are up.
     pub fn settle(&self, device: &str) {
-        eventually("a link-local address", || {
-            let shown = self.ip(&format!("-6 addr show dev {device}"));
-            shown.contains("fe80:") && !shown.contains("tentative")
-        });
+        settle(&self.node, device);
     }
 
     /// `ip -j` in the node's namespace.
@@ -67,6 +64,14 @@ impl Sandbox {
     }
 }
 
+/// As [`Sandbox::settle`], of a device of another host.
+pub fn settle(host: &Host, device: &str) {
+    eventually("a link-local address", || {
+        let shown = host.ip(&format!("-6 addr show dev {device}"));
+        shown.contains("fe80:") && !shown.contains("tentative")
+    });
+}
+
 /// `ip -j` in a namespace.
 pub fn ip_json(host: &Host, arguments: &str) -> Vec<Value> {
     let text = host.ip(&format!("-j {arguments}"));
@@ -90,7 +95,17 @@ fn pings(from: &Host, to: SocketAddr) -> bool {
         let ping = Ping::connect(from, None, to).map_err(drop)?;
         ping.echo_within(Duration::from_secs(1)).map_err(drop)
     };
-    (0..20).any(|_| once().is_ok())
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        if once().is_ok() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        // Where there is no way yet, that was said at once.
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub fn address(text: &str) -> IpAddr {
