@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    io::{BufRead, BufReader},
     os::fd::AsFd,
     path::Path,
     process::{Command, Stdio},
@@ -20,6 +21,8 @@ use villus_testbed::alone;
 
 /// Where the agent of this test finds its bpffs.
 const ROOT: &str = "VILLUS_TEST_ROOT";
+/// What it says: that it begins, and that it has replaced all maps once and goes on with that.
+const MOMENTS: [&str; 2] = ["the agent begins", "the agent is at work"];
 const ENDPOINTS: u16 = 8;
 const SIZES: Sizes =
     Sizes { endpoints: 64, ct_tcp: 1024, ct_any: 1024, frags: 1024, ipcache: 1024, events: 4096, nat: 0 };
@@ -46,8 +49,12 @@ fn open(root: &Path) -> (Arc<Pins>, Arc<Maps>, PolicyMaps) {
 #[test]
 fn agent_to_be_killed() {
     let Some(root) = std::env::var_os(ROOT) else { return };
+    println!("{}", MOMENTS[0]);
     let (_pins, maps, mut agent) = open(root.as_ref());
     for round in 0.. {
+        if round == 1 {
+            println!("{}", MOMENTS[1]);
+        }
         let wanted = &policies()[round % 2];
         let all: Vec<_> = (1..=ENDPOINTS).map(|id| (id, wanted)).collect();
         agent.apply_all(&all, &mut &maps.endpoints).unwrap();
@@ -78,10 +85,13 @@ fn killed_at_random_moments_it_leaves_whole_policies_and_packets_never_miss_them
             let mut agent = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "agent_to_be_killed", "--nocapture"])
                 .env(ROOT, &root)
-                .stdout(Stdio::null())
+                .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            std::thread::sleep(Duration::from_micros(15_000 + round * 1_733 % 20_000));
+            let moment = MOMENTS[usize::from(round % 2 == 1)];
+            let mut said = BufReader::new(agent.stdout.take().unwrap()).lines();
+            assert!(said.any(|line| line.unwrap().ends_with(moment)), "it ends before {moment}");
+            std::thread::sleep(Duration::from_micros(round * 1_733 % 20_000));
             agent.kill().unwrap();
             agent.wait().unwrap();
             let pins = Pins::open(&root).unwrap();

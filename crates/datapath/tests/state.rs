@@ -13,6 +13,7 @@ use std::{
 use villus_abi::{
     Config, Endpoint, Flow, FlowKey4, FlowKey6, FragKey4, FragPorts, IpcacheKey, IpcacheValue, Local, Metric,
     PolicyEntry, PolicyKey, endpoint::FLAG_ACTIVE, flow::FLOW_HI_OPENED, flow_v1::FlowV1, policy::Direction,
+    time,
 };
 use villus_datapath::{
     AttachMode, DatapathCleanup, Error, EventRing, FlowKey, Flows, Hook, Links, Map, Maps, OldFlows, Pins,
@@ -39,8 +40,13 @@ fn key6(n: u32) -> FlowKey6 {
     FlowKey6 { lo: words(address), hi: [u32::MAX; 4], proto: 17, ..FlowKey6::default() }
 }
 
+/// When flows expire that live longer than any test, in ticks of the path's clock.
+fn later() -> u32 {
+    now() + time::from_secs(3600)
+}
+
 fn alive() -> Flow {
-    Flow { expires: now() + 100, fwd_packets: 1, ..Flow::default() }
+    Flow { expires: later(), fwd_packets: 1, ..Flow::default() }
 }
 
 fn kernel(sizes: &Sizes) -> (Pins, Arc<Maps>) {
@@ -124,7 +130,7 @@ fn a_resize_keeps_every_live_flow_and_those_of_the_old_programs() {
     };
     attach(&maps);
     for n in 0..1000 {
-        let expires = if n < 100 { now() } else { now() + 100 };
+        let expires = if n < 100 { now() } else { later() };
         maps.ct4_tcp.insert(&key4(n, 6), &Flow { expires, ..alive() }).unwrap();
     }
     assert!(OldFlows::of_attached(&links, &[], &maps).unwrap().is_empty());
@@ -191,7 +197,7 @@ fn the_flows_of_an_earlier_version_are_taken_over_from_its_programs() {
     let v4: Map<FlowKey4, FlowV1> = Map::new(v4, "v4").unwrap();
     let v6: Map<FlowKey6, FlowV1> = Map::new(v6, "v6").unwrap();
     let flow = FlowV1 {
-        expires: now() + 100,
+        expires: later(),
         created: 7,
         fwd_packets: 1,
         fwd_bytes: 2,
