@@ -1,10 +1,13 @@
-//! A calendar that is wrong, for processes of a test's own.
+//! A calendar that is wrong, for processes of a test's own; and the clock of what programs remember.
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// What a process is told that its calendar is; it may be set while the process runs. Clocks that do not jump are right.
 /// Of Debian's package faketime.
@@ -41,4 +44,17 @@ fn library() -> PathBuf {
     let name = "faketime/libfaketimeMT.so.1";
     let places = fs::read_dir("/usr/lib").unwrap().map(|place| place.unwrap().path().join(name));
     places.into_iter().find(|place| place.exists()).expect("libfaketime (package faketime)")
+}
+
+/// Waits until a jiffy has begun after this call: until then programs may go by what they have asked of the kernel before. Time
+/// alone does not say so, for nobody counts jiffies while the processor that does has to wait.
+pub fn a_jiffy_passes() {
+    let coarse = || clock_gettime(ClockId::MonotonicCoarse);
+    // This clock goes on with each jiffy, a moment later: its next step may be that of one which has begun before.
+    for _ in 0..2 {
+        let before = coarse();
+        while coarse() == before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }

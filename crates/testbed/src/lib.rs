@@ -37,7 +37,7 @@ mod workload;
 pub use association::SctpAssociation;
 pub use authority::Authority;
 pub use capture::Capture;
-pub use clock::Clock;
+pub use clock::{Clock, a_jiffy_passes};
 pub use cluster::{Between, Cluster, Member};
 pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
 pub use etcd::{EtcdServer, free_port};

@@ -21,7 +21,7 @@ use villus_datapath::{AttachMode, Hook, Links};
 use villus_net::Mac;
 use villus_testbed::{
     Addresses, Capture, Delta, Frame, Host, Kind, L4, Node, NodeSpec, Ping, UdpEcho, Version, Workload,
-    echo_request, udp,
+    a_jiffy_passes, echo_request, udp,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -100,8 +100,6 @@ fn packets_take_the_short_way_where_they_may_and_no_other() {
 
 #[test]
 fn a_changed_route_counts_from_the_next_jiffy_on() {
-    // Longer than a jiffy of any kernel.
-    const JIFFY: Duration = Duration::from_millis(15);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 0x77]);
     let mut node = Node::new(NodeSpec { direct: true, ..NodeSpec::default() });
     let server = node.add(102, 50_102, Kind::Veth);
@@ -132,7 +130,7 @@ fn a_changed_route_counts_from_the_next_jiffy_on() {
         for _ in 0..10 {
             for (change, to) in [("add", OTHER), ("del", far)] {
                 node.host.ip(&format!("route {change} {outside}/{length} via {gateway} dev up0"));
-                std::thread::sleep(JIFFY);
+                a_jiffy_passes();
                 // The last of them has the answer of the routing table kept when that changes.
                 for _ in 0..3 {
                     assert_eq!(answered_to(), to, "{v:?}, {change}");

@@ -12,8 +12,8 @@ use villus_abi::{
 use villus_net::TUNNEL_DEVICE;
 use villus_path::memory::{Build, checksum};
 use villus_testbed::{
-    Between, Capture, Cluster, Frame, Member, Ping, TcpEcho, UdpEcho, UplinkKind, Version, eventually,
-    kernel_has_link_kind,
+    Between, Capture, Cluster, Frame, Member, Ping, TcpEcho, UdpEcho, UplinkKind, Version, a_jiffy_passes,
+    eventually, kernel_has_link_kind,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -178,7 +178,7 @@ fn the_device_does_what_is_not_plain_and_nothing_is_lost() {
         eventually("without a neighbour the device sends", || {
             // The other node may have asked in between, and then it is known; and what is known counts for a jiffy.
             a.host.ip(&format!("neigh flush to {other} dev up0"));
-            std::thread::sleep(Duration::from_millis(20));
+            a_jiffy_passes();
             datagram(&cluster, version, 100)
         });
         eventually("with a neighbour the programs do", || !datagram(&cluster, version, 100));
@@ -212,7 +212,7 @@ fn nothing_passes_a_route_that_is_not_by_the_uplink() {
     a.host.ip(&format!("neigh add {other} lladdr 02:00:00:00:00:99 dev crypt nud permanent"));
     a.host.ip(&format!("route add {other}/32 dev crypt"));
     // What the routes said before counts for a jiffy.
-    std::thread::sleep(Duration::from_millis(20));
+    a_jiffy_passes();
     let wire = Capture::open(&cluster.lan, "p1");
     for version in Version::ALL {
         let at = SocketAddr::new(b.pod(version), 9000);
