@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::host::Host;
+use crate::{host::Host, sandbox::eventually};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -233,6 +233,19 @@ impl TcpEcho {
     /// [`Blocked::Back`].
     pub fn answer(&mut self, payload: &[u8]) -> Result<(), Blocked> {
         say(&mut self.server, &mut self.client, payload).map_err(|kind| stuck(kind, Blocked::Back))
+    }
+
+    /// Ends it from the client's side, and waits until neither side has anything more to say. `to` is the server's host.
+    pub fn close(self, to: &Host) {
+        let Self { mut client, mut server, .. } = self;
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "more was said than was heard");
+        let ends = [server.local_addr().unwrap(), server.peer_addr().unwrap()];
+        drop(server);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "more was answered than was heard");
+        drop(client);
+        // The kernel keeps the server's end until it has heard that its own last word was heard.
+        eventually("the end of a connection", || !to.has_connection(ends));
     }
 
     /// Sends so many bytes from the client to the server, as fast as they go.

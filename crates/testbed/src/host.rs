@@ -1,7 +1,7 @@
 //! Network namespaces of the testbed, and commands and sockets inside them.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -147,6 +147,18 @@ impl Host {
             }
             sent = now;
         }
+    }
+
+    /// Whether there is a TCP connection between these ports, the own one first, however far it has ended.
+    pub(crate) fn has_connection(&self, ends: [SocketAddr; 2]) -> bool {
+        let wanted = ends.map(|end| format!(":{:04X}", end.port()));
+        ["tcp", "tcp6"].into_iter().any(|file| {
+            let text = self.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))).unwrap();
+            text.lines().skip(1).any(|line| {
+                let ends = line.split_whitespace().skip(1);
+                ends.zip(&wanted).all(|(end, wanted)| end.ends_with(wanted))
+            })
+        })
     }
 
     /// Packets that a device has sent.

@@ -78,7 +78,7 @@ fn large_segments_pass_whole_and_are_counted_once() {
                 let mut open = TcpEcho::open(from, to, at, at, SOON).unwrap();
                 open.patience(LONG);
                 assert_eq!(open.stream(8 << 20), Ok(()), "{name} {v:?}");
-                drop(open);
+                open.close(to);
                 let delta = s.node.expect(&format!("{name} {v:?}"), &before, |delta| {
                     Delta::same("drops", delta.drops().len(), 0)?;
                     Delta::same("flows", delta.flows.len(), 1)?;

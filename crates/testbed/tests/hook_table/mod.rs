@@ -228,7 +228,7 @@ impl Case<'_> {
         for size in [1, 100, 20_000] {
             assert_eq!(echo.echo(&vec![7; size]), Ok(()), "{}: TCP of {size} bytes", self.name);
         }
-        drop(echo);
+        echo.close(self.to.0);
         self.expect(node, "TCP", &before, None);
     }
 
