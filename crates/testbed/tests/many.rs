@@ -6,7 +6,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -23,6 +23,21 @@ use villus_testbed::{
 };
 
 const CONNECTIONS: usize = 10_000;
+/// Held by tests that flood: all namespaces share the queues of the kernel, and what one floods loses packets of another.
+static FLOODED: Mutex<()> = Mutex::new(());
+
+/// Waits until what is sent is not thrown away because too much waits before it.
+fn queues_have_room() {
+    eventually("the kernel gets round to what was sent", || {
+        let text = std::fs::read_to_string("/proc/net/softnet_stat").unwrap();
+        // So many packets wait on each processor; a thousand may.
+        let mut waiting = text.lines().map(|line| {
+            let field = line.split_whitespace().nth(11).unwrap();
+            u32::from_str_radix(field, 16).unwrap()
+        });
+        waiting.all(|packets| packets < 100)
+    });
+}
 
 fn pair(sizes: Sizes) -> (Node, Arc<Workload>, Arc<Workload>) {
     let mut node = Node::new(NodeSpec { sizes, ..NodeSpec::default() });
@@ -120,6 +135,7 @@ impl Flood {
     fn let_through(&self, count: u64) {
         let allowed = self.allowed.fetch_add(count, Ordering::Relaxed) + count;
         eventually("so many new flows", || self.sent.load(Ordering::Relaxed) >= allowed);
+        queues_have_room();
     }
 
     /// Allows any number.
@@ -153,6 +169,7 @@ fn while_flooded(
         let _stop = Stop(&state);
         meanwhile(&state);
     });
+    queues_have_room();
     state.sent.load(Ordering::Relaxed)
 }
 
@@ -168,6 +185,7 @@ fn flows_with_a_packet_a_second_outlive_fifty_thousand_new_ones_a_second() {
     // there are so many new flows.
     const A_SECOND: u64 = 50_000;
     const TABLE: u32 = 1 << 17;
+    let _alone = FLOODED.lock().unwrap_or_else(PoisonError::into_inner);
     for v in Version::ALL {
         let (node, client, server) = pair(Sizes { ct_any: TABLE, ..NodeSpec::default().sizes });
         node.allow_all(&client);
@@ -201,6 +219,7 @@ fn flows_with_a_packet_a_second_outlive_fifty_thousand_new_ones_a_second() {
 
 #[test]
 fn a_forgotten_flow_comes_back_when_its_client_speaks() {
+    let _alone = FLOODED.lock().unwrap_or_else(PoisonError::into_inner);
     for v in Version::ALL {
         let (node, client, server) = pair(Sizes { ct_any: 1 << 10, ..NodeSpec::default().sizes });
         node.allow(&client, Egress, 50_102, 0, 0);
