@@ -18,6 +18,10 @@ const PODS: [&str; 2] = ["10.0.1.7", "fd00:1:2:3::7"];
 /// Addresses of the host behind the switches.
 const CLIENT: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
 
+/// How long an answer may take where it is asked for again, and where it is not.
+const SOON: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(30);
+
 /// How a BIRD ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -199,9 +203,12 @@ impl Lab {
         Ok(came)
     }
 
-    fn reaches_pods(&self) -> bool {
-        let echo =
-            |pod: &str| Ping::open(&self.client, None, pod.parse::<IpAddr>().unwrap()).echo(56).is_ok();
+    /// Whether the host reaches the pods; an answer may take so long.
+    fn reaches_pods(&self, patience: Duration) -> bool {
+        let echo = |pod: &str| {
+            let ping = Ping::open(&self.client, None, pod.parse::<IpAddr>().unwrap());
+            ping.echo_within(patience).is_ok()
+        };
         PODS.into_iter().all(echo)
     }
 }
@@ -258,7 +265,7 @@ fn neighbours_learn_the_ranges_and_traffic_goes_on_when_one_dies() {
         });
         assert_eq!(learned(&lab.node, family).matches(" via ").count(), 1, "{}", learned(&lab.node, family));
     }
-    eventually("the pods are reached", || lab.reaches_pods());
+    eventually("the pods are reached", || lab.reaches_pods(SOON));
 
     // The first switch dies, with its links.
     drop(switches.remove(0));
@@ -273,7 +280,7 @@ fn neighbours_learn_the_ranges_and_traffic_goes_on_when_one_dies() {
         !of("10.9.1.2") && !of("fd09:1::2") && of("10.9.2.2") && of("fd09:2::2")
     });
     assert!(!node.status().is_whole());
-    eventually("the pods are reached through the other", || lab.reaches_pods());
+    eventually("the pods are reached through the other", || lab.reaches_pods(SOON));
     assert!(learned(&lab.node, "-4").contains("10.9.2.2"), "{}", learned(&lab.node, "-4"));
 }
 
@@ -290,7 +297,7 @@ fn the_default_route_and_traffic_stay_while_bird_is_stopped_killed_and_started_a
     };
     eventually("all sessions are established", || is_settled(&node));
     eventually("the node learns the default routes", has_default);
-    eventually("the pods are reached", || lab.reaches_pods());
+    eventually("the pods are reached", || lab.reaches_pods(SOON));
     for end in [End::Stopped, End::Graceful, End::Killed] {
         let done = AtomicBool::new(false);
         let came = std::thread::scope(|scope| {
@@ -298,7 +305,7 @@ fn the_default_route_and_traffic_stay_while_bird_is_stopped_killed_and_started_a
             let over = Over(&done);
             node.end(end);
             let stayed = has_default();
-            let is_reached = lab.reaches_pods();
+            let is_reached = lab.reaches_pods(LONG);
             node.again(&lab.node);
             eventually("all sessions are established again", || is_settled(&node));
             assert!(stayed, "{end:?}: no default route while BIRD is away");
@@ -309,7 +316,7 @@ fn the_default_route_and_traffic_stay_while_bird_is_stopped_killed_and_started_a
         });
         let came = came.unwrap_or_else(|lost| panic!("{end:?}: {lost}"));
         assert!(came > 0 && has_default(), "{end:?}: {came}");
-        eventually("the pods are reached again", || lab.reaches_pods());
+        eventually("the pods are reached again", || lab.reaches_pods(SOON));
     }
 }
 

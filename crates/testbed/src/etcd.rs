@@ -231,9 +231,11 @@ impl EtcdServer {
 
     /// As [`Self::etcdctl`], with text on its standard input.
     pub fn etcdctl_reading(&self, input: &str, arguments: &[&str]) -> Option<String> {
+        // Who is dead answers nobody, however long that is waited for.
+        self.child.as_ref()?;
         let mut child = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url(), "--command-timeout=5s"])
+            .args(["--endpoints", &self.url(), "--command-timeout=20s"])
             .args(&self.secure)
             .args(arguments)
             .stdin(Stdio::piped())
