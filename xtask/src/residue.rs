@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use crate::run::as_root;
 
 /// How long the kernel may take to finish what the tests have already undone.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings of the node that an agent changes and must restore.
 const SETTINGS: [&str; 6] = [
