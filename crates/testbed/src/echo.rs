@@ -44,6 +44,26 @@ pub fn raise_open_files(wanted: u64) {
     setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: now.maximum }).unwrap();
 }
 
+/// Makes a socket whose address one had that was closed. It may be taken a moment longer: a process that another thread starts
+/// just then has a copy of every open socket until it is another program.
+fn bound<T>(mut bind: impl FnMut() -> std::io::Result<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result.unwrap(),
+        }
+    }
+}
+
+/// A UDP socket of a host.
+#[must_use]
+pub fn udp_socket(host: &Host, at: SocketAddr) -> UdpSocket {
+    host.run(|| bound(|| UdpSocket::bind(at)))
+}
+
 fn is_timeout(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
@@ -68,10 +88,10 @@ impl UdpEcho {
         listen: SocketAddr,
         target: SocketAddr,
     ) -> Self {
-        let server = to.run(|| UdpSocket::bind(listen)).unwrap();
+        let server = udp_socket(to, listen);
         let any =
             SocketAddr::new(if target.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) }, 0);
-        let client = from.run(|| UdpSocket::bind(source.unwrap_or(any))).unwrap();
+        let client = udp_socket(from, source.unwrap_or(any));
         client.connect(target).unwrap();
         for socket in [&server, &client] {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -132,13 +152,14 @@ impl EchoServer {
     /// Listens.
     #[must_use]
     pub fn open(host: &Host, listen: SocketAddr) -> Self {
-        let listener = host.run(|| {
-            let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP)).unwrap();
-            socket.set_reuse_address(true).unwrap();
-            socket.bind(&listen.into()).unwrap();
-            socket.listen(BACKLOG).unwrap();
-            TcpListener::from(socket)
-        });
+        let bind = || {
+            let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&listen.into())?;
+            socket.listen(BACKLOG)?;
+            Ok::<_, std::io::Error>(TcpListener::from(socket))
+        };
+        let listener = host.run(|| bound(bind));
         Self { listener }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 /// One member, or the only one. Gone with this value.
@@ -29,7 +30,11 @@ fn port(address: &str) -> u16 {
     loop {
         let number = std::process::id().wrapping_mul(67).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(20_000 + number % 12_000).unwrap();
-        if TcpListener::bind((address, port)).is_ok() {
+        // Nothing listens here, for a process that is started just then would listen on by its copy, and etcd could not.
+        let at = SocketAddr::new(address.parse().unwrap(), port);
+        let socket = Socket::new(Domain::for_address(at), Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        if socket.bind(&at.into()).is_ok() {
             return port;
         }
     }

@@ -39,7 +39,7 @@ pub use authority::Authority;
 pub use capture::Capture;
 pub use clock::{Clock, a_jiffy_passes};
 pub use cluster::{Between, Cluster, Member};
-pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files};
+pub use echo::{Blocked, EchoServer, Exchange, Ping, TcpEcho, UdpEcho, raise_open_files, udp_socket};
 pub use etcd::{EtcdServer, free_port};
 pub use frame::{
     Arp, Frame, ICMP, ICMP6, IGMP, L4, SCTP, TCP, UDP, checksum, echo_request, fragment_v4, fragment_v6,

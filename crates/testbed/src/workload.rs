@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use villus_net::{
-    AdoptSpec, AdoptedLink, CONTAINER_DEVICE, Delivery, EndpointLink, EndpointLinkSpec, Mac, Sysctl,
+    AdoptSpec, AdoptedLink, CONTAINER_DEVICE, Delivery, EndpointLink, EndpointLinkSpec, Mac, Rtnl, Sysctl,
     adopt_interface, create_endpoint_link, host_device_name, release_interface, remove_endpoint_link,
 };
 
@@ -13,6 +13,7 @@ use crate::{
     host::{Host, join},
     node::Node,
     party::{Addresses, Version},
+    sandbox::eventually,
 };
 
 /// How a workload is connected.
@@ -202,7 +203,12 @@ impl Workload {
             Device::Made(link) => node.run(|| remove_endpoint_link(&link)).unwrap(),
             Device::Adopted(link, guest) => {
                 node.run(|| release_interface(&link)).unwrap();
-                drop(guest);
+                if let Some(guest) = guest {
+                    drop(guest);
+                    // A process that another test starts just then has a copy of it until it is another program.
+                    let find = || Rtnl::open().unwrap().link_by_name(&self.node_device).unwrap();
+                    eventually("the tap is gone", || node.run(find).is_none());
+                }
                 if guest_is_a_bridge(&self.node_device) {
                     for device in [&self.node_device, &format!("br{}", self.id), &format!("leg{}", self.id)] {
                         node.ip(&format!("link del {device}"));
