@@ -24,6 +24,9 @@ pub struct EtcdServer {
     secure: Vec<String>,
 }
 
+/// How long a request may take: disks of busy machines are slow, and only a member that is away takes so long.
+const PATIENCE: &str = "30s";
+
 /// A port that nobody listens on now, and that no outgoing connection is given: the kernel takes those from 32768 up.
 fn port(address: &str) -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -240,7 +243,7 @@ impl EtcdServer {
         self.child.as_ref()?;
         let mut child = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url(), "--command-timeout=20s"])
+            .args(["--endpoints", &self.url(), "--command-timeout", PATIENCE, "--dial-timeout", PATIENCE])
             .args(&self.secure)
             .args(arguments)
             .stdin(Stdio::piped())
