@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -22,23 +23,27 @@ fn the_agent() {
     common::be_the_agent();
 }
 
+/// What is said when nothing is asked any more.
+const END: &[u8] = b"end";
+
 /// Answers to questions that were asked all the time, a thousand a second.
 struct Traffic {
     stop: Arc<AtomicBool>,
-    asker: std::thread::JoinHandle<(u32, u32)>,
+    asker: JoinHandle<(u32, u32)>,
+    answerer: JoinHandle<()>,
 }
 
 impl Traffic {
     fn start(asks: UdpSocket, answers: UdpSocket, to: SocketAddr) -> Self {
         asks.connect(to).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let ended = stop.clone();
-        std::thread::spawn(move || {
+        let answerer = std::thread::spawn(move || {
             let mut buffer = [0; 16];
-            while !ended.load(Relaxed) {
-                if let Ok((length, from)) = answers.recv_from(&mut buffer) {
-                    answers.send_to(&buffer[..length], from).unwrap();
-                }
+            // Until it is told that nothing is asked any more: the last question is answered too.
+            while let Ok((length, from)) = answers.recv_from(&mut buffer)
+                && buffer[..length] != *END
+            {
+                answers.send_to(&buffer[..length], from).unwrap();
             }
         });
         let ended = stop.clone();
@@ -51,14 +56,16 @@ impl Traffic {
                 answered += u32::from(asks.recv(&mut buffer).is_ok_and(|length| length == 4));
                 std::thread::sleep(Duration::from_millis(1));
             }
+            asks.send(END).unwrap();
             (asked, answered)
         });
-        Self { stop, asker }
+        Self { stop, asker, answerer }
     }
 
     fn end(self) {
         self.stop.store(true, Relaxed);
         let (asked, answered) = self.asker.join().unwrap();
+        self.answerer.join().unwrap();
         assert!(asked > 200, "{asked}");
         assert_eq!(answered, asked, "each question has its answer");
     }
