@@ -144,7 +144,8 @@ fn an_agent_killed_before_it_has_written_any_state_down_begins_with_what_it_lear
     }
     let mut node = new(&shared(&etcd));
     let is_first = (0..20).any(|_| {
-        let _ = fs::remove_dir_all(node.root.join("lib"));
+        // What the kernel knows of one before would be taken for what this one has learned.
+        villus_agent::cleanup(&node.config(), false).unwrap();
         node.spawn();
         let pins = || Maps::existing(&Pins::existing(&node.root.join("bpf")).ok()?).ok();
         eventually("the kernel knows it", || {
