@@ -5,7 +5,7 @@
 mod common;
 
 use common::store::{
-    LETS_IN, OUTSIDE, lets_in, metric, new, shared, status, value, who, with, with_certificate,
+    LETS_IN, OUTSIDE, has_read, lets_in, metric, new, shared, status, value, who, with, with_certificate,
 };
 use common::{TestNode, echoes};
 use villus_api::EndpointRef;
@@ -33,6 +33,7 @@ fn bad_entries_are_said_once_by_their_keys_counted_and_change_nothing_else() {
     let mut node = new(&shared(&etcd));
     node.log = Some(node.root.join("log"));
     node.start();
+    has_read(&node);
     let server = node.workload("server", &["k8s:app=server"]);
     node.import(LETS_IN);
     for (key, value) in OUTSIDE {

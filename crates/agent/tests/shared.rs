@@ -4,10 +4,11 @@
 mod common;
 
 use common::store::{
-    LETS_IN, OUTSIDE, join_b, lets_in, metric, new, node_b, shared, status, value, who, with,
+    LETS_IN, OUTSIDE, has_read, join_b, lets_in, metric, new, node_b, shared, started, status, value, who,
+    with,
 };
 use common::{TestNode, allow, echoes};
-use villus_api::model::{FreezeRequest, IpQuery, NodeForget};
+use villus_api::model::{FreezeRequest, IpQuery, MetricValue, NodeForget};
 use villus_datapath::{Maps, Pins, view_policy};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
@@ -50,9 +51,9 @@ fn the_published_lines_make_a_workload_known_until_they_are_deleted() {
     eventually("it is gone", || who(&node, "10.3.192.65/32").is_none());
     etcd.etcdctl(&["del", number]).unwrap();
     eventually("so is its identity", || !lets_in(&node, server.id(), 15_614_229));
-    let metrics = node.client().metrics().unwrap();
-    let count = |name: &str, labels: &[(&str, &str)]| -> f64 {
-        let has = |m: &villus_api::model::MetricValue| {
+    let now = || node.client().metrics().unwrap();
+    let count = |metrics: &[MetricValue], name: &str, labels: &[(&str, &str)]| -> f64 {
+        let has = |m: &MetricValue| {
             m.name == name && labels.iter().all(|(key, of)| m.labels.get(*key).is_some_and(|has| has == of))
         };
         metrics.iter().filter(|m| has(m)).map(|m| m.value).sum()
@@ -65,16 +66,17 @@ fn the_published_lines_make_a_workload_known_until_they_are_deleted() {
         ("leases", "set", "grant"),
     ] {
         let labels = [("scope", scope), ("kind", kind), ("action", action), ("outcome", "success")];
-        assert!(count(operations, &labels) >= 1.0, "{labels:?}: {metrics:?}");
+        eventually(&format!("{labels:?} is counted"), || count(&now(), operations, &labels) >= 1.0);
     }
     let bounded = "cilium_kvstore_operations_duration_seconds_bucket";
-    assert_eq!(count(bounded, &[("le", "+Inf")]), count(operations, &[]));
+    eventually("each is in a bucket", || {
+        let metrics = now();
+        count(&metrics, bounded, &[("le", "+Inf")]) == count(&metrics, operations, &[])
+    });
     for (scope, action) in [("ip/v1", "update"), ("ip/v1", "delete"), ("identities/v1", "delete")] {
         let labels = [("scope", scope), ("action", action)];
-        assert!(
-            count("cilium_kvstore_events_queue_seconds_count", &labels) >= 1.0,
-            "{labels:?}: {metrics:?}"
-        );
+        let events = "cilium_kvstore_events_queue_seconds_count";
+        eventually(&format!("{labels:?} is counted"), || count(&now(), events, &labels) >= 1.0);
     }
 }
 
@@ -258,8 +260,7 @@ fn without_the_store_the_agent_serves_and_enforces_and_settles_when_it_comes() {
 fn an_agent_started_without_the_store_knows_all_from_the_snapshot() {
     alone!();
     let mut etcd = EtcdServer::start();
-    let mut node = new(&shared(&etcd));
-    node.start();
+    let mut node = started(&shared(&etcd));
     let server = node.workload("server", &["k8s:app=server"]);
     let before = node.client().endpoints(&[]).unwrap()[0].status.identity.as_ref().unwrap().id;
     node.import(LETS_IN);
@@ -363,6 +364,7 @@ fn two_nodes_know_each_other() {
     let mut b = node_b(&etcd);
     a.start();
     b.start();
+    [&a, &b].into_iter().for_each(has_read);
     let server = a.workload("server", &["k8s:app=server"]);
     let client = b.workload("client", &["k8s:app=client"]);
     let number = |w: &common::Workload| w.endpoint.status.identity.as_ref().unwrap().id;
@@ -390,12 +392,8 @@ fn two_nodes_know_each_other() {
 fn a_frozen_agent_stands_still_and_makes_up_for_it_when_it_is_thawed() {
     alone!();
     let etcd = EtcdServer::start();
-    let mut node = new(&shared(&etcd));
-    node.start();
+    let node = started(&shared(&etcd));
     let server = node.workload("server", &["k8s:app=server"]);
-    eventually("the store was read", || {
-        status(&node).contains("1/1 connected") && !status(&node).contains("not asked")
-    });
     node.client().freeze(&FreezeRequest { reason: "a test".into() }).unwrap();
     assert!(status(&node).contains("frozen: by an operator (a test)"));
     for (key, value) in OUTSIDE {

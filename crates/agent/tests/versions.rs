@@ -6,7 +6,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::store::{
-    LETS_IN, OUTSIDE, join_b, lets_in, new, node_b, put_shared_policy, shared, status, value, who, with,
+    LETS_IN, OUTSIDE, has_read, join_b, lets_in, new, node_b, put_shared_policy, shared, started, status,
+    value, who, with,
 };
 use common::{TestNode, Workload, allow, echoes};
 use serde::Serialize;
@@ -146,8 +147,7 @@ fn endpoint_files(lib: &Path) -> Vec<PathBuf> {
 fn what_the_version_before_left_is_taken_over_and_what_is_written_now_it_can_read() {
     alone!();
     let mut etcd = EtcdServer::start();
-    let mut node = new(&shared(&etcd));
-    node.start();
+    let mut node = started(&shared(&etcd));
     let server = node.workload("server", &["k8s:app=server"]);
     let client = node.workload("client", &["k8s:app=client"]);
     server.serves(server.v4(), 80);
@@ -256,8 +256,10 @@ fn a_node_as_an_earlier_version_left_it_goes_on_beside_a_new_one_and_state_of_a_
     let mut other = node_b(&etcd);
     other.options = with(other.options.clone(), &mode);
     other.start();
+    has_read(&other);
     let mine = other.workload("mine", &["k8s:app=client"]);
     node.start();
+    has_read(&node);
 
     // The machine has started anew since: what was an endpoint waits to be made again, and is then who it was.
     let waiting = node.client().endpoints(&[]).unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use villus_api::model::IpQuery;
 use villus_datapath::{Maps, Pins, view_policy};
-use villus_testbed::{EtcdServer, run_ip};
+use villus_testbed::{EtcdServer, eventually, run_ip};
 
 use super::TestNode;
 
@@ -76,6 +76,22 @@ pub fn refs(options: &[(String, String)]) -> Vec<(&str, &str)> {
 /// A node with these options, without an agent yet.
 pub fn new(options: &[(String, String)]) -> TestNode {
     TestNode::new(&refs(options))
+}
+
+/// The same with an agent that has read the store. Endpoints that are made before may have a number of this node alone at first.
+pub fn started(options: &[(String, String)]) -> TestNode {
+    let mut node = new(options);
+    node.start();
+    has_read(&node);
+    node
+}
+
+/// Waits until a node has read the store.
+pub fn has_read(node: &TestNode) {
+    eventually("the store was read", || {
+        let lines = node.client().status_details().unwrap().lines;
+        lines.iter().any(|line| line.label == "KVStore" && line.state == "Ok")
+    });
 }
 
 /// Connects the test's namespace, at 10.3.9.1, with another of the name `b`, at 10.3.9.2.
