@@ -110,7 +110,10 @@ fn a_machine_is_held_to_the_policies_of_the_resource_that_has_its_addresses() {
     eventually("it knows who it is", || status(&agent).contains("k8s:app=db"));
     assert!(!status(&agent).contains("no external resource"), "{}", status(&agent));
     assert_eq!(network(), before, "nothing of the machine is changed");
-    let (number, _) = who(&node, &format!("{MACHINE4}/32")).unwrap();
+    // The node hears of it by itself.
+    let known = || who(&node, &format!("{MACHINE4}/32"));
+    eventually("the node knows it too", || known().is_some());
+    let (number, _) = known().unwrap();
     assert!(status(&agent).contains(&format!("external resource, identity {number}")), "{}", status(&agent));
     let nodes = etcd.etcdctl(&["get", "--prefix", "--keys-only", "cilium/state/nodes/"]).unwrap();
     assert!(nodes.contains("node-a") && !nodes.contains("machine-a"), "it is no node: {nodes}");
