@@ -6,7 +6,7 @@ mod common;
 use common::TestNode;
 use villus_api::EndpointRef;
 use villus_api::model::EndpointChangeRequest;
-use villus_testbed::{alone, run, try_run};
+use villus_testbed::{alone, eventually, run, try_run};
 
 #[test]
 fn the_agent() {
@@ -52,6 +52,9 @@ fn cleanup_leaves_the_node_as_it_was_found() {
     run("ip", &["route", "add", "default", "via", "192.0.2.1"]);
     run("ip", &["tuntap", "add", "tap0", "mode", "tap"]);
     run("ip", &["link", "set", "tap0", "up"]);
+    eventually("the kernel has noticed that they are joined", || {
+        run("ip", &["-o", "link", "show"]).matches("state UP").count() == 2
+    });
     let before = node_state();
 
     let mut node = TestNode::started(&[("attach-mode", "tc"), ("routing-mode", "tunnel")]);

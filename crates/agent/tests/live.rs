@@ -158,6 +158,7 @@ fn a_device_whose_other_end_goes_comes_or_moves_is_delivered_to_so_that_nothing_
     for _ in 0..10 {
         socket.send_to(b"?", (server.v4(), 9)).unwrap();
     }
+    eventually("all have got there", || dropped(&device) - before >= 10);
     assert_eq!(dropped(&device) - before, 10, "each is counted where it ends");
     let inside = |netns: &str| {
         for (address, gateway) in [(server.v4(), "10.11.0.1"), (server.v6(), "fd11::1")] {

@@ -10,7 +10,7 @@ use common::TestNode;
 use villus_abi::PolicyKey;
 use villus_api::EndpointRef;
 use villus_api::model::{
-    DaemonConfigurationSpec, Endpoint, EndpointChangeRequest, EndpointPatch, PolicyDelete,
+    DaemonConfigurationSpec, Endpoint, EndpointChangeRequest, EndpointPatch, PolicyDelete, PolicyImport,
 };
 use villus_config::config::Enforcement;
 use villus_datapath::{Maps, Pins, Shapes, view_policy};
@@ -304,9 +304,18 @@ impl Run {
             self.node.policy_file(&format!("{name}.yaml"), &text);
             self.filed.insert(name);
         } else {
-            self.node.import(&text);
+            self.import(&text);
         }
         self.in_force.insert(name, text);
+    }
+
+    /// Imports what a file may have held a moment ago: the agent need not have seen yet that the file is gone.
+    fn import(&self, text: &str) {
+        let import = PolicyImport { text: text.to_owned(), ..PolicyImport::default() };
+        eventually("no file holds it", || match self.node.client().import_policy(&import) {
+            Err(error) if error.status() == Some(409) => false,
+            change => change.map(|_| true).unwrap(),
+        });
     }
 
     /// A policy goes; groups and services stay, for nothing deletes what was imported of them.
