@@ -11,7 +11,7 @@ use crate::AgentError;
 /// Held as long as the agent runs; the kernel lets go of it when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct AgentLock {
-    _file: File,
+    file: File,
 }
 
 impl AgentLock {
@@ -32,6 +32,14 @@ impl AgentLock {
             return Err(AgentError::Running { path, pid: pid.trim().to_owned() });
         }
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for AgentLock {
+    /// Lets go at once: a program that is started just now has a copy of the file until it is another program.
+    fn drop(&mut self) {
+        // It ends with the file in any case.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }

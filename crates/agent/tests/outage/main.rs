@@ -14,7 +14,7 @@ mod traffic;
 
 use std::time::{Duration, Instant};
 
-use villus_testbed::{alone_as, eventually};
+use villus_testbed::{EtcdServer, alone_as, eventually};
 
 use crate::{
     common::{Workload, allow, store::who},
@@ -149,14 +149,14 @@ impl Scene {
 fn a_dead_store_is_waited_for() {
     let routing = Routing::of(&alone_as!(Routing::ALL));
     let mut scene = Scene::start(routing, &[]);
-    let leader = scene.nodes.etcd.iter().position(|member| member.leads()).unwrap();
+    let leader = EtcdServer::leader(&scene.nodes.etcd);
     scene.nodes.etcd[leader].kill();
     scene.converges();
     scene.nodes.etcd[leader].resume();
     scene.nodes.etcd[leader].wait();
     scene.traffic.goes_on();
     // A leader that does not die but falls silent, and leads no more when it is back.
-    let leader = scene.nodes.etcd.iter().position(|member| member.leads()).unwrap();
+    let leader = EtcdServer::leader(&scene.nodes.etcd);
     scene.nodes.etcd[leader].pause();
     scene.converges();
     scene.nodes.etcd[leader].go_on();
