@@ -147,7 +147,7 @@ fn one_cluster_fails_alone(how: How) {
         back.copy(layout);
     }
     scene.converges("late");
-    scene.traffic.stop();
+    scene.traffic.stop().unwrap();
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_live_mesh_moves_from_clustermesh_to_the_state_to_the_cache_and_back() {
     std::thread::sleep(GRACE);
     scene.clusters.know(1, &scene.client, Some("clustermesh"));
     scene.converges("last");
-    scene.traffic.stop();
+    scene.traffic.stop().unwrap();
 }
 
 #[test]
@@ -297,6 +297,6 @@ fn a_remote_that_is_removed_counts_for_the_grace_period_and_refusals_are_said() 
     };
     assert_eq!(value("villus_clustermesh_refused", "c9"), Some(1.0));
     assert_eq!(value("cilium_clustermesh_remote_cluster_readiness_status", "c2"), Some(1.0));
-    scene.traffic.stop();
+    scene.traffic.stop().unwrap();
     assert!(scene.clusters.0.iter_mut().all(scene::Cluster::agent_runs));
 }
