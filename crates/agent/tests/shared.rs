@@ -392,7 +392,7 @@ fn two_nodes_know_each_other() {
 fn a_frozen_agent_stands_still_and_makes_up_for_it_when_it_is_thawed() {
     alone!();
     let etcd = EtcdServer::start();
-    let node = started(&shared(&etcd));
+    let mut node = started(&shared(&etcd));
     let server = node.workload("server", &["k8s:app=server"]);
     node.client().freeze(&FreezeRequest { reason: "a test".into() }).unwrap();
     assert!(status(&node).contains("frozen: by an operator (a test)"));

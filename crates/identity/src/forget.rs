@@ -32,7 +32,7 @@ pub async fn leased_keys(store: &dyn Store, keys: &[String]) -> Result<Vec<(Stri
 /// # Errors
 /// When the store is not there, does not permit it, or forgets the first page's revision before the last page was read.
 pub async fn uses_of(store: &dyn Store, users: &[String]) -> Result<Vec<(String, String)>, StoreError> {
-    let mut pages = Pages::of(&format!("{}/", keys::IDENTITY_VALUES));
+    let mut pages = Pages::of(format!("{}/", keys::IDENTITY_VALUES));
     let mut found = Vec::new();
     while let Some(page) = pages.next(store).await? {
         // A label string may have slashes of its own; a user has none.

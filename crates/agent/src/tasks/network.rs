@@ -100,14 +100,17 @@ pub(super) async fn follow_list(agent: Agent) {
     else {
         return;
     };
+    let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut every = LOOK;
     let mut seen = None;
     loop {
         tokio::time::sleep(every).await;
+        freeze.thawed().await;
         let text = nat::read(&path);
         if seen.as_ref() == Some(&text) {
             continue;
         }
+        let text = whole(text, || nat::read(&path)).await;
         let parsed = text.clone().and_then(|text| nat::parse(&path, text.as_deref()));
         seen = Some(text);
         if let Ok(list) = &parsed {
@@ -123,6 +126,18 @@ pub(super) async fn follow_list(agent: Agent) {
             }
         });
         let _ = told.await;
+    }
+}
+
+/// What two looks in a row find alike: written in place, a file is cut off first and may be half of what it will be.
+async fn whole<T: PartialEq>(mut found: T, mut look: impl FnMut() -> T) -> T {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let again = look();
+        if again == found {
+            return found;
+        }
+        found = again;
     }
 }
 
@@ -166,4 +181,16 @@ async fn take(agent: &Agent, batch: Vec<NetEvent>) -> bool {
         agent.identities.release(&labels).await;
     }
     refresh
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_written_is_no_list_yet() {
+        let mut looks = ["10.", "10.0.0.0/8", "10.0.0.0/8", "later"].into_iter();
+        assert_eq!(whole("", || looks.next().unwrap_or_default()).await, "10.0.0.0/8");
+        assert_eq!(looks.next(), Some("later"));
+    }
 }
