@@ -44,6 +44,15 @@ pub enum AllocateError {
     },
 }
 
+// === impl AllocateError ===
+
+impl AllocateError {
+    /// Whether other label sets fare no better: the store is not there, or takes nothing.
+    pub fn is_of_whole_store(&self) -> bool {
+        matches!(self, Self::Store { last, .. } if last.is_of_whole_store())
+    }
+}
+
 /// Why a prefix or a node got no identity of this node.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LocalError {

@@ -117,8 +117,21 @@ impl Gc {
                 None => report.marked += 1,
             }
         }
-        let named = self.named(&over).await?;
-        for found in over {
+        self.due.extend(over);
+        let rest = self.rest(limit).await?;
+        report.used += rest.used;
+        (report.deleted, report.deferred) = (rest.deleted, rest.deferred);
+        Ok(report)
+    }
+
+    /// Deletes at most `limit` of the keys that the last pass left to do, but those whose number an address has by now.
+    ///
+    /// # Errors
+    /// When the store is not there. The next pass finds again what is left.
+    pub async fn rest(&mut self, limit: u64) -> Result<GcReport, StoreError> {
+        let mut report = GcReport::default();
+        let named = self.named().await?;
+        for found in std::mem::take(&mut self.due) {
             if named.contains(&found.number) {
                 // Its grace begins anew.
                 self.unused.remove(&found.master.key);
@@ -127,17 +140,6 @@ impl Gc {
                 self.due.push_back(found);
             }
         }
-        let rest = self.rest(limit).await?;
-        (report.deleted, report.deferred) = (rest.deleted, rest.deferred);
-        Ok(report)
-    }
-
-    /// Deletes at most `limit` of the keys that the last pass left to do.
-    ///
-    /// # Errors
-    /// When the store is not there. The next pass finds again what is left.
-    pub async fn rest(&mut self, limit: u64) -> Result<GcReport, StoreError> {
-        let mut report = GcReport::default();
         while report.deleted < limit
             && let Some(due) = self.due.pop_front()
         {
@@ -196,13 +198,14 @@ impl Gc {
         Ok(used)
     }
 
-    /// Which of these numbers an address has. There are many addresses: they are read only when something is to go.
-    async fn named(&self, over: &[Unused]) -> Result<HashSet<u32>, StoreError> {
+    /// Which of the numbers that are to go an address has. There are many addresses: they are read only when something is
+    /// to go.
+    async fn named(&self) -> Result<HashSet<u32>, StoreError> {
         let mut named = HashSet::new();
-        if over.is_empty() {
+        if self.due.is_empty() {
             return Ok(named);
         }
-        let numbers: HashSet<u32> = over.iter().map(|unused| unused.number).collect();
+        let numbers: HashSet<u32> = self.due.iter().map(|unused| unused.number).collect();
         let prefix = format!("{}/", keys::IPS);
         let mut pages = Pages::of(&prefix);
         while let Some(page) = pages.next(self.store.as_ref()).await? {

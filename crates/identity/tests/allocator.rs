@@ -477,6 +477,23 @@ async fn what_is_unused_waits_for_its_grace_and_for_addresses_that_name_it() {
 }
 
 #[tokio::test]
+async fn what_an_address_names_while_the_rate_holds_deletions_back_stays() {
+    let (_, store) = memory();
+    for number in [300, 301, 302] {
+        store.update(&format!("{IDS}{number}"), format!("k8s:n={number};").into(), None).await.unwrap();
+    }
+    let mut gc = Gc::new(Arc::clone(&store), 256..=65535, Duration::from_secs(1));
+    assert_eq!(gc.pass(1).await.unwrap().marked, 3);
+    let report = gc.pass(1).await.unwrap();
+    assert_eq!((report.deleted, report.deferred), (1, 2));
+    let pair = r#"{"IP":"10.9.0.1","Mask":null,"HostIP":"10.0.0.7","ID":302,"Key":0,"Metadata":""}"#;
+    store.update("cilium/state/ip/v1/default/10.9.0.1", pair.into(), None).await.unwrap();
+    let rest = gc.rest(100).await.unwrap();
+    assert_eq!((rest.used, rest.deleted, rest.deferred), (1, 1, 0));
+    assert_eq!(rows(&store, IDS).await, [(format!("{IDS}302"), "k8s:n=302;".to_owned())]);
+}
+
+#[tokio::test]
 async fn a_deleted_number_keeps_its_labels_as_long_as_an_address_under_a_lease_has_it() {
     let (_, store) = memory();
     let node =

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use common::{config, eventually, labels, memory};
 use villus_identity::{Allocator, AllocatorConfig, Identities, KnownIdentities, Reserved, new_identities};
-use villus_kvstore::Store;
+use villus_kvstore::{Locks, Store};
 use villus_labels::NumericIdentity;
 
 const WEB: &str = "k8s:app=web;";
@@ -67,6 +67,24 @@ async fn a_dead_store_gives_known_labels_their_number_and_others_one_of_this_nod
     assert_eq!(table.get(&interim), None);
     let slave = store.get(&format!("cilium/state/identities/v1/value/{DB}/10.0.0.1")).await.unwrap();
     assert_eq!(slave.unwrap().text(), Some(number.to_string().as_str()));
+}
+
+#[tokio::test]
+async fn a_lock_that_somebody_keeps_holds_up_its_own_labels_only() {
+    let (_, store) = memory();
+    let others = Locks::new(Arc::clone(&store));
+    let name = format!("cilium/state/identities/v1/locks/{WEB}.lock");
+    let held = others.acquire(&name, Duration::from_secs(5)).await.unwrap();
+    let settings = AllocatorConfig { lock_patience: Duration::from_millis(50), ..impatient() };
+    let table = new_identities(&Reserved::new());
+    let allocator = Allocator::start(Arc::clone(&store), settings, table).unwrap();
+    let number = allocator.allocate(&labels(WEB), None).await.unwrap();
+    assert!(number.is_interim(), "{number}");
+    let number = allocator.allocate(&labels(DB), None).await.unwrap();
+    assert!(!number.is_interim(), "the store is there: {number}");
+    held.release().await;
+    settled(&allocator).await;
+    assert!(!allocator.number_in_use(&labels(WEB)).unwrap().is_interim());
 }
 
 #[tokio::test]

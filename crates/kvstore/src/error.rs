@@ -93,6 +93,11 @@ impl StoreError {
         matches!(self, Self::Denied { .. } | Self::BadKey { .. } | Self::BadTxn(_))
     }
 
+    /// Whether the store as a whole can't do it now: with other keys it fares no better.
+    pub fn is_of_whole_store(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Full { .. })
+    }
+
     /// Whether the same operation may succeed later although this process does nothing but wait.
     pub fn is_transient(&self) -> bool {
         matches!(

@@ -54,6 +54,7 @@ async fn pass(shared: &Shared, gc: &mut Gc, lost: u64) -> Result<GcReport, Store
             break;
         }
         let more = gc.rest(limit).await?;
+        report.used += more.used;
         report.deleted += more.deleted;
         report.deferred = more.deferred;
     }

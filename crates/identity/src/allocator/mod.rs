@@ -233,7 +233,9 @@ impl Allocator {
         match outcome {
             Ok(Err(error @ AllocateError::Store { .. })) => {
                 tracing::warn!(%error, "a label set gets a number without the store");
-                self.shared.set_dark(true);
+                if error.is_of_whole_store() {
+                    self.shared.set_dark(true);
+                }
                 open::assume(&self.shared, labels, &text, wanted)
             }
             Ok(outcome) => outcome,

@@ -53,7 +53,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Stop) {
             () = tokio::time::sleep(wait), if failures > 0 => {}
         }
         let open = shared.state().unconfirmed();
-        let (mut settled, mut failed) = (0, None);
+        let (mut settled, mut failed, mut is_away) = (0, None, false);
         let confirm = |(text, used): &(String, Used)| {
             let (shared, text, used) = (Arc::clone(&shared), text.clone(), used.clone());
             async move { protocol::confirm(&shared, &text, &used.labels, used.number).await }
@@ -63,10 +63,13 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Stop) {
             for outcome in futures_util::future::join_all(some.iter().map(confirm)).await {
                 match outcome {
                     Ok(_) => settled += 1,
-                    Err(error) => failed = Some(error),
+                    Err(error) => {
+                        is_away |= error.is_of_whole_store();
+                        failed = Some(error);
+                    }
                 }
             }
-            if matches!(failed, Some(AllocateError::Store { .. })) {
+            if is_away {
                 break;
             }
         }
