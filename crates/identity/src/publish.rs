@@ -100,7 +100,7 @@ struct Fight {
 impl Publisher {
     /// Nothing is wanted yet.
     pub fn new(store: Arc<dyn Store>, config: PublisherConfig) -> Self {
-        let session = Session::new(Arc::clone(&store), config.lease_ttl);
+        let session = Session::new(Arc::clone(&store), config.lease_ttl).with_last(&config.last);
         Self { store, config, session, inner: Mutex::default(), bell: Notify::new() }
     }
 
@@ -167,7 +167,7 @@ impl Publisher {
 
     /// Keeps leases alive until `stop` is said.
     pub async fn keep_alive(&self, stop: &Stop) {
-        self.session.run(stop).await;
+        self.session.run(stop, self.config.pace.size()).await;
     }
 
     /// Makes the store say what is wanted, until `stop` is said.

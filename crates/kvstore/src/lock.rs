@@ -9,10 +9,12 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use villus_table::Backoff;
 
 use crate::{
     error::StoreError,
     model::{Answer, Compare, Entry, LeaseId, LeasePurpose, Op, Txn},
+    pace::{ClusterSize, Pace},
     store::Store,
 };
 
@@ -20,6 +22,8 @@ use crate::{
 const TTL: Duration = Duration::from_secs(25);
 /// How long to wait for an event before looking again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long to wait before a lock is tried to be given back again, the first time, and at most.
+const GIVE_BACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 
 /// Locks of one process on one store. Within the process contenders wait for each other without asking the
 /// store. Clones share everything.
@@ -30,6 +34,7 @@ pub struct Locks {
 
 struct Inner {
     store: Arc<dyn Store>,
+    size: ClusterSize,
     lease: AsyncMutex<Option<(LeaseId, Instant)>>,
     names: Mutex<HashMap<String, Weak<Name>>>,
 }
@@ -60,8 +65,13 @@ pub struct Lock {
 impl Locks {
     /// No lock is held yet.
     pub fn new(store: Arc<dyn Store>) -> Self {
+        Self::of_cluster(store, ClusterSize::default())
+    }
+
+    /// As [`Locks::new`], of one of many nodes: what fails is tried again the more seldom the more there are.
+    pub fn of_cluster(store: Arc<dyn Store>, size: ClusterSize) -> Self {
         let (lease, names) = (AsyncMutex::new(None), Mutex::new(HashMap::new()));
-        Self { inner: Arc::new(Inner { store, lease, names }) }
+        Self { inner: Arc::new(Inner { store, size, lease, names }) }
     }
 
     /// Waits for the lock `name`, at most for `patience`.
@@ -214,7 +224,8 @@ impl Inner {
     /// again. When it takes too long, the lease is given up, and the key goes with it.
     async fn clean_up(self: Arc<Self>, name: Arc<Name>) {
         let begun = Instant::now();
-        let mut wait = Duration::from_millis(20);
+        let (mut failures, mut chance) = (0, fastrand::Rng::new());
+        let pace = Pace::new(Backoff::half(GIVE_BACK.0, GIVE_BACK.1), self.size.clone());
         loop {
             {
                 let mut leftover = name.lock().await;
@@ -229,8 +240,8 @@ impl Inner {
                     return;
                 }
             }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LOOK_AGAIN);
+            failures += 1;
+            tokio::time::sleep(pace.delay(failures, &mut chance)).await;
         }
     }
 }

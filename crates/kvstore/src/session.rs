@@ -7,17 +7,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use villus_table::Stop;
+use villus_table::{Backoff, Stop};
 
 use crate::{
     error::StoreError,
     model::{Answer, Compare, LeaseId, LeasePurpose, Op, Txn},
+    pace::ClusterSize,
     store::Store,
     together,
 };
 
 /// Keys under one lease at most; etcd is slow to end larger ones.
 const KEYS_PER_LEASE: usize = 1000;
+/// How long to wait at least, for a cluster of one node, before leases that could not be kept alive are tried again.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Keys that are compared in one request.
 const COMPARED: usize = 100;
 /// Bytes of values that are compared in one request, unless one value alone has more.
@@ -28,6 +31,8 @@ const COMPARED_BYTES: usize = 512 << 10;
 pub struct Session {
     store: Arc<dyn Store>,
     ttl: Duration,
+    /// The key that is not to outlive the others.
+    last: Option<String>,
     inner: Mutex<Inner>,
     granting: tokio::sync::Mutex<()>,
 }
@@ -60,7 +65,15 @@ struct Under {
 impl Session {
     /// Nothing is owned yet; leases last `ttl` without being kept alive.
     pub fn new(store: Arc<dyn Store>, ttl: Duration) -> Self {
-        Self { store, ttl, inner: Mutex::default(), granting: tokio::sync::Mutex::new(()) }
+        Self { store, ttl, last: None, inner: Mutex::default(), granting: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Whoever finds a key gone but this one still there takes it for deleted: the lease of this key is kept alive last,
+    /// and only where all others were.
+    #[must_use]
+    pub fn with_last(mut self, key: &str) -> Self {
+        self.last = Some(key.to_owned());
+        self
     }
 
     /// Room for another key under a lease.
@@ -217,21 +230,35 @@ impl Session {
         self.inner().owned.contains_key(key)
     }
 
-    /// Keeps all leases alive, and replaces those that are gone.
+    /// Keeps all leases alive, all at once but that of the last key, and replaces those that are gone.
     ///
     /// # Errors
-    /// When the store is not there. All leases were tried.
+    /// When the store is not there. All leases were tried, but that of the last key where another could not be kept.
     pub async fn keep_alive(&self) -> Result<(), StoreError> {
-        let leases: Vec<LeaseId> = self.inner().leases.keys().copied().collect();
-        let mut outcome = self.adopt_orphans().await;
-        for lease in leases {
-            let kept = match self.store.keep_alive(lease).await {
-                Err(StoreError::LeaseNotFound(lost)) => self.replace(lost).await,
-                kept => kept,
-            };
-            outcome = outcome.and(kept);
+        let (mut outcome, mut lost) = (self.adopt_orphans().await, false);
+        let (last, others): (Vec<LeaseId>, Vec<LeaseId>) = {
+            let inner = self.inner();
+            let of_last = self.last.as_ref().and_then(|key| inner.owned.get(key)).map(|(_, lease)| *lease);
+            inner.leases.keys().copied().partition(|lease| Some(*lease) == of_last)
+        };
+        for leases in [others, last] {
+            let kept = leases.into_iter().map(|lease| self.store.keep_alive(lease));
+            let mut is_away = false;
+            for kept in futures_util::future::join_all(kept).await {
+                match kept {
+                    Err(StoreError::LeaseNotFound(gone)) => lost |= self.lose(gone),
+                    kept => {
+                        is_away |= kept.as_ref().is_err_and(|error| !error.is_of_one_key());
+                        outcome = outcome.and(kept);
+                    }
+                }
+            }
+            if is_away {
+                break;
+            }
         }
-        outcome
+        // Only when all leases that are gone are known: under none of them they are written.
+        if lost { outcome.and(self.adopt_orphans().await) } else { outcome }
     }
 
     /// Writes every owned key again that is not there or has another value. Returns how many that were.
@@ -376,19 +403,26 @@ impl Session {
         outcome
     }
 
-    /// Keeps everything alive until `stop` is said: a third of the lease's time between two rounds.
-    pub async fn run(&self, stop: &Stop) {
-        let mut wait = self.ttl / 3;
+    /// Keeps everything alive until `stop` is said: a third of the lease's time between two rounds. After one that failed
+    /// the next comes the later the more nodes there are, and the more have failed, but after a sixth of that time at the
+    /// latest.
+    pub async fn run(&self, stop: &Stop, size: &ClusterSize) {
+        let (first, latest) = ((self.ttl / 30).max(FIRST_RETRY), self.ttl / 6);
+        let (mut failures, mut chance) = (0, fastrand::Rng::new());
         loop {
+            let wait = match failures {
+                0 => (self.ttl / 3).mul_f64(0.9 + 0.1 * fastrand::f64()),
+                n => Backoff::half(size.stretch(first).min(latest), latest).delay(n, &mut chance),
+            };
             tokio::select! {
                 () = stop.stopped() => return,
-                () = tokio::time::sleep(wait.mul_f64(0.9 + 0.1 * fastrand::f64())) => {}
+                () = tokio::time::sleep(wait) => {}
             }
-            wait = match self.keep_alive().await {
-                Ok(()) => self.ttl / 3,
+            failures = match self.keep_alive().await {
+                Ok(()) => 0,
                 Err(error) => {
                     tracing::warn!(%error, "leases could not be kept alive");
-                    (self.ttl / 30).max(Duration::from_millis(500))
+                    failures + 1
                 }
             };
         }
@@ -396,9 +430,15 @@ impl Session {
 
     /// Writes the keys of a lost lease again, under another.
     async fn replace(&self, lost: LeaseId) -> Result<(), StoreError> {
+        self.lose(lost);
+        self.adopt_orphans().await
+    }
+
+    /// A lease is gone. Returns whether keys are to be written again.
+    fn lose(&self, lost: LeaseId) -> bool {
         let keys = self.inner().orphan(lost);
         tracing::warn!(lease = %lost, keys, "a lease is gone; its keys are written again");
-        self.adopt_orphans().await
+        keys > 0
     }
 
     async fn adopt_orphans(&self) -> Result<(), StoreError> {

@@ -50,6 +50,13 @@ impl Backoff {
         Ok(Self { min, max, jitter })
     }
 
+    /// As [`Backoff::try_new`], of which chance may take half. A `min` of zero counts as a millisecond, and a `max` below
+    /// `min` as `min`.
+    pub fn half(min: Duration, max: Duration) -> Self {
+        let min = min.max(Duration::from_millis(1));
+        Self { min, max: max.max(min), jitter: 0.5 }
+    }
+
     /// How long to wait after the `failures`-th failure in a row (the first is 1).
     pub fn delay(&self, failures: u32, chance: &mut fastrand::Rng) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);

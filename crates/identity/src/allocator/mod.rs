@@ -155,7 +155,7 @@ impl Allocator {
         let range = config.clusters.range(config.cluster_id)?;
         let source = table.source("identities");
         let shared = Arc::new(Shared {
-            locks: Locks::new(Arc::clone(&store)),
+            locks: Locks::of_cluster(Arc::clone(&store), config.pace.size().clone()),
             together: Together::new(Arc::clone(&store)),
             session: Session::new(Arc::clone(&store), config.lease_ttl),
             state: Mutex::new(State::new(range.clone())),
@@ -491,7 +491,7 @@ pub(crate) fn lock_name(labels: &str) -> String {
 }
 
 async fn keep_alive(shared: Arc<Shared>, stop: Stop) {
-    shared.session.run(&stop).await;
+    shared.session.run(&stop, shared.config.pace.size()).await;
 }
 
 async fn sync(shared: Arc<Shared>, stop: Stop) {

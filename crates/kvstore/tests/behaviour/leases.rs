@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use villus_kvstore::{LeasePurpose, Memory, Session, Store, StoreError};
+use villus_kvstore::{ClusterSize, Fault, LeasePurpose, Locks, Memory, Session, Store, StoreError, Verb};
+use villus_table::Stop;
 
 use crate::{bytes, each, keys, next, put};
 
@@ -204,4 +205,61 @@ async fn a_session_survives_a_store_that_is_down_longer_than_its_lease() {
     memory.heal();
     session.keep_alive().await.unwrap();
     assert_eq!(keys(&store, "").await, ["a"]);
+}
+
+#[tokio::test]
+async fn the_key_of_a_node_never_outlives_an_address_of_its_fifteen_hundred() {
+    let memory = Memory::new().unwrap();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let session = Session::new(Arc::clone(&store), MINUTE).with_last("node");
+    let addresses: Vec<_> = (0..1499).map(|n| (format!("ip/{n:04}"), bytes("mine"))).collect();
+    assert!(session.put_all(addresses).await.iter().all(Result::is_ok));
+    session.put("node", bytes("mine")).await.unwrap();
+    assert_eq!(session.size(), (2, 1500));
+    memory.advance(MINUTE / 3).await.unwrap();
+    session.keep_alive().await.unwrap();
+    memory.advance(MINUTE / 3).await.unwrap();
+    // One lease can't be kept, and then nothing more is heard of this node.
+    memory.inject(Verb::Lease, Fault::Refused, 1);
+    assert!(session.keep_alive().await.unwrap_err().is_transient());
+    for _ in 0..70 {
+        memory.advance(MINUTE / 60).await.unwrap();
+        let there = keys(&store, "").await;
+        assert!(there.len() == 1500 || !there.iter().any(|key| key == "node"), "{} keys", there.len());
+    }
+    assert_eq!(keys(&store, "").await.len(), 0);
+    session.keep_alive().await.unwrap();
+    assert_eq!(keys(&store, "").await.len(), 1500);
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_the_more_seldom_the_more_nodes_there_are() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let tries = async |nodes: usize, time: Duration| {
+        let memory = Memory::new().unwrap();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let size = ClusterSize::default();
+        size.set(nodes);
+        let session = Session::new(Arc::clone(&store), DAY);
+        session.put("mine", bytes("1")).await.unwrap();
+        let lock = Locks::of_cluster(Arc::clone(&store), size.clone()).acquire("l", MINUTE).await.unwrap();
+        memory.go_down();
+        tokio::time::pause();
+        let before = memory.operations();
+        let kept = tokio::time::timeout(time, session.run(&Stop::new(), &size)).await;
+        assert!(kept.is_err(), "it goes on");
+        let keeping = memory.operations() - before;
+        drop(lock);
+        tokio::time::sleep(MINUTE).await;
+        let giving_back = memory.operations() - before - keeping;
+        tokio::time::resume();
+        (keeping, giving_back)
+    };
+    // A third of the day, and the longest time until one node of one tries again.
+    let soon = DAY / 3 + DAY / 30;
+    let (few, many) = (tries(1, soon).await, tries(10_000, soon).await);
+    assert!(few.0 >= 2 && many.0 == 1, "keeping alive: {few:?}, {many:?}");
+    assert!(many.1 < few.1 && many.1 > 1, "giving back: {few:?}, {many:?}");
+    let kept = tries(10_000, DAY).await.0;
+    assert!((4..=9).contains(&kept), "{kept} times before the lease ends");
 }
