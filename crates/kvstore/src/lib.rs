@@ -6,7 +6,7 @@
 //! that many nodes share. What every
 //! store can do is built on the trait: [`Follow`] lists and watches a prefix through every interruption ([`Pull`] in pieces),
 //! [`Locks`] holds mutexes, [`Session`] keeps what a process owns alive, [`Together`] makes few requests of many
-//! transactions, [`Guard`] lets no other cluster's store in.
+//! transactions, [`Guard`] lets no other cluster's etcd in.
 //!
 //! [`keys`], [`IpIdentityPair`] and [`NodeEntry`] are the layout that agents of Cilium and of Villus share. The crate refuses
 //! to know what identities and addresses are good for.

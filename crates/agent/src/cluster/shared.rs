@@ -25,7 +25,7 @@ const BEAT: usize = 64;
 pub(crate) struct SharedStore {
     pub etcd: Etcd,
     pub guard: Arc<Guard>,
-    /// The guarded store, as all parts use it.
+    /// It, as all parts use it.
     pub store: Arc<dyn Store>,
     pub size: ClusterSize,
     pub pace: Pace,
@@ -68,11 +68,11 @@ impl SharedStore {
         }
         let wrong = |reason: String| AgentError::Option { option: "kvstore-opt", reason };
         let options = EtcdOptions::read(&config.kvstore.options).map_err(|error| wrong(error.to_string()))?;
-        let etcd = Etcd::patient(options).map_err(|error| wrong(error.to_string()))?;
         let cluster = &config.node.cluster_name;
         let cluster_config = ClusterConfig::new(config.node.cluster_id, config.node.max_connected_clusters);
-        let guard = Arc::new(Guard::new(Arc::new(etcd.clone()), cluster, cluster_config));
-        let store: Arc<dyn Store> = guard.clone();
+        let guard = Arc::new(Guard::new(cluster, cluster_config));
+        let etcd = Etcd::guarded(options, Arc::clone(&guard)).map_err(|error| wrong(error.to_string()))?;
+        let store: Arc<dyn Store> = Arc::new(etcd.clone());
         let size = ClusterSize::default();
         let backoff =
             Backoff::try_new(FIRST_WAIT, LONGEST_WAIT, 0.5).map_err(|error| wrong(error.to_string()))?;
@@ -102,7 +102,7 @@ impl SharedStore {
 
     /// Looks at it.
     pub async fn look(&self) -> Health {
-        let status = self.guard.status().await;
+        let status = self.store.status().await;
         let beat = match status.healthy {
             true => self.store.get(keys::HEARTBEAT).await.ok().flatten(),
             false => None,

@@ -162,7 +162,7 @@ pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
         agent.identities.allocator.set_reachable(is_well);
         if is_well {
             // Its outcome is part of the next look.
-            let _ = shared.guard.check().await;
+            let _ = shared.etcd.check().await;
             is_clean = remove_leftovers(&agent, &shared).await;
         }
         if !started && agent.identities.allocator.is_synced() {

@@ -3,38 +3,54 @@
 use std::{
     fmt,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Client, Error, KeyValue};
 use tokio::{
     sync::{Notify, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::Code;
 use x509_parser::time::ASN1Time;
 
-use super::options::{EtcdOptions, EtcdTls, OptionsError, Rate};
+use super::{
+    channel, convert,
+    options::{EtcdOptions, EtcdTls, OptionsError, Rate},
+};
 use crate::{
     error::StoreError,
     figures::{Figures, Operation},
+    guard::Guard,
     model::LeaseId,
 };
 
 /// How long one request may take; a member that needs longer is taken for gone.
 const REQUEST: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long a member that is not this cluster's is not asked again.
+const REFUSED: Duration = Duration::from_secs(30);
 /// How etcd says that its quota is used up.
 const NO_SPACE: &str = "space exceeded";
+/// How etcd says that users or roles have changed since the request was let in, or since our token was made. The request
+/// has not been carried out.
+const OLD_REVISION: &str = "revision of auth store is old";
+/// How often such a request is sent again at once, for roles are often changed several at a time.
+const ANEW: u32 = 8;
+/// How etcd says that it does not know who asks.
+const UNKNOWN_USER: [&str; 2] = ["user name is empty", "authentication failed"];
 /// How often certificate files are looked at for a change, at most.
 const FILES: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection {
     options: EtcdOptions,
-    members: Vec<Mutex<Option<Client>>>,
+    /// Asks each member that is connected to which cluster it is of.
+    guard: Option<Arc<Guard>>,
+    members: Vec<Member>,
+    /// Counts connections.
+    opened: AtomicU64,
     /// The member that is asked.
     current: AtomicUsize,
     files: Mutex<Files>,
@@ -53,17 +69,72 @@ struct Files {
     changed: Vec<Option<SystemTime>>,
 }
 
+#[derive(Default)]
+struct Member {
+    open: Mutex<Option<Open>>,
+    /// Held by who connects or asks which cluster it is of; when that failed last, and why.
+    opening: tokio::sync::Mutex<Option<(Instant, Unusable)>>,
+}
+
+/// A connection that stands, or did.
+#[derive(Clone)]
+struct Open {
+    client: Client,
+    /// Tells it from the one before.
+    number: u64,
+    verdict: Verdict,
+}
+
+/// Whether a connection may be used.
+#[derive(Clone, PartialEq)]
+enum Verdict {
+    NotAsked,
+    Admitted,
+    /// Since when, and why.
+    Refused(Instant, String),
+}
+
+/// Why a member is not asked.
+#[derive(Clone)]
+enum Unusable {
+    /// It is not there.
+    Away(String),
+    /// It is not this cluster's.
+    Refused(String),
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Whom {
+    /// Only members of which it is known that they are this cluster's.
+    Ours,
+    /// Whoever answers: to learn how it is.
+    Anyone,
+}
+
 /// One line of the status.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct Line {
     endpoint: String,
     pub connected: bool,
     said: String,
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} - {}", self.endpoint, self.said)
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn open(&self) -> Option<Open> {
+        self.slot().clone()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,10 +142,12 @@ impl fmt::Display for Member {
 
 impl Connection {
     /// Certificates are not looked at yet.
-    pub(super) fn new(options: EtcdOptions) -> Result<Self, OptionsError> {
+    pub(super) fn new(options: EtcdOptions, guard: Option<Arc<Guard>>) -> Result<Self, OptionsError> {
         options.check()?;
         Ok(Self {
-            members: options.endpoints.iter().map(|_| Mutex::default()).collect(),
+            guard,
+            opened: AtomicU64::new(0),
+            members: options.endpoints.iter().map(|_| Member::default()).collect(),
             // Agents of one cluster do not all begin with the first member.
             current: AtomicUsize::new(fastrand::usize(..options.endpoints.len())),
             files: Mutex::new(Files { looked: std::time::Instant::now(), changed: options.changed() }),
@@ -97,6 +170,10 @@ impl Connection {
         self.trouble.notified().await;
     }
 
+    pub(super) fn guard(&self) -> Option<&Guard> {
+        self.guard.as_deref()
+    }
+
     /// How long requests took.
     pub(super) fn figures(&self) -> &Figures {
         &self.figures
@@ -112,28 +189,39 @@ impl Connection {
         self.options.max_message
     }
 
-    /// Asks one member once. Whether a write that fails took place is not known.
+    /// Asks one member, once unless it is known that nothing took place. Whether a write that fails took place is not
+    /// known.
     pub(super) async fn call<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: Operation,
-        ask: impl FnOnce(Client) -> F,
+        ask: impl Fn(Client) -> F,
     ) -> Result<T, StoreError> {
-        let begin = tokio::time::Instant::now();
-        let outcome = self.in_turn(what.action, ask).await;
+        self.timed(Whom::Ours, what, ask).await
+    }
+
+    async fn timed<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        whom: Whom,
+        what: Operation,
+        ask: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError> {
+        let begin = Instant::now();
+        let outcome = self.in_turn(whom, what.action, ask).await;
         self.figures.note(what, outcome.is_ok(), begin.elapsed());
         outcome
     }
 
     async fn in_turn<T, F: Future<Output = Result<T, Error>>>(
         &self,
+        whom: Whom,
         what: &'static str,
-        ask: impl FnOnce(Client) -> F,
+        ask: impl Fn(Client) -> F,
     ) -> Result<T, StoreError> {
         let rate = if self.started.load(Ordering::Relaxed) { &self.steady } else { &self.bootstrap };
         rate.wait().await;
         let _turn = self.inflight.acquire().await.map_err(|_| StoreError::Closed)?;
         let member = self.current.load(Ordering::Relaxed);
-        self.ask(member, what, ask).await
+        self.ask(whom, member, what, ask).await
     }
 
     /// Asks one member after another until one answers: for what changes nothing.
@@ -142,10 +230,20 @@ impl Connection {
         what: Operation,
         ask: impl Fn(Client) -> F,
     ) -> Result<T, StoreError> {
-        let mut outcome = self.call(what, &ask).await;
+        self.read_of(Whom::Ours, what, ask).await
+    }
+
+    /// As [`Self::read`], of whoever that is.
+    pub(super) async fn read_of<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        whom: Whom,
+        what: Operation,
+        ask: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError> {
+        let mut outcome = self.timed(whom, what, &ask).await;
         for _ in 1..self.members.len() {
             match outcome {
-                Err(StoreError::Unavailable { .. }) => outcome = self.call(what, &ask).await,
+                Err(StoreError::Unavailable { .. }) => outcome = self.timed(whom, what, &ask).await,
                 _ => break,
             }
         }
@@ -154,39 +252,66 @@ impl Connection {
 
     async fn ask<T, F: Future<Output = Result<T, Error>>>(
         &self,
+        whom: Whom,
         member: usize,
         what: &'static str,
-        ask: impl FnOnce(Client) -> F,
+        ask: impl Fn(Client) -> F,
     ) -> Result<T, StoreError> {
-        let client = match self.client(member).await {
-            Ok(client) => client,
-            Err(reason) => {
-                self.trouble.notify_one();
-                self.leave(member);
-                return Err(StoreError::Unavailable { what, reason });
+        let (mut ended, mut outdated) = (false, 0);
+        let reason = loop {
+            let open = match self.client(whom, member).await {
+                Ok(open) => open,
+                Err(Unusable::Away(reason)) => break reason,
+                Err(Unusable::Refused(reason)) => {
+                    self.trouble.notify_one();
+                    self.pass_over(member);
+                    return Err(StoreError::Unavailable { what, reason });
+                }
+            };
+            let error = match timeout(REQUEST, ask(open.client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    self.forget(member, open.number);
+                    break format!("no answer from {} within {REQUEST:?}", self.options.endpoints[member]);
+                }
+            };
+            if !ended && channel::was_not_sent(&error) {
+                ended = true;
+                self.forget(member, open.number);
+            } else if outdated < ANEW && is_outdated(&error) {
+                outdated += 1;
+                // A token says of which revision it is; of a certificate the server finds that out at each request.
+                if self.options.user.is_some() {
+                    self.forget(member, open.number);
+                }
+            } else {
+                match classify(what, error) {
+                    Ok(error) => {
+                        if error.is_transient() {
+                            self.trouble.notify_one();
+                        }
+                        return Err(error);
+                    }
+                    Err(reason) => {
+                        self.forget(member, open.number);
+                        break self.hinted(reason);
+                    }
+                }
             }
         };
-        let reason = match timeout(REQUEST, ask(client)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => match classify(what, error) {
-                Ok(error) => {
-                    if error.is_transient() {
-                        self.trouble.notify_one();
-                    }
-                    return Err(error);
-                }
-                Err(reason) => self.hinted(reason),
-            },
-            Err(_) => format!("no answer from {} within {REQUEST:?}", self.options.endpoints[member]),
-        };
         self.trouble.notify_one();
-        self.leave(member);
+        self.pass_over(member);
         Err(StoreError::Unavailable { what, reason })
     }
 
-    /// The next member is asked from now on, if this one still is the one; its connection is made anew next time.
-    fn leave(&self, member: usize) {
-        *self.members[member].lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// This connection to a member is made anew next time.
+    fn forget(&self, member: usize, number: u64) {
+        self.members[member].slot().take_if(|open| open.number == number);
+    }
+
+    /// The next member is asked from now on, if this one still is the one.
+    fn pass_over(&self, member: usize) {
         let next = (member + 1) % self.members.len();
         let _ = self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -213,21 +338,106 @@ impl Connection {
         format!("{reason}; perhaps the server does not accept this client's certificate")
     }
 
-    async fn client(&self, member: usize) -> Result<Client, String> {
+    /// The connection to a member, made if there is none. Of several who want one at the same time one makes it.
+    async fn client(&self, whom: Whom, member: usize) -> Result<Open, Unusable> {
         self.look_at_files();
-        let known = self.members[member].lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(client) = known {
-            return Ok(client);
+        let begun = Instant::now();
+        if let Some(known) = self.known(whom, member) {
+            return known;
         }
-        let endpoint = &self.options.endpoints[member];
-        let options = connect_options(&self.options).map_err(|error| error.to_string())?;
-        let client = match timeout(CONNECT, Client::connect([endpoint], Some(options))).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(format!("{endpoint}: {}", self.hinted(explained(&error)))),
-            Err(_) => return Err(format!("{endpoint}: no answer within {CONNECT:?}")),
+        // What it takes to connect is large, and seldom needed.
+        Box::pin(self.open_in_turn(whom, member, begun)).await
+    }
+
+    async fn open_in_turn(&self, whom: Whom, member: usize, begun: Instant) -> Result<Open, Unusable> {
+        let mut failed = self.members[member].opening.lock().await;
+        if let Some(known) = self.known(whom, member) {
+            return known;
+        }
+        if let Some((at, why)) = failed.as_ref().filter(|(at, _)| *at >= begun) {
+            tracing::trace!(member, ?at, "whoever was first has failed");
+            return Err(why.clone());
+        }
+        let outcome = self.open(whom, member).await;
+        *failed = outcome.as_ref().err().map(|why| (Instant::now(), why.clone()));
+        outcome
+    }
+
+    /// What can be said without asking the member.
+    fn known(&self, whom: Whom, member: usize) -> Option<Result<Open, Unusable>> {
+        let open = self.members[member].open()?;
+        match open.verdict {
+            _ if whom == Whom::Anyone => Some(Ok(open)),
+            Verdict::Admitted => Some(Ok(open)),
+            Verdict::Refused(at, reason) if at.elapsed() < REFUSED => Some(Err(Unusable::Refused(reason))),
+            Verdict::NotAsked | Verdict::Refused(..) => None,
+        }
+    }
+
+    async fn open(&self, whom: Whom, member: usize) -> Result<Open, Unusable> {
+        loop {
+            let (open, is_new) = match self.members[member].open() {
+                Some(open) => (open, false),
+                None => (self.connect(member).await?, true),
+            };
+            let Some(guard) = self.guard.as_ref().filter(|_| whom == Whom::Ours) else { return Ok(open) };
+            match self.admit(guard, member, &open).await {
+                Err(Unusable::Away(reason)) => {
+                    self.forget(member, open.number);
+                    // An old one may have ended long ago.
+                    if is_new {
+                        return Err(Unusable::Away(reason));
+                    }
+                }
+                outcome => return outcome.map(|()| open),
+            }
+        }
+    }
+
+    async fn connect(&self, member: usize) -> Result<Open, Unusable> {
+        let (endpoint, patience) = (&self.options.endpoints[member], self.options.dial_timeout);
+        let reason = match timeout(patience, channel::open(endpoint, &self.options)).await {
+            Ok(Ok(client)) => {
+                let verdict = if self.guard.is_some() { Verdict::NotAsked } else { Verdict::Admitted };
+                let open = Open { client, number: self.opened.fetch_add(1, Ordering::Relaxed), verdict };
+                *self.members[member].slot() = Some(open.clone());
+                return Ok(open);
+            }
+            Ok(Err(error)) => self.hinted(explained(&error)),
+            Err(_) => format!("no answer within {patience:?}"),
         };
-        *self.members[member].lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
-        Ok(client)
+        Err(Unusable::Away(format!("{endpoint}: {reason}")))
+    }
+
+    /// Asks over a connection which cluster is at its other end. Nothing of ours goes over it before.
+    async fn admit(&self, guard: &Guard, member: usize, open: &Open) -> Result<(), Unusable> {
+        let endpoint = &self.options.endpoints[member];
+        let mut asked = open.client.clone();
+        let judged = match timeout(REQUEST, asked.get(guard.key(), None)).await {
+            Ok(Ok(answer)) => guard.judge(answer.kvs().first().map(KeyValue::value)),
+            Ok(Err(error)) => match classify("get", error) {
+                Ok(denied @ StoreError::Denied { .. }) => Err(format!("`{}`: {denied}", guard.key())),
+                Ok(error) => return Err(Unusable::Away(format!("{endpoint}: {error}"))),
+                Err(reason) => return Err(Unusable::Away(format!("{endpoint}: {}", self.hinted(reason)))),
+            },
+            Err(_) => return Err(Unusable::Away(format!("{endpoint}: no answer within {REQUEST:?}"))),
+        };
+        let verdict = match &judged {
+            Ok(()) => Verdict::Admitted,
+            Err(reason) => Verdict::Refused(Instant::now(), reason.clone()),
+        };
+        *self.members[member].slot() = Some(Open { verdict, ..open.clone() });
+        judged.map_err(Unusable::Refused)
+    }
+
+    /// Asks the member that is asked now once more which cluster it is of, and all others when they are asked next.
+    pub(super) async fn admit_anew(&self) -> Result<(), StoreError> {
+        for member in &self.members {
+            if let Some(open) = member.slot().as_mut().filter(|_| self.guard.is_some()) {
+                open.verdict = Verdict::NotAsked;
+            }
+        }
+        self.read(Operation::read("header", convert::PROBE), |_| async { Ok(()) }).await
     }
 
     /// Certificates that were renewed on disk are used by the connections made from now on; those that are open
@@ -243,61 +453,63 @@ impl Connection {
             return;
         }
         // A pair that is only half written, or worse, never replaces a good one.
-        if let Err(error) = connect_options(&self.options) {
+        if let Err(error) = check_files(&self.options) {
             tracing::warn!(%error, "renewed certificates of the store cannot be used yet");
             return;
         }
         files.changed = changed;
         tracing::info!("certificates of the store were renewed; its connections are made anew");
-        for member in &self.members {
-            *member.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
+        self.members.iter().for_each(|member| *member.slot() = None);
     }
 
     /// Asks every member how it is, all at once.
-    pub(super) async fn members(&self) -> Vec<Member> {
+    pub(super) async fn members(&self) -> Vec<Line> {
         let asked = self.options.endpoints.iter().enumerate().map(|(index, endpoint)| async move {
-            let said = match self.client(index).await {
-                Ok(mut client) => match timeout(CONNECT, client.status()).await {
-                    Ok(Ok(status)) => {
-                        let role = match status.header() {
-                            Some(header) if header.member_id() == status.leader() => " (Leader)",
-                            _ => "",
-                        };
-                        Ok(format!("{}{role}", status.version()))
-                    }
-                    Ok(Err(error)) => Err(self.hinted(explained(&error))),
-                    Err(_) => Err(format!("no answer within {CONNECT:?}")),
-                },
-                Err(reason) => Err(reason),
-            };
+            let said = self.version(index).await;
             let connected = said.is_ok();
             let said = said.unwrap_or_else(|reason| reason);
-            Member { endpoint: endpoint.clone(), connected, said }
+            Line { endpoint: endpoint.clone(), connected, said }
         });
         futures_util::future::join_all(asked).await
+    }
+
+    /// Of a member, and whether it leads.
+    async fn version(&self, member: usize) -> Result<String, String> {
+        let patience = self.options.dial_timeout;
+        let mut ended = false;
+        loop {
+            let mut open = self
+                .client(Whom::Anyone, member)
+                .await
+                .map_err(|(Unusable::Away(reason) | Unusable::Refused(reason))| reason)?;
+            match timeout(patience, open.client.status()).await {
+                Ok(Ok(status)) => {
+                    let role = match status.header() {
+                        Some(header) if header.member_id() == status.leader() => " (Leader)",
+                        _ => "",
+                    };
+                    return Ok(format!("{}{role}", status.version()));
+                }
+                Ok(Err(error)) if !ended && channel::was_not_sent(&error) => {
+                    ended = true;
+                    self.forget(member, open.number);
+                }
+                Ok(Err(error)) => return Err(self.hinted(explained(&error))),
+                Err(_) => return Err(format!("no answer within {patience:?}")),
+            }
+        }
     }
 }
 
 /// Whether the certificates can be used now.
 pub(super) fn check_files(options: &EtcdOptions) -> Result<(), OptionsError> {
-    connect_options(options).map(drop)
+    options.tls.as_ref().map_or(Ok(()), |tls| tls.load().map(drop))
 }
 
-fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, OptionsError> {
-    let mut connect = ConnectOptions::new()
-        .with_connect_timeout(CONNECT)
-        .with_keep_alive(options.keepalive_heartbeat, options.keepalive_timeout)
-        .with_keep_alive_while_idle(true)
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
-    if let Some((name, password)) = &options.user {
-        connect = connect.with_user(name, password);
-    }
-    if let Some(tls) = &options.tls {
-        connect = connect.with_tls(tls.load()?);
-    }
-    Ok(connect)
+/// Whether users or roles have changed since a request was let in, or since our token was made.
+fn is_outdated(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status)
+        if status.code() == Code::InvalidArgument && status.message().contains(OLD_REVISION))
 }
 
 /// What an error of a request means. `Err`: the member is not there, another should be asked.
@@ -315,6 +527,11 @@ fn classify(what: &'static str, error: Error) -> Result<StoreError, String> {
         // A revision of the future: the store was rewound.
         Code::OutOfRange => unavailable(message),
         Code::NotFound if message.contains("lease") => Ok(StoreError::LeaseNotFound(LeaseId(0))),
+        // Nothing is wrong with what was asked.
+        Code::InvalidArgument if message.contains(OLD_REVISION) => unavailable(message),
+        Code::InvalidArgument if UNKNOWN_USER.iter().any(|text| message.contains(text)) => {
+            Err(message.to_owned())
+        }
         Code::InvalidArgument => Ok(StoreError::BadTxn(message.to_owned())),
         Code::ResourceExhausted if message.contains(NO_SPACE) => {
             Ok(StoreError::Full { what, reason: message.to_owned() })
@@ -350,8 +567,6 @@ fn explained(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use villus_testbed::EtcdServer;
 
     use super::*;
@@ -370,13 +585,13 @@ mod tests {
         let server = EtcdServer::start();
         let mut options = EtcdOptions::new(vec![server.url()]);
         (options.bootstrap_qps, options.qps) = (1000, 100);
-        let connection = Connection::new(options).unwrap();
+        let connection = Connection::new(options, None).unwrap();
         ask(&connection).await;
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(60)).await;
         // Of each a second's worth comes at once, and then two seconds of them evenly.
         for count in [3001, 301] {
-            let begin = tokio::time::Instant::now();
+            let begin = Instant::now();
             for _ in 0..count {
                 ask(&connection).await;
             }
@@ -391,7 +606,7 @@ mod tests {
         let server = EtcdServer::start();
         let mut options = EtcdOptions::new(vec![server.url()]);
         options.max_inflight = 3;
-        let connection = Arc::new(Connection::new(options).unwrap());
+        let connection = Arc::new(Connection::new(options, None).unwrap());
         ask(&connection).await;
         let (under_way, may_end) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let tasks: Vec<_> = (0..10)

@@ -4,6 +4,7 @@
 //! request wants a leader, watches are told when there is none. A write that fails on the way may have taken
 //! place: it is not repeated here.
 
+mod channel;
 mod connection;
 mod convert;
 mod options;
@@ -26,9 +27,10 @@ use crate::{
     error::StoreError,
     figures::{Figures, Operation},
     model::{Header, LeaseId, LeasePurpose, Page, Status, Txn, TxnOutcome},
+    guard::Guard,
     store::{PAGE, Store, Watch},
 };
-use connection::Connection;
+use connection::{Connection, Whom};
 use watch::EtcdWatch;
 
 /// A cluster of etcd. Clones share its connections.
@@ -62,6 +64,18 @@ impl Etcd {
     /// Addresses that cannot be used.
     pub fn patient(options: EtcdOptions) -> Result<Self, OptionsError> {
         Ok(Self(Arc::new(Inner {
+        Self::with(options, None)
+    }
+
+    /// As [`Etcd::patient`], but nothing is asked and nothing written over a connection before the guard has let it pass.
+    ///
+    /// # Errors
+    /// Addresses that cannot be used.
+    pub fn guarded(options: EtcdOptions, guard: Arc<Guard>) -> Result<Self, OptionsError> {
+        Self::with(options, Some(guard))
+    }
+
+    fn with(options: EtcdOptions, guard: Option<Arc<Guard>>) -> Result<Self, OptionsError> {
             connection: Connection::new(options)?,
             leases: Mutex::default(),
             quorum_errors: AtomicU32::new(0),
@@ -85,6 +99,14 @@ impl Etcd {
     }
 
     /// How long requests took, and how long events waited.
+    /// Asks the store again which cluster it is of, now, over the connections that there are.
+    ///
+    /// # Errors
+    /// The store is not there, or it is another cluster's.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        self.0.connection.admit_anew().await
+    }
+
     pub fn figures(&self) -> &Figures {
         self.0.connection.figures()
     }
@@ -95,6 +117,15 @@ impl Etcd {
     }
 
     fn count(&self, purpose: LeasePurpose) -> usize {
+    async fn header_of(&self, whom: Whom) -> Result<Header, StoreError> {
+        let asked = |mut client: Client| async move {
+            client.get(convert::PROBE, Some(GetOptions::new().with_count_only())).await
+        };
+        let response =
+            self.0.connection.read_of(whom, Operation::read("header", convert::PROBE), asked).await?;
+        convert::header(response.header())
+    }
+
         let leases = self.0.leases.lock().unwrap_or_else(PoisonError::into_inner);
         leases.iter().filter(|(_, p)| *p == purpose).count()
     }
@@ -108,8 +139,10 @@ impl Etcd {
 impl Store for Etcd {
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         crate::engine::check(&txn)?;
-        let request = convert::txn(&txn);
-        let asked = |mut client: Client| async move { client.txn(request).await };
+        let asked = |mut client: Client| {
+            let request = convert::txn(&txn);
+            async move { client.txn(request).await }
+        };
         let result = self.0.connection.call(Operation::from(&txn), asked).await;
         match result {
             Ok(response) => {
@@ -213,7 +246,13 @@ impl Store for Etcd {
 
     async fn status(&self) -> Status {
         let members = self.0.connection.members().await;
-        let quorum = self.header().await;
+        let quorum = self.header_of(Whom::Anyone).await;
+        let refusal = self.0.connection.guard().and_then(Guard::refusal);
+        if let Ok(header) = &quorum
+            && refusal.is_none()
+        {
+            self.note(*header);
+        }
         let errors = match &quorum {
             Ok(_) => {
                 self.0.quorum_errors.store(0, Ordering::Relaxed);
@@ -228,24 +267,21 @@ impl Store for Etcd {
             Err(error) => format!(", consecutive-errors={errors} ({error})"),
         };
         Status {
+        let refused = refusal.as_ref().map(|reason| format!("; {reason}")).unwrap_or_default();
             text: format!(
-                "etcd: {connected}/{} connected, leases={}, lock leases={}, has-quorum={}{trouble}: {}",
+                "etcd: {connected}/{} connected, leases={}, lock leases={}, has-quorum={}{trouble}: {}{refused}",
                 members.len(),
                 self.count(LeasePurpose::Entries),
                 self.count(LeasePurpose::Locks),
                 quorum.is_ok(),
                 lines.join("; ")
             ),
-            healthy: quorum.is_ok(),
+            healthy: quorum.is_ok() && refusal.is_none(),
             header: *self.0.last.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 
     async fn header(&self) -> Result<Header, StoreError> {
-        let asked = |mut client: Client| async move {
-            client.get(convert::PROBE, Some(GetOptions::new().with_count_only())).await
-        };
-        let response = self.0.connection.read(Operation::read("header", convert::PROBE), asked).await?;
-        Ok(self.note(convert::header(response.header())?))
+        Ok(self.note(self.header_of(Whom::Ours).await?))
     }
 }

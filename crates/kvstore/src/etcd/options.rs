@@ -41,6 +41,10 @@ pub struct EtcdOptions {
     pub keepalive_heartbeat: Duration,
     /// How long it may take to answer that (`etcd.keepaliveTimeout`).
     pub keepalive_timeout: Duration,
+    /// Whether it is tried although nobody waits for an answer.
+    pub keepalive_idle: bool,
+    /// How long a member may take to be connected to.
+    pub dial_timeout: Duration,
 }
 
 /// Files of certificates, read when a connection is made, and again when they change.
@@ -110,6 +114,8 @@ const KEYS: [&str; 8] = [
     "etcd.bootstrapQps",
     "etcd.maxInflight",
     "etcd.limit",
+            keepalive_idle: true,
+            dial_timeout: Duration::from_secs(5),
     "etcd.keepaliveHeartbeat",
     "etcd.keepaliveTimeout",
 ];

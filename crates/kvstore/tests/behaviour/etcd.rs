@@ -366,9 +366,9 @@ async fn a_page_that_is_larger_than_a_message_is_asked_for_again_as_a_small_one(
     assert_eq!(numbers, (0..1000).map(|n| format!("p/{n:04}")).collect::<Vec<_>>());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_and_what_has_no_space_is_told_from_a_store_that_is_away() {
-    let server = EtcdServer::cluster_at("127.0.0.1", 1, &["--quota-backend-bytes=1048576"]).pop().unwrap();
+/// An etcd with users, and one of them who may write below `mine/`.
+fn with_users(argument: &str) -> (EtcdServer, Arc<dyn Store>) {
+    let server = EtcdServer::cluster_at("127.0.0.1", 1, &[argument]).pop().unwrap();
     for line in [
         "role add some",
         "role grant-permission --prefix=true some readwrite mine/",
@@ -382,7 +382,32 @@ async fn who_may_not_and_what_has_no_space_is_told_from_a_store_that_is_away() {
     }
     let user = Some(("a".to_owned(), "secret".to_owned()));
     let options = EtcdOptions { user, qps: 10_000, ..EtcdOptions::new(vec![server.url()]) };
-    let store: Arc<dyn Store> = Arc::new(Etcd::new(options).unwrap());
+    (server, Arc::new(Etcd::new(options).unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_before_roles_were_changed_is_made_anew_and_nobody_notices() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key");
+    std::fs::write(&key, "x".repeat(64)).unwrap();
+    let (server, store) =
+        with_users(&format!("--auth-token=jwt,priv-key={},sign-method=HS256,ttl=10m", key.display()));
+    let line = "--user root:secret role grant-permission some read other/";
+    let change_roles = || server.etcdctl(&line.split(' ').collect::<Vec<_>>()).unwrap();
+    put(&store, "mine/a", "1").await;
+    for n in 0..3 {
+        change_roles();
+        put(&store, "mine/a", &n.to_string()).await;
+        change_roles();
+        assert_eq!(keys(&store, "mine/").await, ["mine/a"]);
+    }
+    let denied = store.update("theirs/a", bytes("1"), None).await.unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }), "{denied}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_and_what_has_no_space_is_told_from_a_store_that_is_away() {
+    let (_server, store) = with_users("--quota-backend-bytes=1048576");
     put(&store, "mine/a", "1").await;
     let denied = store.update("theirs/a", bytes("1"), None).await.unwrap_err();
     assert!(matches!(denied, StoreError::Denied { .. }) && denied.is_of_one_key(), "{denied}");

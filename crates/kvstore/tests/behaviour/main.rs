@@ -3,6 +3,7 @@
 
 mod etcd;
 mod follow;
+mod guard;
 mod leases;
 mod locks;
 mod model;

@@ -118,3 +118,35 @@ async fn certificates_are_waited_for_by_who_is_patient_and_expired_ones_are_name
     };
     tokio::time::timeout(Duration::from_secs(60), read).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_under_way_while_roles_are_changed_are_carried_out() {
+    let lab = Lab::new();
+    let ctl = |line: &str| lab.server.etcdctl(&line.split(' ').collect::<Vec<_>>()).unwrap();
+    for user in ["root", "admin", "agent"] {
+        ctl(&format!("user add {user} --no-password=true"));
+        ctl(&format!("user grant-role {user} root"));
+    }
+    ctl("role add some");
+    ctl("auth enable");
+    let store = lab.store("ca.crt", Some("agent"));
+    let writers: Vec<_> = (0..64)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                loop {
+                    put(&store, &format!("mine/{n}"), "x").await;
+                }
+            })
+        })
+        .collect();
+    tokio::task::block_in_place(|| {
+        for _ in 0..20 {
+            ctl("role grant-permission some read other/");
+        }
+    });
+    for writer in writers {
+        assert!(!writer.is_finished(), "{:?}", writer.await);
+        writer.abort();
+    }
+}
