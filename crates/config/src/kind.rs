@@ -89,8 +89,11 @@ pub(crate) const fn int_or_zero(min: u64, max: u64, zero: &'static str) -> Kind 
     Kind::Int { min, max, zero: Some(zero) }
 }
 
+/// Seconds of the longest duration that is taken where nothing else is said.
+const LONGEST: u64 = 10 * 365 * 86_400;
+
 /// A duration of at least a second.
-pub(crate) const SECONDS: Kind = Kind::Duration { zero: None, min_secs: 1, max_secs: 10 * 365 * 86_400 };
+pub(crate) const SECONDS: Kind = Kind::Duration { zero: None, min_secs: 1, max_secs: LONGEST };
 
 /// A duration between two bounds.
 pub(crate) const fn secs(min: u64, max: u64) -> Kind {
@@ -99,7 +102,7 @@ pub(crate) const fn secs(min: u64, max: u64) -> Kind {
 
 /// A duration, or 0.
 pub(crate) const fn secs_or_zero(zero: &'static str) -> Kind {
-    Kind::Duration { zero: Some(zero), min_secs: 0, max_secs: 10 * 365 * 86_400 }
+    Kind::Duration { zero: Some(zero), min_secs: 0, max_secs: LONGEST }
 }
 
 // === impl Kind ===
@@ -218,6 +221,10 @@ impl Kind {
         match self {
             Self::Bool => "bool".into(),
             Self::Int { min, max, zero } => format!("{min}..{max}{}", or_zero(*zero)),
+            Self::Duration { zero, min_secs, max_secs } if *min_secs > 1 || *max_secs < LONGEST => {
+                let brief = |seconds| bound(seconds).replace("h0m0s", "h").replace("m0s", "m");
+                format!("{}..{}{}", brief(*min_secs), brief(*max_secs), or_zero(*zero))
+            }
             Self::Duration { zero, .. } => format!("duration{}", or_zero(*zero)),
             Self::Ratio => "ratio".into(),
             Self::Float => "number".into(),
@@ -308,9 +315,12 @@ fn whole(text: &str, min: u64, max: u64, zero: Option<&str>) -> Result<u64, Stri
     }
 }
 
+fn bound(seconds: u64) -> String {
+    duration::format(std::time::Duration::from_secs(seconds))
+}
+
 fn time(text: &str, zero: Option<&str>, min: u64, max: u64) -> Result<Value, String> {
     let value = duration::parse(text)?;
-    let bound = |secs| duration::format(std::time::Duration::from_secs(secs));
     if value.is_zero() {
         return zero
             .map(|_| Value::Duration(value))

@@ -14,7 +14,18 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "",
         "Store shared with other nodes; empty: the embedded one of this node.",
     ),
-    opt("kvstore-opt", Kind::Map, "", "Settings of the store: etcd.address, etcd.config, etcd.qps and others."),
+    opt(
+        "kvstore-opt",
+        Kind::Map,
+        "",
+        "Settings of the store; one of the first two is needed. etcd.address: URLs of its members. etcd.config: a file as etcd's \
+         own clients read it, whose endpoints etcd.address replaces. etcd.qps (20): requests a second of a node. \
+         etcd.bootstrapQps (10000, or etcd.qps if that is more): the same until the first lists are read. etcd.maxInflight \
+         (etcd.qps): requests at the same time. etcd.limit (4096): keys of a page at most; pages begin with 256, or fewer if \
+         that is less, and grow while entries are small. These four are from 1 to 4294967295, but no page has more than 4096 \
+         keys. etcd.keepaliveHeartbeat (15s): how often an idle connection is tried; etcd.keepaliveTimeout (25s): how long \
+         it may take to answer; both from 1ms.",
+    ),
     opt(
         "kvstore-address-space",
         Kind::Choice(&["default", "cluster"]),

@@ -7,6 +7,7 @@
 mod channel;
 mod connection;
 mod convert;
+mod file;
 mod options;
 mod watch;
 
@@ -26,8 +27,8 @@ pub use options::{EtcdOptions, EtcdTls, OptionsError};
 use crate::{
     error::StoreError,
     figures::{Figures, Operation},
-    model::{Header, LeaseId, LeasePurpose, Page, Status, Txn, TxnOutcome},
     guard::Guard,
+    model::{Header, LeaseId, LeasePurpose, Page, Status, Txn, TxnOutcome},
     store::{PAGE, Store, Watch},
 };
 use connection::{Connection, Whom};
@@ -63,7 +64,6 @@ impl Etcd {
     /// # Errors
     /// Addresses that cannot be used.
     pub fn patient(options: EtcdOptions) -> Result<Self, OptionsError> {
-        Ok(Self(Arc::new(Inner {
         Self::with(options, None)
     }
 
@@ -76,7 +76,8 @@ impl Etcd {
     }
 
     fn with(options: EtcdOptions, guard: Option<Arc<Guard>>) -> Result<Self, OptionsError> {
-            connection: Connection::new(options)?,
+        Ok(Self(Arc::new(Inner {
+            connection: Connection::new(options, guard)?,
             leases: Mutex::default(),
             quorum_errors: AtomicU32::new(0),
             last: Mutex::new(Header { cluster: 0, revision: 0 }),
@@ -98,7 +99,6 @@ impl Etcd {
         self.0.connection.trouble().await;
     }
 
-    /// How long requests took, and how long events waited.
     /// Asks the store again which cluster it is of, now, over the connections that there are.
     ///
     /// # Errors
@@ -107,6 +107,7 @@ impl Etcd {
         self.0.connection.admit_anew().await
     }
 
+    /// How long requests took, and how long events waited.
     pub fn figures(&self) -> &Figures {
         self.0.connection.figures()
     }
@@ -116,7 +117,6 @@ impl Etcd {
         header
     }
 
-    fn count(&self, purpose: LeasePurpose) -> usize {
     async fn header_of(&self, whom: Whom) -> Result<Header, StoreError> {
         let asked = |mut client: Client| async move {
             client.get(convert::PROBE, Some(GetOptions::new().with_count_only())).await
@@ -126,6 +126,7 @@ impl Etcd {
         convert::header(response.header())
     }
 
+    fn count(&self, purpose: LeasePurpose) -> usize {
         let leases = self.0.leases.lock().unwrap_or_else(PoisonError::into_inner);
         leases.iter().filter(|(_, p)| *p == purpose).count()
     }
@@ -266,8 +267,8 @@ impl Store for Etcd {
             Ok(_) => String::new(),
             Err(error) => format!(", consecutive-errors={errors} ({error})"),
         };
-        Status {
         let refused = refusal.as_ref().map(|reason| format!("; {reason}")).unwrap_or_default();
+        Status {
             text: format!(
                 "etcd: {connected}/{} connected, leases={}, lock leases={}, has-quorum={}{trouble}: {}{refused}",
                 members.len(),

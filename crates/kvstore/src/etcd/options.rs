@@ -8,11 +8,11 @@ use std::{
 };
 
 use etcd_client::{Certificate, Identity, TlsOptions};
-use serde::Deserialize;
 use thiserror::Error;
 use tokio::time::Instant;
 use x509_parser::{pem::parse_x509_pem, time::ASN1Time};
 
+use super::file;
 use crate::pages::LARGEST_PAGE;
 
 /// Largest message that is taken: pages of the largest values that etcd stores by default (1.5 MiB each).
@@ -85,27 +85,6 @@ pub enum OptionsError {
     },
 }
 
-/// The file of `etcd.config`, as etcd's own clients read it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
-    endpoints: Vec<String>,
-    #[serde(default, alias = "ca-file")]
-    trusted_ca_file: Option<PathBuf>,
-    #[serde(default)]
-    cert_file: Option<PathBuf>,
-    #[serde(default)]
-    key_file: Option<PathBuf>,
-    #[serde(default)]
-    username: Option<String>,
-    #[serde(default)]
-    password: Option<String>,
-    #[serde(default)]
-    insecure_transport: bool,
-    #[serde(default)]
-    insecure_skip_tls_verify: bool,
-}
-
 /// The keys of `kvstore-opt`.
 const KEYS: [&str; 8] = [
     "etcd.address",
@@ -114,8 +93,6 @@ const KEYS: [&str; 8] = [
     "etcd.bootstrapQps",
     "etcd.maxInflight",
     "etcd.limit",
-            keepalive_idle: true,
-            dial_timeout: Duration::from_secs(5),
     "etcd.keepaliveHeartbeat",
     "etcd.keepaliveTimeout",
 ];
@@ -137,6 +114,8 @@ impl EtcdOptions {
             max_message: MAX_MESSAGE,
             keepalive_heartbeat: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(25),
+            keepalive_idle: true,
+            dial_timeout: Duration::from_secs(5),
         }
     }
 
@@ -172,7 +151,7 @@ impl EtcdOptions {
         let seconds = |key: &str, default: Duration| match options.get(key) {
             None => Ok(default),
             Some(text) => {
-                seconds(text).ok_or_else(|| value(key, "must be a time like `15s` or `1m30s`".to_owned()))
+                duration(text).ok_or_else(|| value(key, "must be a time like `15s` or `1m30s`".to_owned()))
             }
         };
         read.keepalive_heartbeat = seconds("etcd.keepaliveHeartbeat", read.keepalive_heartbeat)?;
@@ -188,25 +167,10 @@ impl EtcdOptions {
     pub fn read_file(path: &Path) -> Result<Self, OptionsError> {
         let wrong = |reason: String| OptionsError::File { path: path.to_owned(), reason };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        let file: File = serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-        if file.insecure_skip_tls_verify {
-            return Err(wrong(
-                "`insecure-skip-tls-verify` is not offered; name the CA in `trusted-ca-file`".to_owned(),
-            ));
+        let (options, without_effect) = file::read(&text).map_err(wrong)?;
+        for field in without_effect {
+            file::warn_once(path, field);
         }
-        let identity = match (file.cert_file, file.key_file) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            _ => return Err(wrong("`cert-file` and `key-file` belong together; give both".to_owned())),
-        };
-        let mut options = Self::new(file.endpoints);
-        let tls = EtcdTls { ca: file.trusted_ca_file, identity };
-        options.tls = (!file.insecure_transport && tls != EtcdTls::default()).then_some(tls);
-        options.user = match (file.username, file.password) {
-            (Some(name), Some(password)) => Some((name, password)),
-            (None, None) => None,
-            _ => return Err(wrong("`username` and `password` belong together; give both".to_owned())),
-        };
         options.check()?;
         Ok(options)
     }
@@ -309,25 +273,24 @@ fn value(option: &str, reason: String) -> OptionsError {
     OptionsError::Value { option: option.to_owned(), reason }
 }
 
-/// A duration as Go writes it, of whole hours, minutes and seconds.
-fn seconds(text: &str) -> Option<Duration> {
-    let mut total = 0u64;
-    let mut digits = String::new();
-    for c in text.chars() {
-        let unit = match c {
-            '0'..='9' => {
-                digits.push(c);
-                continue;
-            }
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
+/// A duration as Go writes it, of whole hours, minutes, seconds and milliseconds.
+pub(super) fn duration(text: &str) -> Option<Duration> {
+    let (mut total, mut rest) = (Duration::ZERO, text);
+    while !rest.is_empty() {
+        let (digits, behind) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let end = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
+        let unit = match &behind[..end] {
+            "h" => 3_600_000,
+            "m" => 60_000,
+            "s" => 1000,
+            "ms" => 1,
             _ => return None,
         };
-        total = total.checked_add(digits.parse::<u64>().ok()?.checked_mul(unit)?)?;
-        digits.clear();
+        let some = Duration::from_millis(digits.parse::<u64>().ok()?.checked_mul(unit)?);
+        total = total.checked_add(some)?;
+        rest = &behind[end..];
     }
-    (digits.is_empty() && total > 0).then(|| Duration::from_secs(total))
+    (total > Duration::ZERO).then_some(total)
 }
 
 /// At most so many turns a second; a second's worth may come at once.
@@ -386,30 +349,41 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_that_of_etcds_clients() {
+    fn what_is_wrong_with_the_file_is_said_with_its_name() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("etcd.yaml");
-        std::fs::write(
-            &path,
-            "endpoints:\n- https://10.0.0.1:2379\ntrusted-ca-file: /ca.crt\ncert-file: /a.crt\nkey-file: /a.key\n",
-        )
-        .unwrap();
-        let options = EtcdOptions::read_file(&path).unwrap();
-        let tls = options.tls.unwrap();
-        assert_eq!(tls.ca.as_deref(), Some(Path::new("/ca.crt")));
-        assert_eq!(tls.identity, Some((PathBuf::from("/a.crt"), PathBuf::from("/a.key"))));
         for (text, says) in [
             ("endpoints: [\"https://a\"]\ncert-file: /a", "belong together"),
             ("endpoints: [\"https://a\"]\ninsecure-skip-tls-verify: true", "trusted-ca-file"),
+            ("endpoints: [\"https://a\"]\ntoken: abc", "cert-file"),
+            ("endpoint: [\"http://a\"]", "did you mean `endpoints`"),
+            ("endpoints: [\"http://a\"]\nDial-Timeout: 5s", "did you mean `dial-timeout`"),
+            ("endpoints: [\"http://a\"]\nfavourite-colour: red", "favourite-colour"),
+            ("endpoints: [\"http://a\"]\ndial-timeout: 5", "nanoseconds"),
+            ("endpoints: [\"http://a\"]\ndial-keep-alive-time: soon", "dial-keep-alive-time"),
+            ("endpoints: http://a", "`endpoints`"),
+            ("endpoints: [\"http://a\"]\nusername: a\npassword: 123", "`password` must be text"),
+            ("{", "etcd.yaml"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = EtcdOptions::read_file(&path).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("etcd.yaml"), "{error}");
+        }
+        for (text, says) in [
             ("endpoints: []", "at least one"),
             ("endpoints: [\"http://a\"]\ntrusted-ca-file: /ca", "not encrypted"),
-            ("endpoint: [\"http://a\"]", "endpoint"),
-            ("{", "etcd.yaml"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = EtcdOptions::read_file(&path).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn times_are_those_of_go() {
+        let ms = |text: &str| duration(text).map(|time| time.as_millis());
+        assert_eq!(ms("1h2m3s4ms"), Some(3_723_004));
+        assert_eq!(["", "5", "s", "0s", "1d", "1.5s"].map(ms), [None; 6]);
     }
 
     #[tokio::test(start_paused = true)]
