@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use villus_kvstore::{Etcd, EtcdOptions, Memory, Store};
-use villus_plan::kvstore::{Load, PREFIX, ReplayError, estimate, replay, text};
+use villus_plan::kvstore::{Load, PREFIX, ReplayError, Shape, estimate, replay, text};
 use villus_testbed::{EtcdServer, eventually};
 
 fn load() -> Load {
@@ -19,8 +19,9 @@ async fn a_load_is_replayed_and_leaves_nothing() {
     let store: Arc<dyn Store> = Arc::new(Etcd::new(options).unwrap());
     store.update("cilium/state/x", "kept".into(), None).await.unwrap();
     let outcome = replay(store.clone(), &load(), |_| {}).await.unwrap();
-    assert_eq!((outcome.grant.count, outcome.fill.count, outcome.keep_alive.count), (20, 7, 20));
-    assert!(outcome.page.count > 0 && outcome.write.count > 0, "{outcome:?}");
+    assert_eq!((outcome.grant.count, outcome.fill.count, outcome.keep_alive.count), (20, 15, 20));
+    let counts = [outcome.page, outcome.identity, outcome.locked, outcome.write].map(|of| of.count);
+    assert!(counts.iter().all(|count| *count > 0), "{outcome:?}");
     // Every write reaches every watch.
     assert_eq!((outcome.delivery.count, outcome.missed), (outcome.write.count * 10, 0));
     assert_eq!(store.list_prefix(PREFIX).await.unwrap().entries, []);
@@ -28,9 +29,10 @@ async fn a_load_is_replayed_and_leaves_nothing() {
         server.etcdctl(&["lease", "list"]).is_some_and(|list| list.starts_with("found 0 leases"))
     });
     assert_eq!(store.get("cilium/state/x").await.unwrap().unwrap().text(), Some("kept"));
-    let estimate = estimate(&outcome.measured(), 35.0, 1.0 / 86_400.0);
+    let shape = Shape { pods_per_node: 35.0, changes_per_pod: 1.0 / 86_400.0, lease_ttl: 86_400.0 };
+    let estimate = estimate(&outcome.measured(), &shape);
     let text = text(&outcome, &estimate);
-    assert!(estimate.nodes > 0 && text.contains("change delivered") && text.contains("nodes: "), "{text}");
+    assert!(estimate.nodes > 0 && text.contains("identity under lock") && text.contains("nodes: "), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,8 @@ use serde::Serialize;
 use villus_gate::window;
 use villus_kvstore::Pages;
 
+use super::layout::ALIKE;
+
 /// The share of what was measured that is counted on: the rest is for compactions, elections and bad days.
 const SHARE: f64 = 0.5;
 /// Bytes of an entry with its key, as a rule.
@@ -13,15 +15,35 @@ pub(crate) const ENTRY: usize = 300;
 /// Largest cluster that is considered.
 const LARGEST: u32 = 200_000;
 
+/// Leases of a node: of its addresses and of its identities.
+const LEASES: f64 = 2.0;
+/// How often leases are kept alive in their time.
+const KEPT: f64 = 3.0;
+
 /// What a store did in a second.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Measured {
     /// Pages listed.
     pub pages: f64,
+    /// Leases kept alive.
+    pub keep_alives: f64,
+    /// Identities allocated.
+    pub identities: f64,
     /// Single writes.
     pub writes: f64,
     /// Changes delivered to watches, all together.
     pub deliveries: f64,
+}
+
+/// A cluster, whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Pods of a node.
+    pub pods_per_node: f64,
+    /// Changes of a pod in a second.
+    pub changes_per_pod: f64,
+    /// Seconds that leases last (`kvstore-lease-ttl`).
+    pub lease_ttl: f64,
 }
 
 /// What keeps a cluster from being larger.
@@ -30,6 +52,10 @@ pub struct Measured {
 pub enum Bound {
     /// All agents start within one window of the gate, and each lists everything.
     Lists,
+    /// Every agent keeps its leases alive.
+    KeepAlives,
+    /// All agents start within one window of the gate, and each has its identities confirmed.
+    Identities,
     /// Every change is written.
     Writes,
     /// Every change goes to every agent.
@@ -47,20 +73,22 @@ pub struct Estimate {
     pub bound: Bound,
 }
 
-/// The largest cluster with so many pods a node of which each changes so often in a second, if the store does no more than half of
-/// what was measured. Writes and deliveries were measured under a load that may not have been the most: they are what is proven.
+/// The largest cluster of this shape, if the store does no more than half of what was measured. Writes and deliveries were
+/// measured under a load that may not have been the most: they are what is proven.
 #[must_use]
-pub fn estimate(measured: &Measured, pods_per_node: f64, changes_per_pod: f64) -> Estimate {
+pub fn estimate(measured: &Measured, shape: &Shape) -> Estimate {
     let fits = |nodes: u32| -> Option<Bound> {
         let count = f64::from(nodes);
-        let pods = count * pods_per_node;
-        // Addresses, one identity for fifteen of them, nodes.
-        let lists = [pods, pods / 15.0, count].map(|entries| Pages::count(entries as u64, ENTRY));
+        let pods = count * shape.pods_per_node;
+        // Addresses, one identity for some of them, nodes.
+        let lists = [pods, pods / f64::from(ALIKE), count].map(|entries| Pages::count(entries as u64, ENTRY));
         let pages = lists.iter().sum::<u64>() as f64;
         let window = NonZeroU32::new(nodes).map_or(1.0, |nodes| window::of_nodes(nodes).as_secs_f64());
-        let changes = pods * changes_per_pod;
+        let changes = pods * shape.changes_per_pod;
         [
             (count * pages / window, measured.pages, Bound::Lists),
+            (count * LEASES * KEPT / shape.lease_ttl.max(1.0), measured.keep_alives, Bound::KeepAlives),
+            ((pods / window).max(changes), measured.identities, Bound::Identities),
             (changes, measured.writes, Bound::Writes),
             (changes * count, measured.deliveries, Bound::Deliveries),
         ]
@@ -90,9 +118,15 @@ mod tests {
 
     #[test]
     fn what_is_scarcest_bounds_the_cluster() {
-        let plenty = Measured { pages: 1e9, writes: 1e9, deliveries: 1e12 };
-        assert_eq!(estimate(&plenty, 30.0, DAY), Estimate { nodes: LARGEST, bound: Bound::Nothing });
-        let bound = |measured| estimate(&measured, 30.0, DAY);
+        let plenty =
+            Measured { pages: 1e9, keep_alives: 1e9, identities: 1e9, writes: 1e9, deliveries: 1e12 };
+        let shape = |lease_ttl| Shape { pods_per_node: 30.0, changes_per_pod: DAY, lease_ttl };
+        let bound = |measured| estimate(&measured, &shape(86_400.0));
+        assert_eq!(bound(plenty), Estimate { nodes: LARGEST, bound: Bound::Nothing });
+        // Six times in a quarter of an hour for each node, of which the store does half of ten a second.
+        let kept = Measured { keep_alives: 10.0, ..plenty };
+        assert_eq!(estimate(&kept, &shape(900.0)), Estimate { nodes: 750, bound: Bound::KeepAlives });
+        assert_eq!(bound(Measured { identities: 20.0, ..plenty }).bound, Bound::Identities);
         assert_eq!(bound(Measured { pages: 1_000.0, ..plenty }).bound, Bound::Lists);
         assert_eq!(bound(Measured { writes: 1.0, ..plenty }).nodes, 1440);
         assert_eq!(bound(Measured { deliveries: 10_000.0, ..plenty }).bound, Bound::Deliveries);
@@ -102,18 +136,23 @@ mod tests {
     proptest! {
         #[test]
         fn more_of_anything_never_makes_it_smaller(
-            pages in 1.0f64..1e6, writes in 1.0f64..1e5, deliveries in 1.0f64..1e8, pods in 1.0f64..200.0, more in 1.0f64..10.0,
+            pages in 1.0f64..1e6, keep_alives in 0.1f64..1e5, identities in 1.0f64..1e5, writes in 1.0f64..1e5, deliveries in 1.0f64..1e8, pods in 1.0f64..200.0, more in 1.0f64..10.0,
         ) {
-            let measured = Measured { pages, writes, deliveries };
-            let base = estimate(&measured, pods, DAY).nodes;
+            let measured = Measured { pages, keep_alives, identities, writes, deliveries };
+            let nodes = |measured: &Measured, pods_per_node: f64| {
+                estimate(measured, &Shape { pods_per_node, changes_per_pod: DAY, lease_ttl: 900.0 }).nodes
+            };
+            let base = nodes(&measured, pods);
             for better in [
                 Measured { pages: pages * more, ..measured },
+                Measured { keep_alives: keep_alives * more, ..measured },
+                Measured { identities: identities * more, ..measured },
                 Measured { writes: writes * more, ..measured },
                 Measured { deliveries: deliveries * more, ..measured },
             ] {
-                prop_assert!(estimate(&better, pods, DAY).nodes >= base);
+                prop_assert!(nodes(&better, pods) >= base);
             }
-            prop_assert!(estimate(&measured, pods * more, DAY).nodes <= base);
+            prop_assert!(nodes(&measured, pods * more) <= base);
         }
     }
 }

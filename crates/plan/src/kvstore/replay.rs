@@ -13,7 +13,10 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 use villus_kvstore::{Event, LeaseId, LeasePurpose, MAX_TXN_OPS, Op, PAGE, Pages, Store, StoreError, Txn};
 
-use super::{Latency, Measured};
+use super::{
+    Latency, Measured, identities,
+    layout::{self, Written},
+};
 
 /// Below it everything lies that is written.
 pub const PREFIX: &str = "villus/plan/";
@@ -32,7 +35,7 @@ const LEASE: Duration = Duration::from_secs(3600);
 pub struct Load {
     /// Nodes: each has a lease.
     pub nodes: u32,
-    /// Pods: each has an entry.
+    /// Pods: each has an address, and some of them share an identity.
     pub pods: u32,
     /// Clients that list at the same time.
     pub listers: u32,
@@ -63,6 +66,10 @@ pub struct Outcome {
     pub keep_alive: Latency,
     /// Pages listed.
     pub page: Latency,
+    /// Identities of label sets whose lock nobody had.
+    pub identity: Latency,
+    /// Identities that were allocated under the lock of their labels.
+    pub locked: Latency,
     /// Single writes while watches are open.
     pub write: Latency,
     /// From the beginning of a write to its arrival at a watch.
@@ -92,7 +99,7 @@ pub enum ReplayError {
     Task(#[from] tokio::task::JoinError),
 }
 
-fn while_it(doing: &'static str) -> impl Fn(StoreError) -> ReplayError {
+pub(super) fn while_it(doing: &'static str) -> impl Fn(StoreError) -> ReplayError {
     move |source| ReplayError::Store { doing, source }
 }
 
@@ -100,7 +107,13 @@ impl Outcome {
     /// What an estimate goes by.
     #[must_use]
     pub fn measured(&self) -> Measured {
-        Measured { pages: self.page.rate, writes: self.write.rate, deliveries: self.delivery.rate }
+        Measured {
+            pages: self.page.rate,
+            keep_alives: self.keep_alive.rate,
+            identities: self.identity.rate + self.locked.rate,
+            writes: self.write.rate,
+            deliveries: self.delivery.rate,
+        }
     }
 }
 
@@ -130,15 +143,18 @@ async fn parts(
 ) -> Result<Outcome, ReplayError> {
     say(&format!("granting {} leases", load.nodes));
     let grant = grant(store, load.nodes, leases).await?;
-    say(&format!("writing {} entries", load.pods));
-    let fill = fill(store, load.pods, leases).await?;
+    say(&format!("writing the entries of {} pods", load.pods));
+    let fill = fill(store, load, leases).await?;
     say(&format!("keeping {} leases alive", load.nodes));
     let keep_alive = keep_alive(store, leases).await?;
     say(&format!("listing with {} clients", load.listers));
     let page = list(store, load).await?;
+    say("allocating identities");
+    let (identity, locked) = identities::allocate(store, load, leases).await?;
     say(&format!("{} writes a second under {} watches", load.churn, load.watchers));
     let (write, delivery, missed) = churn(store, load, leases).await?;
-    Ok(Outcome { load: load.clone(), fill, grant, keep_alive, page, write, delivery, missed })
+    let load = load.clone();
+    Ok(Outcome { load, fill, grant, keep_alive, page, identity, locked, write, delivery, missed })
 }
 
 async fn sweep(store: &Arc<dyn Store>, leases: Vec<LeaseId>) -> Result<(), ReplayError> {
@@ -203,31 +219,14 @@ async fn grant(
     Ok(latency)
 }
 
-/// An entry as an agent writes one for an address.
-fn entry(number: u32) -> (String, String) {
-    let [_, b, c, d] = number.to_be_bytes();
-    let address = format!("10.{b}.{c}.{d}");
-    let value = format!(
-        "{{\"IP\":\"{address}\",\"Mask\":null,\"HostIP\":\"192.0.2.{c}\",\"ID\":{},\"Key\":0,\
-         \"Metadata\":\"cilium-global:plan:node{c}:{d}\",\"K8sNamespace\":\"plan\",\"K8sPodName\":\"pod-{number}\"}}",
-        65_536 + number / 15
-    );
-    (format!("{PREFIX}ip/{address}"), value)
-}
-
-async fn fill(store: &Arc<dyn Store>, pods: u32, leases: &[LeaseId]) -> Result<Latency, ReplayError> {
-    let batches: Vec<Txn> = (0..pods)
-        .collect::<Vec<u32>>()
-        .chunks(BATCH)
-        .enumerate()
-        .map(|(n, pods)| {
-            let lease = leases.get(n % leases.len().max(1)).copied();
-            pods.iter().fold(Txn::new(), |txn, pod| {
-                let (key, value) = entry(*pod);
-                txn.then(Op::put(key, value, lease))
-            })
-        })
-        .collect();
+async fn fill(store: &Arc<dyn Store>, load: &Load, leases: &[LeaseId]) -> Result<Latency, ReplayError> {
+    let lease_of = |node: u32| leases.get(usize::try_from(node).ok()?).copied();
+    let put = |written: Written| Op::put(written.key, written.value, written.owner.and_then(lease_of));
+    let mut ops = layout::entries(load).map(put).peekable();
+    let mut batches = Vec::new();
+    while ops.peek().is_some() {
+        batches.push(ops.by_ref().take(BATCH).fold(Txn::new(), Txn::then));
+    }
     let (latency, results) = timed(batches, 8, |txn| {
         let store = store.clone();
         async move { store.txn(txn).await.map(drop) }
@@ -247,22 +246,28 @@ async fn keep_alive(store: &Arc<dyn Store>, leases: &[LeaseId]) -> Result<Latenc
     Ok(latency)
 }
 
-/// Clients that list everything, page by page, again and again.
+/// Clients that list what an agent does when it starts, page by page, again and again.
 async fn list(store: &Arc<dyn Store>, load: &Load) -> Result<Latency, ReplayError> {
     let (begin, end) = (Instant::now(), Instant::now() + load.time);
     let mut running = JoinSet::new();
     for _ in 0..load.listers {
         let store = store.clone();
         running.spawn(async move {
-            let (mut times, mut pages) = (Vec::new(), Pages::of(PREFIX));
-            while Instant::now() < end {
-                let begin = Instant::now();
-                match pages.next(store.as_ref()).await? {
-                    Some(_) => times.push(begin.elapsed()),
-                    None => pages = Pages::of(PREFIX),
+            let mut times = Vec::new();
+            for tree in layout::TREES.iter().cycle() {
+                let mut pages = Pages::of(format!("{PREFIX}{tree}"));
+                loop {
+                    let begin = Instant::now();
+                    if begin >= end {
+                        return Ok::<_, StoreError>(times);
+                    }
+                    match pages.next(store.as_ref()).await? {
+                        Some(_) => times.push(begin.elapsed()),
+                        None => break,
+                    }
                 }
             }
-            Ok::<_, StoreError>(times)
+            Ok(times)
         });
     }
     let mut times = Vec::new();

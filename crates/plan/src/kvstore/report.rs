@@ -14,6 +14,8 @@ pub fn text(outcome: &Outcome, estimate: &Estimate) -> String {
         ("100 entries written", outcome.fill),
         ("lease kept alive", outcome.keep_alive),
         ("page listed", outcome.page),
+        ("identity allocated", outcome.identity),
+        ("identity under lock", outcome.locked),
         ("entry written", outcome.write),
         ("change delivered", outcome.delivery),
     ] {
@@ -42,6 +44,10 @@ pub fn text(outcome: &Outcome, estimate: &Estimate) -> String {
     let pods_per_node = f64::from(load.pods) / f64::from(load.nodes.max(1));
     let why = match estimate.bound {
         Bound::Lists => "beyond that the lists of agents that start within the gate's window take more",
+        Bound::KeepAlives => {
+            "beyond that keeping leases alive takes more; let them last longer (kvstore-lease-ttl)"
+        }
+        Bound::Identities => "beyond that agents that start within the gate's window ask for more identities",
         Bound::Writes => "beyond that more is written than was proven here; replay with more --churn",
         Bound::Deliveries => {
             "beyond that more changes go to agents than was proven here; replay with more --watchers or --churn"

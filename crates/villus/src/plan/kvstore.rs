@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use clap::Args;
 use serde::Serialize;
 use villus_kvstore::{Etcd, EtcdOptions};
-use villus_plan::kvstore::{Estimate, Load, Outcome, PREFIX, ReplayError, estimate, replay, text};
+use villus_plan::kvstore::{Estimate, Load, Outcome, PREFIX, ReplayError, Shape, estimate, replay, text};
 
 use crate::{
     failure::Failure,
@@ -22,7 +22,7 @@ pub struct KvstoreArgs {
     /// Nodes of the cluster: each has a lease.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     nodes: u32,
-    /// Pods of the cluster: each has an entry.
+    /// Pods of the cluster: each has an address, and fifteen an identity.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pods: u32,
     /// Members of etcd, separated by commas.
@@ -43,7 +43,10 @@ pub struct KvstoreArgs {
     /// How often a pod changes, for the estimate: once in this time.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = villus_config::duration::parse)]
     pod_life: Duration,
-    /// How long lists and writes are each replayed.
+    /// How long leases last (`kvstore-lease-ttl`), for the estimate.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = villus_config::duration::parse)]
+    lease_ttl: Duration,
+    /// How long lists, identities and writes are each replayed.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = villus_config::duration::parse)]
     time: Duration,
     /// Say what would be done, and do nothing.
@@ -92,8 +95,8 @@ pub fn run(args: &KvstoreArgs) -> Result<(), Failure> {
     let store = Etcd::new(options).map_err(Failure::new)?;
     if args.dry_run {
         return out::line(&format!(
-            "would grant {} leases, write {} entries below {PREFIX} on {endpoints}, list them with {} clients, write {} a second under {} \
-             watches, and take everything away again",
+            "would grant {} leases, write the entries of {} pods below {PREFIX} on {endpoints}, list them with {} clients, allocate \
+             identities, write {} a second under {} watches, and take everything away again",
             load.nodes, load.pods, load.listers, load.churn, load.watchers
         ));
     }
@@ -102,7 +105,9 @@ pub fn run(args: &KvstoreArgs) -> Result<(), Failure> {
     let outcome =
         runtime.block_on(replay(Arc::new(store), &load, say)).map_err(|error| failed(&error, &endpoints))?;
     let pods_per_node = f64::from(load.pods) / f64::from(load.nodes);
-    let largest = estimate(&outcome.measured(), pods_per_node, 1.0 / args.pod_life.as_secs_f64());
+    let changes_per_pod = 1.0 / args.pod_life.as_secs_f64();
+    let shape = Shape { pods_per_node, changes_per_pod, lease_ttl: args.lease_ttl.as_secs_f64() };
+    let largest = estimate(&outcome.measured(), &shape);
     let answer = Answer { outcome, largest };
     args.output.print(&answer, || text(&answer.outcome, &answer.largest))
 }
