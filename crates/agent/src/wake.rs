@@ -17,6 +17,8 @@ pub(crate) struct Wake {
     pub reconcile: Notify,
     /// The table of masquerading, and connections that it has to do with, are to be looked at.
     pub masquerade: Notify,
+    /// Rung while addresses were deleted and it is not known whether their nodes were there.
+    pub doubts: watch::Sender<()>,
     /// Counts up whenever a policy was realised.
     pub realized: watch::Sender<u64>,
 }
@@ -31,6 +33,7 @@ impl Wake {
             wrapping: Notify::new(),
             reconcile: Notify::new(),
             masquerade: Notify::new(),
+            doubts: watch::Sender::new(()),
             realized: watch::Sender::new(0),
         }
     }

@@ -5,7 +5,7 @@ mod common;
 
 use std::net::IpAddr;
 
-use common::store::{new, shared, status, value, with};
+use common::store::{OUTSIDE, new, shared, status, value, who, with};
 use villus_testbed::{EtcdServer, alone, eventually, run};
 
 #[test]
@@ -136,4 +136,62 @@ fn a_prefix_that_may_not_be_read_is_said_and_holds_up_nothing() {
     eventually("it is said of them too", denied);
     root(&["role", "grant-permission", "--prefix=true", "agents", "readwrite", "cilium/"]);
     eventually("all is well again", || !denied());
+}
+
+#[test]
+fn addresses_that_are_gone_count_until_it_can_be_read_whether_their_node_is_there() {
+    alone!();
+    let etcd = EtcdServer::start();
+    etcd.etcdctl(&["put", OUTSIDE[0].0, OUTSIDE[0].1]).unwrap();
+    let lease_of = |name: &str, n: u8| {
+        let granted = etcd.etcdctl(&["lease", "grant", "3600"]).unwrap();
+        let lease = format!("--lease={}", granted.split_whitespace().nth(1).unwrap());
+        let entry = format!(
+            r#"{{"Name":"{name}","Cluster":"cluster1","IPAddresses":[{{"Type":"InternalIP","IP":"10.3.9.{n}"}}],"IPv4AllocCIDR":{{"IP":"10.{n}.0.0","Mask":"////AA=="}},"ClusterID":238}}"#
+        );
+        let pair = format!(
+            r#"{{"IP":"10.{n}.0.5","Mask":null,"HostIP":"10.3.9.{n}","ID":15614229,"Key":0,"Metadata":""}}"#
+        );
+        let address = format!("cilium/state/ip/v1/default/10.{n}.0.5");
+        for (key, value) in [(&address, &pair), (&format!("cilium/state/nodes/v1/cluster1/{name}"), &entry)] {
+            etcd.etcdctl(&["put", &lease, key, value]).unwrap();
+        }
+        (lease.trim_start_matches("--lease=").to_owned(), address)
+    };
+    let ((dead, _), (_, deleted)) = (lease_of("b", 66), lease_of("c", 67));
+    let parts = ["identities/", "ip/", "nodes/"].map(|part| format!("readwrite cilium/state/{part}"));
+    let others = ["read cilium/cache/", "read cilium/cluster-config/"];
+    let rights = [&others[..], &parts.each_ref().map(String::as_str)].concat();
+    let opt = secure(&etcd, &rights);
+    let mut node = new(&with(shared(&etcd), &[("kvstore-opt", &opt)]));
+    node.start();
+    let knows = |node: &_| ["10.66.0.5/32", "10.67.0.5/32"].map(|prefix| who(node, prefix).is_some());
+    eventually("both are known", || knows(&node) == [true; 2]);
+
+    // One node dies and the other deletes an address while this one is cut off, and it hears of nodes last.
+    node.kill();
+    let root = |args: &[&str]| etcd.etcdctl(&[&["--user=root:secret"], args].concat()).unwrap();
+    root(&["lease", "revoke", &dead]);
+    root(&["del", &deleted]);
+    root(&["role", "revoke-permission", "--prefix=true", "agents", "cilium/state/nodes/"]);
+    node.start();
+    eventually("it is said", || status(&node).contains("2 until it is known whether their nodes are there"));
+    assert_eq!(knows(&node), [true; 2]);
+    let unread = || status(&node).contains("`cilium/state/nodes/v1/` can't be read");
+    eventually("nodes are not heard of", unread);
+    assert_eq!(knows(&node), [true; 2]);
+
+    // What can be read is asked for before that.
+    for name in ["b", "c"] {
+        let key = format!("cilium/state/nodes/v1/cluster1/{name}");
+        root(&["role", "grant-permission", "agents", "read", &key]);
+    }
+    eventually("what was deleted on purpose is gone", || knows(&node) == [true, false]);
+    assert!(unread());
+    root(&["role", "grant-permission", "--prefix=true", "agents", "readwrite", "cilium/state/nodes/"]);
+    eventually("the node is silent", || {
+        let status = status(&node);
+        status.contains("1 node and 1 address count") && !status.contains("until it is known")
+    });
+    assert_eq!(knows(&node), [true, false]);
 }

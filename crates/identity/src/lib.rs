@@ -39,7 +39,7 @@ pub use nodes::{Node, NodeName, Nodes, new_nodes};
 pub use pool::{AddressPool, Family, PoolState, PoolUsage, PrefixPool, Standing};
 pub use publish::{Published, Publisher, PublisherConfig};
 pub use remote::{
-    AddressRecord, Layer, Ownership, RecordChange, Refused, Remote, RemoteConfig, RemoteCounts, RemoteRecord,
-    Surroundings, read_row,
+    AddressRecord, Heard, Layer, Ownership, RecordChange, Refused, Remote, RemoteConfig, RemoteCounts,
+    RemoteRecord, Surroundings, read_row,
 };
 pub use reserved::{Reserved, ReservedError};

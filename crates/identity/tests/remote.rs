@@ -10,12 +10,12 @@ use std::{
 
 use ipnet::IpNet;
 use villus_identity::{
-    Clusters, Identities, Ipcache, Layer, Leased, NodeIdentities, NodeName, Nodes, Ownership, Rank, Remote,
-    RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
+    Clusters, Heard, Identities, Ipcache, Layer, Leased, NodeIdentities, NodeName, Nodes, Ownership, Rank,
+    Remote, RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
     AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NamedPort, NodeAddress, NodeEntry,
-    Store,
+    Past, Store,
 };
 use villus_labels::NumericIdentity;
 use villus_table::Backoff;
@@ -67,8 +67,10 @@ impl Scene {
     }
 
     fn with(change: impl FnOnce(RemoteConfig) -> RemoteConfig) -> Self {
-        let memory = Memory::new().unwrap();
-        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        Self::of(Memory::new().unwrap(), change)
+    }
+
+    fn of(memory: Memory, change: impl FnOnce(RemoteConfig) -> RemoteConfig) -> Self {
         let (ipcache, nodes) = (Ipcache::new(), new_nodes());
         let config = RemoteConfig {
             cluster: "c1".into(),
@@ -87,9 +89,7 @@ impl Scene {
         let config = change(config);
         let identities = new_identities(&Reserved::new());
         let numbers = Arc::new(NodeIdentities::new(identities.clone(), Duration::from_secs(600)));
-        let backoff = Backoff::try_new(Duration::from_millis(1), Duration::from_millis(5), 0.5).unwrap();
-        let follow = |prefix| Follow::start(Arc::clone(&store), prefix, backoff);
-        let feeds = [follow("cilium/state/nodes/v1/"), follow("cilium/state/ip/v1/")];
+        let feeds = follow(&memory, [Vec::new(), Vec::new()]);
         let mut remote = Remote::new(config, ipcache.clone(), nodes.clone(), numbers);
         remote.set_own(node("own", "10.0.0.9", "10.9.0.0/24"));
         let world = World { known: [300, 301].into(), ..World::default() };
@@ -99,6 +99,15 @@ impl Scene {
 
     /// Takes in what has happened until `holds`; the addresses first, as may be.
     async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        self.hear_until(what, true, holds).await;
+    }
+
+    /// As [`Self::until`], while nothing is heard of nodes.
+    async fn until_without_nodes(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        self.hear_until(what, false, holds).await;
+    }
+
+    async fn hear_until(&mut self, what: &str, with_nodes: bool, holds: impl Fn(&Self) -> bool) {
         let limit = Instant::now() + Duration::from_secs(30);
         while !holds(self) {
             assert!(Instant::now() < limit, "{what}: {:?}", self.ipcache.list());
@@ -108,8 +117,11 @@ impl Scene {
                     let altered = self.remote.apply_addresses(&batch.unwrap(), &self.world, self.now);
                     self.altered.extend(altered.iter().map(ToString::to_string));
                 }
-                batch = nodes.next() => {
-                    let altered = self.remote.apply_nodes(&batch.unwrap(), &self.world, self.now);
+                batch = nodes.next(), if with_nodes => {
+                    let batch = batch.unwrap();
+                    let altered = self.remote.apply_nodes(&batch, &self.world, self.now);
+                    let heard = Heard { through: batch.revision, live: Some(self.now) };
+                    self.remote.hear_nodes(Layer::State, heard, self.now);
                     self.altered.extend(altered.iter().map(ToString::to_string));
                 }
                 () = tokio::time::sleep(Duration::from_millis(5)) => {}
@@ -120,6 +132,17 @@ impl Scene {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.remote.tick(self.now);
+    }
+
+    /// Follows the store from what is known on.
+    fn resume(&mut self) {
+        let known = [self.remote.node_keys(Layer::State), self.remote.address_keys(Layer::State)];
+        self.feeds = follow(&self.memory, known);
+    }
+
+    /// Contact to the feed of nodes is lost.
+    fn lose_nodes(&mut self) {
+        self.remote.hear_nodes(Layer::State, Heard::default(), self.now);
     }
 
     async fn put(&self, key: &str, value: &str, lease: Option<LeaseId>) {
@@ -151,6 +174,16 @@ impl Scene {
     fn refused(&self) -> String {
         self.remote.refused().iter().map(|(key, reason)| format!("{key}: {reason}\n")).collect()
     }
+}
+
+/// Feeds of nodes and addresses, from these keys on.
+fn follow(memory: &Memory, known: [Vec<(Arc<str>, bool)>; 2]) -> [Follow; 2] {
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let backoff = Backoff::try_new(Duration::from_millis(1), Duration::from_millis(5), 0.5).unwrap();
+    let resume =
+        |prefix, keys| Follow::resume(Arc::clone(&store), prefix, backoff, Past { keys, ..Past::default() });
+    let [nodes, addresses] = known;
+    [resume("cilium/state/nodes/v1/", nodes), resume("cilium/state/ip/v1/", addresses)]
 }
 
 fn node(name: &str, ip: &str, range: &str) -> NodeEntry {
@@ -258,6 +291,126 @@ async fn a_silent_owners_addresses_go_on_until_it_is_back_and_done_without_them(
     assert!(scene.who("10.1.0.6/32").is_some());
     scene.pass(Duration::from_secs(1));
     assert_eq!((scene.who("10.1.0.5/32"), scene.who("10.1.0.6/32")), (Some((300, false)), None));
+}
+
+/// One with node a and its address 10.1.0.5 under one lease, whose feed of nodes has lost contact.
+async fn scene_with_late_nodes() -> (Scene, String, LeaseId) {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    let (key, value) = pair("10.1.0.5", "10.0.0.1", 300);
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until("all is known", |s| s.who("10.1.0.5/32").is_some() && s.nodes.len() == 1).await;
+    scene.lose_nodes();
+    (scene, key, lease)
+}
+
+#[tokio::test]
+async fn a_node_that_died_unheard_is_silent_however_late_that_is_heard_after_its_addresses_end() {
+    for compacted in [false, true] {
+        let (mut scene, _, lease) = scene_with_late_nodes().await;
+        scene.memory.revoke(lease).await.unwrap();
+        if compacted {
+            scene.memory.compact().await.unwrap();
+            scene.memory.interrupt();
+        }
+        scene.until_without_nodes("the end is heard", |s| s.has_lost(1)).await;
+        scene.pass(Duration::from_secs(600));
+        assert_eq!(scene.who("10.1.0.5/32"), Some((300, false)), "nobody knows of its node");
+        let counts = scene.remote.counts();
+        assert_eq!((counts.stale_addresses, counts.doubted_addresses), (1, 1), "that can be seen");
+        scene.until("the node is silent", |s| s.remote.counts().stale_nodes == 1).await;
+        scene.pass(Duration::from_secs(600));
+        assert_eq!(scene.who("10.1.0.5/32"), Some((300, false)));
+        let counts = scene.remote.counts();
+        assert_eq!((counts.stale_addresses, counts.doubted_addresses), (1, 0));
+        scene.pass(GRACE);
+        assert_eq!(scene.who("10.1.0.5/32"), None, "its grace began when its end was heard");
+    }
+}
+
+#[tokio::test]
+async fn what_was_deleted_on_purpose_goes_when_its_node_is_heard_of_at_a_later_revision() {
+    for (case, goes) in [
+        ("a later change of any node", true),
+        ("an earlier one", false),
+        ("nodes are heard of as it happens", true),
+        ("they will be", false),
+        ("nothing, until the grace is over", false),
+    ] {
+        let (mut scene, key, lease) = scene_with_late_nodes().await;
+        scene.memory.delete(&key).await.unwrap();
+        scene.until_without_nodes("it is heard", |s| s.has_lost(1)).await;
+        let revision = scene.memory.header().await.unwrap().revision;
+        scene.pass(Duration::from_secs(60));
+        let now = scene.now;
+        let hear = |scene: &mut Scene, heard| scene.remote.hear_nodes(Layer::State, heard, now);
+        match case {
+            "a later change of any node" => {
+                scene.join("b", "10.0.0.2", "10.2.0.0/24", lease).await;
+                scene.until("it is heard", |s| s.nodes.len() == 2).await;
+            }
+            "an earlier one" => hear(&mut scene, Heard { through: revision - 1, live: None }),
+            "nodes are heard of as it happens" => hear(&mut scene, Heard { through: 0, live: Some(now) }),
+            "they will be" => {
+                let then = now + Duration::from_secs(60);
+                hear(&mut scene, Heard { through: 0, live: Some(then) });
+                assert_eq!(scene.remote.due(), Some(then));
+            }
+            _ => {}
+        }
+        assert_eq!(scene.who("10.1.0.5/32").is_none(), goes, "{case}");
+        if case == "they will be" {
+            scene.pass(Duration::from_secs(60));
+            assert_eq!(scene.who("10.1.0.5/32"), None);
+        }
+        scene.pass(GRACE);
+        assert_eq!(scene.who("10.1.0.5/32"), None);
+        assert_eq!(scene.remote.counts().stale_addresses, 0);
+    }
+}
+
+#[tokio::test]
+async fn whether_an_owner_was_there_is_asked_of_the_store() {
+    for (case, says, is_kept) in
+        [("it is there", Some(0), false), ("it is not", None, true), ("it was gone meanwhile", Some(1), true)]
+    {
+        let (mut scene, key, _) = scene_with_late_nodes().await;
+        assert!(!scene.remote.has_doubts());
+        scene.memory.delete(&key).await.unwrap();
+        scene.until_without_nodes("it is heard", |s| s.has_lost(1)).await;
+        let revision = scene.memory.header().await.unwrap().revision;
+        let owners = scene.remote.doubted_owners(Layer::State, 10);
+        assert_eq!(owners, ["cilium/state/nodes/v1/c1/a".into()].into());
+        assert!(scene.remote.doubted_owners(Layer::Cache, 10).is_empty());
+        let found = owners.into_iter().map(|key| (key, says.map(|later: u64| revision + later))).collect();
+        scene.remote.settle_owners(Layer::State, &found, revision - 1, scene.now);
+        assert!(scene.remote.has_doubts(), "the answer is older than the deletion");
+        scene.remote.settle_owners(Layer::State, &found, revision + 1, scene.now);
+        assert!(!scene.remote.has_doubts());
+        assert_eq!(scene.who("10.1.0.5/32").is_some(), is_kept, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn what_went_while_the_agent_was_down_waits_for_the_list_of_nodes() {
+    for dead in [false, true] {
+        let (scene, key, lease) = scene_with_late_nodes().await;
+        let text = serde_json::to_string(&scene.remote.record()).unwrap();
+        if dead {
+            scene.memory.revoke(lease).await.unwrap();
+        } else {
+            scene.memory.delete(&key).await.unwrap();
+        }
+        let mut after = Scene::of(scene.memory, |config| config);
+        after.remote.restore(serde_json::from_str(&text).unwrap(), &after.world);
+        after.resume();
+        after.until_without_nodes("addresses are listed", |s| s.has_lost(1)).await;
+        after.pass(Duration::from_secs(60));
+        assert!(after.who("10.1.0.5/32").is_some());
+        after.until("so are nodes", |s| !s.remote.has_doubts()).await;
+        assert_eq!(after.who("10.1.0.5/32").is_some(), dead);
+    }
 }
 
 #[tokio::test]

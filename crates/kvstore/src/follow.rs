@@ -1,6 +1,8 @@
 //! List and watch: a prefix as a stream of changes that goes on through every interruption.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use tokio::sync::watch as signal;
 
 use crate::{
     error::StoreError,
@@ -71,6 +73,8 @@ pub struct Follow {
     listing: Option<Gathered>,
     witness: Option<Witness>,
     in_parts: bool,
+    /// Since when changes come by a watch.
+    stands: signal::Sender<Option<Instant>>,
 }
 
 /// A key that was passed on.
@@ -119,6 +123,7 @@ impl Follow {
             listing: None,
             witness: None,
             in_parts: false,
+            stands: signal::Sender::new(None),
         }
     }
 
@@ -144,6 +149,7 @@ impl Follow {
             let piece = self.pull.next().await?;
             if let Pulled::Lost(error) = piece {
                 self.void();
+                self.stands.send_replace(None);
                 return Some(Err(error));
             }
             if let Some(batch) = self.take(piece) {
@@ -156,9 +162,16 @@ impl Follow {
     /// rules now.
     pub fn again(&mut self) {
         self.void();
+        self.stands.send_replace(None);
         self.known.values_mut().for_each(|known| known.revision = 0);
         let (store, pace, witness) = (Arc::clone(&self.store), self.pace.clone(), self.witness.clone());
         self.pull = Pull::after(store, &self.prefix, pace, self.seen, witness);
+    }
+
+    /// Since when changes come by a watch that stands, as far as this follower has heard; `None` while it is made again. The store may
+    /// still have to tell what was missed before.
+    pub fn stands(&self) -> signal::Receiver<Option<Instant>> {
+        self.stands.subscribe()
     }
 
     /// The newest write that was passed on.
@@ -183,7 +196,10 @@ impl Follow {
                 return self.conclude(header.revision);
             }
             Pulled::Changes(batch) => return self.changes(batch),
-            Pulled::Watching | Pulled::Lost(_) => {}
+            Pulled::Watching => {
+                self.stands.send_replace(Some(Instant::now()));
+            }
+            Pulled::Lost(_) => {}
         }
         None
     }

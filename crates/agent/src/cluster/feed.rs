@@ -188,6 +188,9 @@ impl Node {
         let remote = self.remote.as_mut()?;
         remote.tick(Instant::now());
         let due = remote.due();
+        if remote.has_doubts() {
+            self.wake.doubts.send_replace(());
+        }
         self.carry_remote();
         due
     }

@@ -75,8 +75,12 @@ impl Node {
             self.conditions.set_if("silent nodes", addresses + nodes > 0, || {
                 let node = if nodes == 1 { "node" } else { "nodes" };
                 let address = if addresses == 1 { "address" } else { "addresses" };
+                let doubted = match counts.doubted_addresses {
+                    0 => String::new(),
+                    some => format!(" ({some} until it is known whether their nodes are there)"),
+                };
                 format!(
-                    "{nodes} {node} and {addresses} {address} count though nobody stands behind them any more; \
+                    "{nodes} {node} and {addresses} {address} count though nobody stands behind them any more{doubted}; \
                      they go after {:?} (stale-grace); `villus node list` shows the nodes, `villus node forget` ends one",
                     self.config.kvstore.stale_grace
                 )

@@ -11,6 +11,7 @@ mod learned;
 pub(crate) mod mesh;
 mod metrics;
 mod own;
+mod owners;
 mod reader;
 mod settle;
 mod shared;

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use villus_identity::{Layer, Published};
+use villus_identity::{Heard, Layer, Published};
 use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store, StoreError, keys};
 
-use super::SharedStore;
 use super::feed::{Feed, Kind};
+use super::{SharedStore, owners};
 use crate::agent::Agent;
 use crate::node::Node;
 
@@ -19,6 +19,9 @@ const ILL: Duration = Duration::from_secs(5);
 const DOUBLINGS: u32 = 8;
 /// Between two looks at a store that failed somebody, at least.
 const TROUBLE: Duration = Duration::from_secs(1);
+/// How long a watch of nodes has stood, in a cluster of one node, when it has told all that it had missed: a store to which a whole
+/// cluster comes back tells one after another.
+const TOLD: Duration = Duration::from_secs(60);
 /// So many entries at once leave much memory behind.
 pub(super) const LARGE: usize = 10_000;
 
@@ -34,6 +37,7 @@ pub(crate) async fn follow_layer(
     for feed in Feed::of(layer) {
         feeds.spawn(follow(agent.clone(), shared.clone(), store.clone(), seen, feed));
     }
+    feeds.spawn(owners::ask(agent, shared, store, layer));
     while feeds.join_next().await.is_some() {}
 }
 
@@ -62,6 +66,10 @@ async fn follow(
     let mut read = 0;
     let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let mut due = None;
+    let is_of_nodes = feed.kind == Kind::Nodes;
+    let (mut stands, mut so_far) = (follow.stands(), Heard::default());
+    // From when on it tells all.
+    let live = |since: Option<Instant>| since.map(|since| since + shared.size.stretch(TOLD));
     loop {
         let heard = tokio::select! {
             heard = follow.heard() => heard,
@@ -72,6 +80,14 @@ async fn follow(
             // An error means that the sender is gone, which `shared` prevents.
             _ = others.changed(), if judged => {
                 follow.again();
+                continue;
+            }
+            // Likewise, which `follow` prevents.
+            _ = stands.changed(), if is_of_nodes => {
+                let since = *stands.borrow_and_update();
+                so_far = if since.is_some() { Heard { live: live(since), ..so_far } } else { Heard::default() };
+                let told = agent.with(move |node| node.hear_nodes(feed.layer, so_far)).await;
+                due = told.unwrap_or_default();
                 continue;
             }
         };
@@ -89,8 +105,19 @@ async fn follow(
             Some(Err(_)) => continue,
             None => return,
         };
+        if is_of_nodes && freeze.is_frozen() {
+            // What comes after it is not heard until then.
+            so_far = Heard::default();
+            if agent.with(move |node| node.hear_nodes(feed.layer, so_far)).await.is_err() {
+                return;
+            }
+        }
         freeze.thawed().await;
         let batch = feed.known(batch);
+        if is_of_nodes {
+            let stands = stands.borrow().map(|_| Instant::now());
+            so_far = Heard { through: batch.revision, live: so_far.live.or_else(|| live(stands)) };
+        }
         let is_shared = feed.layer != Layer::Mesh;
         let lost = is_shared && matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
         if is_shared {
@@ -98,7 +125,12 @@ async fn follow(
         }
         read += batch.items.len();
         let is_large = batch.relisted.is_some() && read >= LARGE;
-        let done = agent.with(move |node| (node.apply_feed(feed, &batch), node.tick_cluster())).await;
+        let apply = move |node: &mut Node| {
+            let altered = node.apply_feed(feed, &batch);
+            let due = if is_of_nodes { node.hear_nodes(feed.layer, so_far) } else { node.tick_cluster() };
+            (altered, due)
+        };
+        let done = agent.with(apply).await;
         let Ok((altered, next)) = done else { return };
         if is_large {
             read = 0;

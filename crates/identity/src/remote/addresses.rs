@@ -96,14 +96,14 @@ impl Remote {
                     Ownership::AsWritten => drop(self.drop_address(&mut edit, &entry.key)),
                     Ownership::Altered => altered.push(Arc::clone(&entry.key)),
                 },
-                Item::Delete { key, leased, .. } => {
+                Item::Delete { key, leased, revision } => {
                     self.refused.accept(key);
                     if around.ownership(key, None) != Ownership::Other {
                         altered.push(Arc::clone(key));
                     } else if lost {
                         self.lose_address(&mut edit, key, now);
                     } else {
-                        self.delete_address(&mut edit, key, *leased, now);
+                        self.delete_address(&mut edit, key, *leased, *revision, now);
                     }
                 }
             }

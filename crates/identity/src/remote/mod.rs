@@ -1,13 +1,14 @@
 //! What the store says about addresses and nodes, as claims in the ipcache and rows of the table of nodes.
 //!
 //! A key that vanishes is not always a deletion. One without a lease was deleted on purpose. One with a lease was too, as
-//! long as its owner, the node at its host address, still has its own key. If that went at the same time the owner has
-//! fallen silent: what it said is stale, and goes on counting until the owner has come back and finished without it,
-//! somebody else claims the address, or its grace is over. So is everything that a store has lost which was wiped or
-//! restored from a backup.
+//! long as its owner, the node at its host address, still has its own key: while nodes have not been heard as far as that,
+//! the address counts as stale. If the owner's key went at the same time the owner has fallen silent: what it said is stale,
+//! and goes on counting until the owner has come back and finished without it, somebody else claims the address, or its
+//! grace is over. So is everything that a store has lost which was wiped or restored from a backup.
 
 mod addresses;
 mod echoes;
+mod heard;
 mod layer;
 mod nodes;
 mod ports;
@@ -30,6 +31,7 @@ use villus_kvstore::{Batch, NamedPort, Relisted};
 use villus_labels::{Labels, NumericIdentity};
 
 pub use addresses::AddressRecord;
+pub use heard::Heard;
 pub use layer::Layer;
 pub use record::{RecordChange, RemoteRecord};
 pub use refused::Refused;
@@ -39,6 +41,7 @@ use crate::{clusters::Clusters, ipcache::Ipcache, leased::Leased, local::NodeIde
 use echoes::Echoes;
 use nodes::Member;
 use record::Touched;
+use stale::Stale;
 use who::Told;
 
 /// How a [`Remote`] goes about it.
@@ -98,6 +101,8 @@ pub struct RemoteCounts {
     pub unresolved: usize,
     /// Addresses that nobody stands behind any more.
     pub stale_addresses: usize,
+    /// Of them those that were deleted, perhaps on purpose: it is not known yet whether their owners were there.
+    pub doubted_addresses: usize,
     /// Nodes, without this one.
     pub nodes: usize,
     /// Nodes that have fallen silent.
@@ -119,10 +124,12 @@ pub struct Remote {
     /// Whose the prefixes of endpoints are; they do not overlap.
     ranges: BTreeMap<IpNet, Arc<str>>,
     unresolved: BTreeMap<NumericIdentity, BTreeSet<Arc<str>>>,
-    /// Addresses that nobody stands behind, and since when.
-    stale: BTreeMap<Arc<str>, Instant>,
-    /// Deletions that wait for word of their owners, in the order of their times.
-    held: VecDeque<(Instant, Arc<str>)>,
+    /// Addresses that nobody stands behind.
+    stale: BTreeMap<Arc<str>, Stale>,
+    /// How far the nodes of each layer have been heard.
+    heard: [Heard; Layer::ALL.len()],
+    /// Deletions that wait for word of their owners, with their revisions, in the order of their times.
+    held: VecDeque<(Instant, Arc<str>, u64)>,
     /// What was deleted a moment ago while its owner was there.
     buried: VecDeque<(Instant, Arc<str>, AddressRecord)>,
     /// Named ports of identities, and how many addresses have each.
@@ -157,6 +164,7 @@ impl Remote {
             ranges: BTreeMap::new(),
             unresolved: BTreeMap::new(),
             stale: BTreeMap::new(),
+            heard: Default::default(),
             held: VecDeque::new(),
             buried: VecDeque::new(),
             ports: BTreeMap::new(),
@@ -181,6 +189,7 @@ impl Remote {
             addresses: self.addresses.len(),
             unresolved: self.unresolved.values().map(BTreeSet::len).sum(),
             stale_addresses: self.stale.len(),
+            doubted_addresses: self.doubts().count(),
             nodes: others().count(),
             stale_nodes: others().filter(|member| member.stale.is_some()).count(),
         }

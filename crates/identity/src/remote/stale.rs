@@ -19,42 +19,75 @@ const HOLD: Duration = Duration::from_millis(100);
 const REGRET: Duration = Duration::from_secs(2);
 
 /// Whether an owner is there.
-enum Owner {
+pub(super) enum Owner {
     /// It is no node that is known.
     Unknown,
     Present,
     Silent,
 }
 
+/// Of an address that nobody stands behind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stale {
+    pub(super) since: Instant,
+    /// The revision at which its key was deleted, while it is not known whether that was on purpose; else 0.
+    pub(super) deleted: u64,
+}
+
 // === impl Remote ===
 
 impl Remote {
     /// A key was deleted in the store.
-    pub(super) fn delete_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, leased: bool, now: Instant) {
-        if !leased {
+    pub(super) fn delete_address(
+        &mut self,
+        edit: &mut Edit<'_>,
+        key: &Arc<str>,
+        leased: bool,
+        revision: u64,
+        now: Instant,
+    ) {
+        let has_owner = self.addresses.get(key).is_some_and(|address| address.host.is_some());
+        if !leased || !has_owner {
             self.drop_address(edit, key);
             return;
         }
         match self.owner_of(key) {
-            Owner::Unknown => {
-                self.drop_address(edit, key);
-            }
             Owner::Silent => self.lose_address(edit, key, now),
+            _ if !self.has_heard(Layer::of(key), revision, now) => {
+                self.doubt_address(edit, key, revision, now)
+            }
+            Owner::Unknown => drop(self.drop_address(edit, key)),
             Owner::Present => {
                 // Until then it counts as it was; a write takes the word back.
                 if let Some(address) = self.addresses.get_mut(key) {
                     address.revision = 0;
                     address.waits = true;
-                    self.held.push_back((now + HOLD, Arc::clone(key)));
+                    self.held.push_back((now + HOLD, Arc::clone(key), revision));
                 }
             }
+        }
+    }
+
+    /// An address was deleted, but its owner has not been heard of since: it may be silent.
+    fn doubt_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, revision: u64, now: Instant) {
+        self.lose_address(edit, key, now);
+        if let Some(stale) = self.stale.get_mut(key) {
+            stale.deleted = revision;
+        }
+    }
+
+    /// An address was deleted on purpose, as far as is known.
+    pub(super) fn bury_address(&mut self, edit: &mut Edit<'_>, key: Arc<str>, now: Instant) {
+        if let Some(address) = self.drop_address(edit, &key) {
+            self.buried.push_back((now + REGRET, key, address));
         }
     }
 
     /// Nobody stands behind an address any more.
     pub(super) fn lose_address(&mut self, edit: &mut Edit<'_>, key: &Arc<str>, now: Instant) {
         let Some(address) = self.addresses.get_mut(key) else { return };
-        self.stale.entry(Arc::clone(key)).or_insert(now);
+        let stale = self.stale.entry(Arc::clone(key)).or_insert(Stale { since: now, deleted: 0 });
+        stale.deleted = 0;
         // Whoever claims it now has said so later.
         address.revision = 0;
         let address = address.clone();
@@ -78,7 +111,7 @@ impl Remote {
         }
     }
 
-    fn owner_of(&self, key: &str) -> Owner {
+    pub(super) fn owner_of(&self, key: &str) -> Owner {
         let host = self.addresses.get(key).and_then(|address| address.host);
         let member = host.and_then(|host| self.hosts.get(&host)).and_then(|node| self.members.get(node));
         match member {
@@ -90,7 +123,9 @@ impl Remote {
 
     /// When [`Self::tick`] has something to do at the latest.
     pub fn due(&self) -> Option<Instant> {
-        self.held.front().map(|(at, _)| *at)
+        let held = self.held.front().map(|(at, ..)| *at);
+        let live = self.doubts().filter_map(|(key, _)| self.heard[Layer::of(key) as usize].live);
+        held.into_iter().chain(live).min()
     }
 
     /// Does what time has decided: deletions whose owners are there, stale entries whose owners are done without them or
@@ -98,19 +133,22 @@ impl Remote {
     pub fn tick(&mut self, now: Instant) {
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();
-        while let Some((_, key)) = self.held.pop_front_if(|(at, _)| *at <= now) {
+        while let Some((_, key, revision)) = self.held.pop_front_if(|(at, ..)| *at <= now) {
             let address = self.addresses.get_mut(&key);
             if !address.is_some_and(|address| std::mem::take(&mut address.waits)) {
                 continue;
             }
-            if let Owner::Silent = self.owner_of(&key) {
-                self.lose_address(&mut edit, &key, now);
-            } else if let Some(address) = self.drop_address(&mut edit, &key) {
-                self.buried.push_back((now + REGRET, key, address));
+            match self.owner_of(&key) {
+                Owner::Silent => self.lose_address(&mut edit, &key, now),
+                _ if !self.has_heard(Layer::of(&key), revision, now) => {
+                    self.doubt_address(&mut edit, &key, revision, now);
+                }
+                _ => self.bury_address(&mut edit, key, now),
             }
         }
         while self.buried.pop_front_if(|(until, _, _)| *until <= now).is_some() {}
         drop(edit);
+        self.end_doubts(now);
         self.end_stale(now);
     }
 
@@ -141,9 +179,9 @@ impl Remote {
         let gone: Vec<Arc<str>> = self
             .stale
             .iter()
-            .filter(|(key, since)| {
+            .filter(|(key, stale)| {
                 let address = self.addresses.get(*key);
-                address.is_some_and(|address| is_over(**since) || finished(address, **since))
+                address.is_some_and(|address| is_over(stale.since) || finished(address, stale.since))
             })
             .map(|(key, _)| Arc::clone(key))
             .collect();
