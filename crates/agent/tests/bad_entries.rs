@@ -104,6 +104,23 @@ fn bad_entries_are_said_once_by_their_keys_counted_and_change_nothing_else() {
         assert!(lines[0].len() < 1000, "{key}: its value is not in the log");
     }
 
+    // Two keys for one address of another: what was written last counts, and the other is named.
+    let [first, second] = ["default", "cluster1"].map(|space| format!("{ips}/{space}/10.50.0.20"));
+    etcd.etcdctl(&["put", &first, &pair("10.50.0.20", 15_614_229)]).unwrap();
+    let elsewhere = pair("10.50.0.20", 15_614_229).replace("9.77", "9.78");
+    for _ in 0..3 {
+        etcd.etcdctl(&["put", &second, &elsewhere]).unwrap();
+    }
+    let refused = || metric(&node, "villus_kvstore_refused_entries");
+    eventually("it is counted", || refused() == bad.len() as f64 + 1.0);
+    let log = std::fs::read_to_string(node.root.join("log")).unwrap();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("10.50.0.20")).collect();
+    let named = format!("key=\"{first}\"");
+    assert!(lines.len() == 1 && lines[0].contains(&named) && lines[0].contains(&second), "{lines:?}");
+    etcd.etcdctl(&["del", &first]).unwrap();
+    eventually("one alone is none too many", || refused() == bad.len() as f64);
+    etcd.etcdctl(&["del", &second]).unwrap();
+
     // Two keys for one address of this node's own: the endpoint is who it is.
     let own = server.endpoint.status.identity.as_ref().unwrap().id;
     let v4 = server.v4().to_string();

@@ -281,6 +281,17 @@ impl Edit<'_> {
         true
     }
 
+    /// All claims on a prefix as they are by now, the winner first; none if there are less than two. It costs little where there are
+    /// not.
+    pub(crate) fn contested(&self, prefix: IpNet) -> Vec<Claim> {
+        let prefix = prefix.trunc();
+        let has_two = match self.touched.get(&prefix) {
+            Some(claims) => claims.len() > 1,
+            None => self.inner.others.contains_key(&prefix),
+        };
+        if has_two { self.claims(&prefix).into_vec() } else { Vec::new() }
+    }
+
     /// Takes back the claim of this owner, if it is not newer than `revision`: whoever deletes says what it
     /// knew. Returns whether there was such a claim.
     pub fn remove(&mut self, prefix: IpNet, rank: Rank, owner: &str, revision: u64) -> bool {

@@ -698,3 +698,72 @@ async fn named_ports_of_others_belong_to_their_identities() {
     after.remote.restore(serde_json::from_str(&record).unwrap(), &after.world);
     assert_eq!(of(&after, 300), all);
 }
+
+#[tokio::test]
+async fn keys_that_say_different_things_of_one_address_are_named_and_counted_once() {
+    let mut scene = Scene::new();
+    let (first, value) = pair("10.1.0.5", "10.0.0.1", 300);
+    let second = first.replace("/default/", "/c1/");
+    let says = |identity, host| pair("10.1.0.5", host, identity).1;
+    scene.put(&first, &value, None).await;
+    // The same twice is no contest.
+    scene.put(&second, &value, None).await;
+    scene.until("both are known", |s| s.remote.counts().addresses == 2).await;
+    assert_eq!(scene.refused(), "");
+    let mut total = 0;
+    for (identity, host) in [(301, "10.0.0.1"), (300, "10.0.0.2")] {
+        scene.put(&second, &says(identity, host), None).await;
+        scene
+            .until("it is said", |s| s.refused().contains(&format!("`{second}` says identity {identity}")))
+            .await;
+        total += 1;
+        let refused = scene.refused();
+        assert!(
+            refused.starts_with(&first) && refused.contains("it says identity 300 behind 10.0.0.1"),
+            "{refused}"
+        );
+        assert_eq!(scene.who("10.1.0.5/32"), Some((identity, false)), "the last word counts");
+        assert_eq!((scene.remote.refused().count(), scene.remote.refused().total()), (1, total));
+    }
+    // Whoever writes last counts: now it is the other that is named.
+    scene.put(&first, &value, None).await;
+    scene.until("it is", |s| s.refused().starts_with(&second)).await;
+    assert_eq!((scene.remote.refused().count(), scene.remote.refused().total()), (1, total + 1));
+    scene.memory.delete(&second).await.unwrap();
+    scene.until("there is none", |s| s.refused().is_empty()).await;
+    assert_eq!(scene.who("10.1.0.5/32"), Some((300, false)));
+
+    // What nobody stands behind any more gives way without a word.
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    scene.put(&first, &value, Some(lease)).await;
+    scene.until("all is known", |s| s.nodes.len() == 1 && s.remote.address_keys(Layer::State)[0].1).await;
+    scene.memory.revoke(lease).await.unwrap();
+    scene.until("the node is silent", |s| s.remote.counts().stale_nodes == 1 && s.has_lost(1)).await;
+    scene.pass(Duration::from_secs(1));
+    scene.put(&second, &says(301, "10.0.0.2"), None).await;
+    scene.until("another has it", |s| s.who("10.1.0.5/32") == Some((301, false))).await;
+    assert_eq!(scene.refused(), "");
+}
+
+#[tokio::test]
+async fn nodes_that_contest_one_another_are_counted_once_however_often_that_is_looked_at() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    scene.join("b", "10.0.0.1", "10.2.0.0/24", lease).await;
+    scene.until("it is said", |s| s.remote.refused().count() == 1).await;
+    for n in 3..6 {
+        let name = format!("other{n}");
+        scene.join(&name, &format!("10.0.0.{n}"), &format!("10.{n}.0.0/24"), lease).await;
+        scene.until("it is there", |s| s.nodes.len() == 3).await;
+        scene.remote.forget(&NodeName::new("c1", &name)).unwrap();
+        scene.join("b", "10.0.0.1", "10.2.0.0/24", lease).await;
+        scene.join("c", "10.0.0.9", &format!("10.{}.0.0/24", n + 10), lease).await;
+        scene.until("b was told again", |s| s.nodes.get(&NodeName::new("c1", "c")).is_some()).await;
+        scene.remote.forget(&NodeName::new("c1", "c")).unwrap();
+    }
+    let of_b = scene.refused().lines().filter(|line| line.contains("c1/b")).count();
+    assert_eq!((of_b, scene.remote.refused().count()), (1, 1), "{}", scene.refused());
+    assert_eq!(scene.remote.refused().total(), 1 + 3, "b, and c with this node's address three times");
+}

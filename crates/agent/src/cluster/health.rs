@@ -139,13 +139,14 @@ impl Node {
                 false => format!("`{key}`: {reason}"),
             })
             .collect();
+        let count = ids.len() + self.remote.as_ref().map_or(0, |remote| remote.refused().count());
         self.conditions.set_if("entries of the store", !all.is_empty(), || {
             let named: Vec<&str> = all.iter().take(NAMED).map(String::as_str).collect();
-            let more = match all.len().saturating_sub(NAMED) {
+            let more = match count.saturating_sub(NAMED) {
                 0 => String::new(),
                 more => format!("; and {more} more, in the log"),
             };
-            format!("{} can't be used and are left out: {}{more}", all.len(), named.join("; "))
+            format!("{count} can't be used and are left out: {}{more}", named.join("; "))
         });
     }
 

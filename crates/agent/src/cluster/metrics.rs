@@ -40,7 +40,7 @@ impl Node {
         add("villus_kvstore_stale_nodes", &[], counts.stale_nodes as f64);
         let refused = remote.refused();
         let allocator = &self.identities.allocator;
-        let now = refused.iter().count() + allocator.refused().len();
+        let now = refused.count() + allocator.refused().len();
         add("villus_kvstore_refused_entries", &[], now as f64);
         let total = refused.total() + allocator.refused_total();
         add("villus_kvstore_refused_total", &[], total as f64);

@@ -88,10 +88,15 @@ impl Remote {
                 Item::Put(entry) => match around.ownership(&entry.key, Some(&entry.value)) {
                     Ownership::Other => match self.read(entry) {
                         Ok(address) => {
-                            self.refused.accept(&entry.key);
+                            let prefix = address.prefix;
                             self.put_address(&mut edit, Arc::clone(&entry.key), address, around);
+                            if !self.is_rival(&entry.key, prefix) {
+                                self.refused.accept(&entry.key);
+                            }
                         }
-                        Err(reason) => self.refused.refuse(&entry.key, reason),
+                        Err(reason) => {
+                            self.refused.refuse_write(&entry.key, reason, batch.relisted.is_none())
+                        }
                     },
                     Ownership::AsWritten => drop(self.drop_address(&mut edit, &entry.key)),
                     Ownership::Altered => altered.push(Arc::clone(&entry.key)),
@@ -209,7 +214,7 @@ impl Remote {
         address: AddressRecord,
         around: &dyn Surroundings,
     ) {
-        self.drop_address(edit, &key);
+        let before = self.remove_address(edit, &key);
         let pending = !around.is_known(address.identity);
         self.claim(edit, &key, &address, pending);
         if pending {
@@ -220,7 +225,12 @@ impl Remote {
             self.config.leased.add(address.identity);
         }
         self.touched.address(&key);
+        let prefix = address.prefix;
         self.addresses.insert(key, address);
+        if let Some(before) = before.filter(|before| before.prefix != prefix) {
+            self.settle_rivals(edit, before.prefix);
+        }
+        self.settle_rivals(edit, prefix);
     }
 
     pub(super) fn claim(&self, edit: &mut Edit<'_>, key: &Arc<str>, address: &AddressRecord, pending: bool) {
@@ -252,6 +262,12 @@ impl Remote {
 
     /// Forgets an entry; that there is none is fine.
     pub(super) fn drop_address(&mut self, edit: &mut Edit<'_>, key: &str) -> Option<AddressRecord> {
+        let address = self.remove_address(edit, key)?;
+        self.settle_rivals(edit, address.prefix);
+        Some(address)
+    }
+
+    fn remove_address(&mut self, edit: &mut Edit<'_>, key: &str) -> Option<AddressRecord> {
         let (key, address) = self.addresses.remove_entry(key)?;
         self.touched.address(&key);
         let key = &*key;

@@ -14,6 +14,7 @@ mod nodes;
 mod ports;
 mod record;
 mod refused;
+mod rivals;
 mod rows;
 mod stale;
 mod who;
@@ -143,6 +144,8 @@ pub struct Remote {
     /// An identity of a node is new.
     fresh: bool,
     refused: Refused,
+    /// Keys that are refused for what others say of their prefixes.
+    rivals: BTreeMap<IpNet, BTreeSet<Arc<str>>>,
     /// What of its record is different since that was last told.
     touched: Touched,
 }
@@ -173,6 +176,7 @@ impl Remote {
             retired: Vec::new(),
             fresh: false,
             refused: Refused::default(),
+            rivals: BTreeMap::new(),
             touched: Touched::default(),
         }
     }
@@ -217,7 +221,7 @@ impl Remote {
         for (key, outcome) in self.config.others.apply(layer, batch) {
             match outcome {
                 Ok(()) => self.refused.accept(&key),
-                Err(reason) => self.refused.refuse(&key, reason),
+                Err(reason) => self.refused.refuse_write(&key, reason, batch.relisted.is_none()),
             }
         }
     }

@@ -42,17 +42,22 @@ impl Remote {
                 Item::Put(entry) => match around.ownership(&entry.key, Some(&entry.value)) {
                     Ownership::Other => match self.read_node(entry) {
                         Ok(node) => {
-                            self.refused.accept(&entry.key);
                             let key: Arc<str> = Layer::in_state(&entry.key).into();
                             let layer = Layer::of(&entry.key);
                             self.tell_node(Arc::clone(&key), layer, node, entry.lease.is_some());
+                            let member = self.members.get(&key).filter(|member| member.layer == layer);
+                            if !member.is_some_and(|member| member.contested) {
+                                self.refused.accept(&entry.key);
+                            }
                             if batch.relisted.is_none()
                                 && let Some(member) = self.members.get_mut(&key)
                             {
                                 member.told = Some(now);
                             }
                         }
-                        Err(reason) => self.refused.refuse(&entry.key, reason),
+                        Err(reason) => {
+                            self.refused.refuse_write(&entry.key, reason, batch.relisted.is_none())
+                        }
                     },
                     Ownership::AsWritten => {}
                     Ownership::Altered => altered.push(Arc::clone(&entry.key)),
@@ -202,7 +207,8 @@ impl Remote {
         let (entry, rank) = (Arc::clone(&member.entry), member.layer.rank());
         let is_its = |owner: Option<&Arc<str>>| owner.is_some_and(|owner| **owner == *key);
         let ips: Vec<IpAddr> = entry.addresses.iter().map(|address| address.ip).collect();
-        let mut edit = self.ipcache.edit();
+        let ipcache = self.ipcache.clone();
+        let mut edit = ipcache.edit();
         for ip in ips.into_iter().filter(|ip| is_its(self.hosts.get(ip))).collect::<Vec<_>>() {
             self.hosts.remove(&ip);
             edit.remove(IpNet::from(ip), rank, key, u64::MAX);

@@ -93,6 +93,7 @@ impl Remote {
         let address = address.clone();
         edit.remove(address.prefix, Layer::of(key).rank(), key, u64::MAX);
         self.claim(edit, key, &address, self.is_unresolved(key, &address));
+        self.settle_rivals(edit, address.prefix);
     }
 
     /// A node has fallen silent: so is what was deleted of it a moment ago.
