@@ -3,12 +3,13 @@
 
 mod common;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use common::TestNode;
-use common::store::{join_b, new, shared, status, who, with};
-use villus_api::model::VerifyRequest;
-use villus_testbed::{EtcdServer, alone, eventually, run, try_run};
+use common::store::{LETS_IN, OUTSIDE, join_b, new, shared, status, who, with};
+use common::{PATIENCE, SHORT, TestNode, connect, echoes, serves};
+use villus_api::model::{IpQuery, VerifyRequest};
+use villus_net::NetnsRef;
+use villus_testbed::{EtcdServer, alone, eventually, run, run_ip, try_run};
 
 #[test]
 fn the_agent() {
@@ -241,4 +242,81 @@ fn nodes_behind_a_router_are_named_unless_the_network_is_said_to_route() {
     });
     eventually("it is left to the network", || !far(&node));
     assert!(routes().contains("10.12.0.0/24 via 10.3.9.2") && !routes().contains("10.13.0.0/24"));
+}
+
+/// The node behind which the ipcache has a prefix, for the tunnel.
+fn tunnel_of(node: &TestNode, prefix: &str) -> String {
+    let all = node.client().ips(&IpQuery::default()).unwrap();
+    all.into_iter().find(|row| row.cidr == prefix).map(|row| row.host_ip).unwrap_or_default()
+}
+
+fn node_json(name: &str, addresses: &str, range: &str) -> (String, String) {
+    let entry = format!(
+        r#"{{"Name":"{name}","Cluster":"cluster1","IPAddresses":[{addresses}],"IPv4AllocCIDR":{{"IP":"{range}","Mask":"////AA=="}},"ClusterID":238}}"#
+    );
+    (format!("cilium/state/nodes/v1/cluster1/{name}"), entry)
+}
+
+#[test]
+fn an_outside_machine_whose_host_is_no_node_is_reached_without_the_tunnel() {
+    alone!();
+    join_b();
+    // The machine of the published lines: it unwraps nothing.
+    for line in ["-n b addr add 10.3.192.65/24 dev up0", "-n b route add 10.11.0.0/24 via 10.3.9.1"] {
+        run_ip(line);
+    }
+    run_ip("route add 10.3.192.0/24 dev up0 src 10.3.9.1");
+    run_ip("route add default via 10.3.9.2");
+    let machine = NetnsRef::Name("b".into()).open().unwrap();
+    let at = SocketAddr::new("10.3.192.65".parse().unwrap(), 80);
+    serves(&machine, at);
+    let mut etcd = EtcdServer::start();
+    let (key, entry) = node_json("other", r#"{"Type":"InternalIP","IP":"10.3.9.20"}"#, "10.70.0.0");
+    etcd.etcdctl(&["put", &key, &entry]).unwrap();
+    let mut node = new(&with(shared(&etcd), &[("routing-mode", "tunnel")]));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    server.serves(server.v4(), 80);
+    node.import(LETS_IN);
+    let to_server = SocketAddr::new(server.v4(), 80);
+    let from = || {
+        machine.run(|| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(at.ip(), 0).into())?;
+            socket.connect_timeout(&to_server.into(), SHORT)
+        })
+    };
+    let reaches = || from().unwrap().is_ok();
+    assert!(!reaches(), "nobody knows the machine");
+    for (key, value) in OUTSIDE {
+        etcd.etcdctl(&["put", key, value]).unwrap();
+    }
+    eventually("the machine reaches the workload by its labels", reaches);
+    assert!(server.asks(at.ip(), 80), "and the other way round");
+    assert_eq!(tunnel_of(&node, "10.3.192.65/32"), "");
+
+    // Its host turns out to be a node, which moves, and goes.
+    let (key, entry) = node_json("hyp", r#"{"Type":"InternalIP","IP":"10.3.9.10"}"#, "10.77.0.0");
+    etcd.etcdctl(&["put", &key, &entry]).unwrap();
+    eventually("the way to it is the tunnel", || tunnel_of(&node, "10.3.192.65/32") == "10.3.9.10");
+    assert!(!reaches(), "what comes without the tunnel is not believed");
+    etcd.etcdctl(&["put", &key, &entry.replace("9.10", "9.11")]).unwrap();
+    eventually("it is not", || tunnel_of(&node, "10.3.192.65/32").is_empty());
+    eventually("the machine is reached", || reaches() && server.asks(at.ip(), 80));
+    etcd.etcdctl(&["put", &key, &entry]).unwrap();
+    eventually("it is again", || tunnel_of(&node, "10.3.192.65/32") == "10.3.9.10");
+    etcd.etcdctl(&["del", &key]).unwrap();
+    eventually("no more", || tunnel_of(&node, "10.3.192.65/32").is_empty() && reaches());
+
+    // An agent that starts anew keeps to it, without the store from the first packet on.
+    let mut open = connect(&server.netns, at, PATIENCE).unwrap();
+    node.stop();
+    node.start();
+    eventually("nodes are known again", reaches);
+    assert!(echoes(&mut open) && server.asks(at.ip(), 80));
+    node.stop();
+    etcd.kill();
+    node.start();
+    assert_eq!(tunnel_of(&node, "10.3.192.65/32"), "");
+    assert!(echoes(&mut open) && reaches() && server.asks(at.ip(), 80));
 }

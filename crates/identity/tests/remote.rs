@@ -767,3 +767,68 @@ async fn nodes_that_contest_one_another_are_counted_once_however_often_that_is_l
     assert_eq!((of_b, scene.remote.refused().count()), (1, 1), "{}", scene.refused());
     assert_eq!(scene.remote.refused().total(), 1 + 3, "b, and c with this node's address three times");
 }
+
+/// The node behind which an address is reached.
+fn tunnel(scene: &Scene, prefix: &str) -> Option<String> {
+    let snapshot = scene.ipcache.snapshot();
+    snapshot.get(&prefix.parse().unwrap()).unwrap().mapping.tunnel.map(|ip| ip.to_string())
+}
+
+#[tokio::test]
+async fn a_tunnel_leads_to_nodes_alone_and_to_any_host_until_they_are_known() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    let (key, value) = pair("10.3.192.65", "10.3.9.10", 301);
+    scene.put(&key, &value, None).await;
+    let (key, value) = pair("10.1.0.5", "10.0.0.1", 300);
+    scene.put(&key, &value, Some(lease)).await;
+    scene.until_without_nodes("addresses are known", |s| s.remote.counts().addresses == 2).await;
+    let both = |scene: &Scene| ["10.3.192.65/32", "10.1.0.5/32"].map(|prefix| tunnel(scene, prefix));
+    let [outside, inside] = ["10.3.9.10", "10.0.0.1"].map(|host| Some(host.to_owned()));
+    assert_eq!(both(&scene), [outside.clone(), inside.clone()], "each may be a node");
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    scene.until("nodes are listed", |s| s.nodes.len() == 1).await;
+    assert_eq!(both(&scene), [None, inside.clone()]);
+
+    // Its host becomes a node, goes and comes.
+    scene.join("hyp", "10.3.9.10", "10.77.0.0/24", lease).await;
+    scene.until("it is a node", |s| s.nodes.len() == 2).await;
+    assert_eq!(both(&scene), [outside.clone(), inside.clone()]);
+    scene.join("hyp", "10.3.9.11", "10.77.0.0/24", lease).await;
+    scene.until("it has another address", |s| tunnel(s, "10.3.192.65/32").is_none()).await;
+    scene.join("hyp", "10.3.9.10", "10.77.0.0/24", lease).await;
+    scene.until("it has it again", |s| both(s) == [outside.clone(), inside.clone()]).await;
+    scene.memory.revoke(lease).await.unwrap();
+    scene.until("both are silent", |s| s.remote.counts().stale_nodes == 2 && s.has_lost(1)).await;
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(both(&scene), [outside, inside.clone()], "who is silent may still be there");
+    scene.remote.forget(&NodeName::new("c1", "hyp")).unwrap();
+    assert_eq!(tunnel(&scene, "10.1.0.5/32"), inside);
+    assert!(scene.who("10.3.192.65/32").is_none(), "what lived behind it was forgotten with it");
+}
+
+#[tokio::test]
+async fn what_was_known_of_hosts_before_a_restart_holds_until_nodes_are_listed() {
+    let mut scene = Scene::new();
+    let lease = scene.lease().await;
+    scene.join("a", "10.0.0.1", "10.1.0.0/24", lease).await;
+    for (ip, host) in [("10.3.192.65", "10.3.9.10"), ("10.1.0.5", "10.0.0.1")] {
+        let (key, value) = pair(ip, host, 300);
+        scene.put(&key, &value, None).await;
+    }
+    scene.until("all is known", |s| s.remote.counts().addresses == 2 && s.nodes.len() == 1).await;
+    let text = serde_json::to_string(&scene.remote.record()).unwrap();
+    let mut after = Scene::of(scene.memory, |config| config);
+    after.remote.restore(serde_json::from_str(&text).unwrap(), &after.world);
+    let all = |scene: &Scene| ["10.3.192.65/32", "10.1.0.5/32"].map(|prefix| tunnel(scene, prefix).is_some());
+    assert_eq!(all(&after), [false, true]);
+    after.resume();
+    // One more is told, and behind a host of which nothing is known yet.
+    let (key, value) = pair("10.1.0.6", "10.0.0.2", 300);
+    after.put(&key, &value, None).await;
+    after.until_without_nodes("it is told", |s| s.remote.counts().addresses == 3).await;
+    assert_eq!((all(&after), tunnel(&after, "10.1.0.6/32").is_some()), ([false, true], true));
+    after.put("cilium/state/nodes/v1/c1/junk", "{", None).await;
+    after.until("nodes are listed", |s| !s.refused().is_empty()).await;
+    assert_eq!((all(&after), tunnel(&after, "10.1.0.6/32")), ([false, true], None));
+}

@@ -24,7 +24,7 @@ pub struct AddressRecord {
     pub prefix: IpNet,
     /// Who it is.
     pub identity: NumericIdentity,
-    /// The node behind which it lives.
+    /// The node, or other machine, behind which it lives.
     pub host: Option<IpAddr>,
     /// Index of the encryption key.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -239,7 +239,7 @@ impl Remote {
 
     /// What an entry says about its prefix.
     pub(super) fn claim_of(&self, key: &Arc<str>, address: &AddressRecord, pending: bool) -> Claim {
-        let tunnel = address.host.filter(|_| self.config.tunnels).and_then(as_v4);
+        let tunnel = self.tunnel_to(Layer::of(key), address.host);
         // That a node has it is said better by the node's own key, which may tell it from others.
         let is_node = address.identity == NumericIdentity::REMOTE_NODE;
         // Services may have a node's own address, and a prefix more than endpoints in it.

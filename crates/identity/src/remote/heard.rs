@@ -34,6 +34,9 @@ impl Remote {
     pub fn hear_nodes(&mut self, layer: Layer, heard: Heard, now: Instant) {
         self.heard[layer as usize] = heard;
         self.end_doubts(now);
+        if heard.through > 0 {
+            self.list_hosts(layer);
+        }
     }
 
     pub(super) fn has_heard(&self, layer: Layer, revision: u64, now: Instant) -> bool {

@@ -7,6 +7,7 @@
 //! grace is over. So is everything that a store has lost which was wiped or restored from a backup.
 
 mod addresses;
+mod behind;
 mod echoes;
 mod heard;
 mod layer;
@@ -39,6 +40,7 @@ pub use refused::Refused;
 pub use rows::read_row;
 
 use crate::{clusters::Clusters, ipcache::Ipcache, leased::Leased, local::NodeIdentities, nodes::Nodes};
+use behind::Hosts;
 use echoes::Echoes;
 use nodes::Member;
 use record::Touched;
@@ -56,7 +58,7 @@ pub struct RemoteConfig {
     pub range: RangeInclusive<u32>,
     /// This node.
     pub node: String,
-    /// Whether addresses are reached through tunnels to the nodes behind which they live.
+    /// Whether addresses are reached through tunnels to the nodes behind which they live. Those behind no node are not.
     pub tunnels: bool,
     /// Within which prefixes packets to and from other nodes' endpoints travel as they are, without a tunnel and without NAT.
     pub routed: Vec<IpNet>,
@@ -122,6 +124,7 @@ pub struct Remote {
     echoes: Echoes,
     /// Whose the addresses of nodes are, by the keys of the nodes.
     hosts: HashMap<IpAddr, Arc<str>>,
+    behind: Hosts,
     /// Whose the prefixes of endpoints are; they do not overlap.
     ranges: BTreeMap<IpNet, Arc<str>>,
     unresolved: BTreeMap<NumericIdentity, BTreeSet<Arc<str>>>,
@@ -164,6 +167,7 @@ impl Remote {
             members: BTreeMap::new(),
             echoes: Echoes::default(),
             hosts: HashMap::new(),
+            behind: Hosts::default(),
             ranges: BTreeMap::new(),
             unresolved: BTreeMap::new(),
             stale: BTreeMap::new(),

@@ -80,6 +80,7 @@ impl Remote {
                 }
             }
         }
+        self.follow_hosts();
         altered
     }
 
@@ -92,6 +93,7 @@ impl Remote {
         self.drop_node(&key);
         self.put_node(key, Layer::State, entry, true);
         self.settle_contests();
+        self.follow_hosts();
     }
 
     fn read_node(&self, entry: &Entry) -> Result<NodeEntry, String> {
@@ -169,6 +171,7 @@ impl Remote {
         entry.more_ipv4.retain(|net| free.contains(&IpNet::V4(net.trunc())));
         entry.more_ipv6.retain(|net| free.contains(&IpNet::V6(net.trunc())));
         for address in &entry.addresses {
+            self.host_moves(address.ip);
             self.hosts.insert(address.ip, Arc::clone(key));
         }
         for range in &free {
@@ -210,6 +213,7 @@ impl Remote {
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();
         for ip in ips.into_iter().filter(|ip| is_its(self.hosts.get(ip))).collect::<Vec<_>>() {
+            self.host_moves(ip);
             self.hosts.remove(&ip);
             edit.remove(IpNet::from(ip), rank, key, u64::MAX);
         }

@@ -112,6 +112,7 @@ impl Remote {
         for (layer, entry, leased) in state.chain(record.copied_nodes) {
             self.tell_node(entry.key().into(), layer, entry, leased);
         }
+        self.restore_hosts(&record.addresses);
         self.restore_addresses(record.addresses, around);
         self.touched = Touched::default();
     }

@@ -166,6 +166,7 @@ impl Remote {
         for key in silent {
             self.drop_node(&key);
         }
+        self.follow_hosts();
         let finished = |address: &AddressRecord, since: Instant| {
             let owner = address.host.and_then(|host| self.hosts.get(&host)).and_then(|n| self.members.get(n));
             // Who copies another cluster's entries writes its nodes before it has copied what they have; and what has no
@@ -243,6 +244,7 @@ impl Remote {
         self.drop_addresses(keys);
         self.echoes.forget(&key);
         self.drop_node(&key);
+        self.follow_hosts();
         all.insert(key.to_string());
         Some(all)
     }
