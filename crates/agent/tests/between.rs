@@ -320,3 +320,29 @@ fn an_outside_machine_whose_host_is_no_node_is_reached_without_the_tunnel() {
     assert_eq!(tunnel_of(&node, "10.3.192.65/32"), "");
     assert!(echoes(&mut open) && reaches() && server.asks(at.ip(), 80));
 }
+
+#[test]
+fn nodes_without_an_ipv4_address_are_named_and_nothing_is_routed_into_the_tunnel_for_them() {
+    alone!();
+    join_b();
+    run_ip("route add default via 10.3.9.2");
+    let etcd = EtcdServer::start();
+    let mut node = new(&with(shared(&etcd), &[("routing-mode", "tunnel")]));
+    node.start();
+    for (name, addresses, range) in [
+        ("six", r#"{"Type":"InternalIP","IP":"fd00::6"}"#, "10.66.0.0"),
+        ("four", r#"{"Type":"InternalIP","IP":"10.3.9.4"}"#, "10.64.0.0"),
+    ] {
+        let (key, entry) = node_json(name, addresses, range);
+        etcd.etcdctl(&["put", &key, &entry]).unwrap();
+    }
+    let routes = || run("ip", &["route", "show", "proto", "119"]);
+    let named = || status(&node).contains("no IPv4 address is known of cluster1/six:");
+    eventually("it is named", named);
+    eventually("the other is reached", || routes().contains("10.64.0.0/24 dev villus_vxlan"));
+    assert!(!routes().contains("10.66.0.0"), "{}", routes());
+    assert!(node.client().verify(&VerifyRequest::default()).unwrap().clean());
+    let (key, entry) = node_json("six", r#"{"Type":"InternalIP","IP":"10.3.9.6"}"#, "10.66.0.0");
+    etcd.etcdctl(&["put", &key, &entry]).unwrap();
+    eventually("it has one", || !named() && routes().contains("10.66.0.0/24 dev villus_vxlan"));
+}

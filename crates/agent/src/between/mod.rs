@@ -4,7 +4,7 @@ mod routes;
 mod wrapping;
 
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use villus_identity::{Claim, Mapping, Rank};
@@ -19,6 +19,8 @@ pub(crate) use wrapping::{Host, Wrapping};
 
 /// Who claims the routers of other nodes in the ipcache.
 const OWNER: &str = "nodes";
+/// Nodes that are named at once.
+const NAMED: usize = 5;
 
 impl Node {
     /// Brings what packets between nodes need up to date with the table of nodes.
@@ -26,6 +28,7 @@ impl Node {
         self.claim_routers();
         let result = self.write_nodes();
         self.conditions.note("nodes of the tunnel", result.err().map(|error| error.to_string()));
+        self.note_beyond_tunnel();
         self.follow_routes();
         self.follow_masquerade();
     }
@@ -52,6 +55,28 @@ impl Node {
         nodes.iter().filter(|(_, node)| !node.is_local()).map(|(_, node)| node.entry.clone()).collect()
     }
 
+    /// Says which nodes the tunnel, which runs over IPv4, cannot lead to.
+    fn note_beyond_tunnel(&mut self) {
+        let mut beyond: Vec<String> = Vec::new();
+        if self.network.tunnel.is_some() {
+            let others = self.other_nodes().into_iter();
+            let without = others.filter(|entry| tunnel_end(entry).is_none());
+            beyond.extend(without.map(|entry| format!("{}/{}", entry.cluster, entry.name)));
+        }
+        self.conditions.set_if("nodes beyond the tunnel", !beyond.is_empty(), || {
+            let more = match beyond.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            beyond.truncate(NAMED);
+            format!(
+                "no IPv4 address is known of {}{more}: the tunnel runs over IPv4 and leads to none of their endpoints, and nothing is \
+                 routed into it for them; give them one, or set `routing-mode` to `native`",
+                beyond.join(", ")
+            )
+        });
+    }
+
     /// What `villus_nodes_v1` should hold: each address of each node that the tunnel can lead to.
     pub fn wanted_nodes(&self) -> Wanted<[u8; 16], villus_abi::Node> {
         if self.network.tunnel.is_none() {
@@ -60,7 +85,7 @@ impl Node {
         let own: Vec<IpAddr> = self.network.host_ips().collect();
         let mut wanted = Wanted::new();
         for entry in self.other_nodes() {
-            let Some(IpAddr::V4(tunnel)) = entry.address(true) else { continue };
+            let Some(tunnel) = tunnel_end(&entry) else { continue };
             let node = villus_abi::Node { tunnel: word_of(tunnel), reserved: 0 };
             let others = entry.addresses.iter().map(|address| address.ip).filter(|ip| !own.contains(ip));
             wanted.extend(others.map(|ip| (key_of(ip), node)));
@@ -73,7 +98,7 @@ impl Node {
         let mut wanted = Vec::new();
         if self.network.tunnel.is_some() {
             for entry in self.other_nodes() {
-                let Some(IpAddr::V4(tunnel)) = entry.address(true) else { continue };
+                let Some(tunnel) = tunnel_end(&entry) else { continue };
                 let routers = [true, false].into_iter().filter_map(|ipv4| entry.router(ipv4));
                 let who = |ip| self.remote.as_ref().map(|remote| remote.node_identity(ip));
                 wanted.extend(routers.map(|ip| {
@@ -104,6 +129,14 @@ pub(crate) fn keep<K: Copy + Eq + Hash, V, E>(
         }
     }
     Ok(())
+}
+
+/// The address of a node to which the tunnel leads.
+fn tunnel_end(entry: &NodeEntry) -> Option<Ipv4Addr> {
+    match entry.address(true)? {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
+    }
 }
 
 /// The key of an address in `villus_nodes_v1`.

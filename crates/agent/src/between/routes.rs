@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use villus_net::{NodeHop, device_on_link, node_routes, remove_node_route, set_node_route};
 
-use super::keep;
+use super::{keep, tunnel_end};
 use crate::kernel::{Drift, Wanted};
 use crate::node::Node;
 
@@ -20,6 +20,9 @@ impl Node {
         }
         let own = self.network.prefixes.all();
         for entry in self.other_nodes() {
+            if self.network.tunnel.is_some() && tunnel_end(&entry).is_none() {
+                continue;
+            }
             for prefix in entry.ranges() {
                 let ipv4 = prefix.addr().is_ipv4();
                 if !(if ipv4 { self.config.ipv4.enabled } else { self.config.ipv6.enabled }) {
