@@ -322,8 +322,13 @@ impl Connection {
         if let Some(invalid) = self.options.tls.as_ref().and_then(EtcdTls::invalid_now) {
             return format!("{reason}; {invalid}");
         }
-        const BREAKS: [&str; 4] =
-            ["connection closed", "broken pipe", "connection reset", "unexpected end of file"];
+        const BREAKS: [&str; 5] = [
+            "connection closed",
+            "broken pipe",
+            "connection reset",
+            "unexpected end of file",
+            "the connection has ended",
+        ];
         const TIMES: [&str; 2] = ["certificate not valid yet", "certificate expired"];
         let lower = reason.to_lowercase();
         if TIMES.iter().any(|when| lower.contains(when)) {
