@@ -174,6 +174,12 @@ impl Follow {
         self.stands.subscribe()
     }
 
+    /// Which store the last batch was of, and up to which revision all was passed on; before the first list what was known
+    /// from before.
+    pub fn seen(&self) -> Option<Header> {
+        self.seen
+    }
+
     /// The newest write that was passed on.
     pub fn witness(&self) -> Option<&Witness> {
         self.witness.as_ref()
@@ -312,6 +318,15 @@ fn set_apart(items: &mut [Item], known: &mut [(Arc<str>, Known)]) {
             }
         }
         *key = apart;
+    }
+}
+
+// === impl Batch ===
+
+impl Batch {
+    /// Whether the store's past is another than it was: what is missing was not deleted by anybody.
+    pub fn is_of_another_past(&self) -> bool {
+        matches!(self.relisted, Some(Relisted::Rewound | Relisted::OtherStore))
     }
 }
 
