@@ -19,6 +19,8 @@ pub(crate) struct Wake {
     pub masquerade: Notify,
     /// Rung while addresses were deleted and it is not known whether their nodes were there.
     pub doubts: watch::Sender<()>,
+    /// What is kept of the cluster's policies could not be written.
+    pub keep: Notify,
     /// Counts up whenever a policy was realised.
     pub realized: watch::Sender<u64>,
 }
@@ -34,6 +36,7 @@ impl Wake {
             reconcile: Notify::new(),
             masquerade: Notify::new(),
             doubts: watch::Sender::new(()),
+            keep: Notify::new(),
             realized: watch::Sender::new(0),
         }
     }

@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use common::store::{join_b, new, node_b, shared, status, with};
-use common::{TestNode, allow, echoes, echoes_in_vain};
+use common::store::{join_b, metric, new, node_b, shared, status, value, with};
+use common::{TestNode, Workload, allow, echoes, echoes_in_vain};
 use villus_api::model::{FreezeRequest, PolicyQuery, WaitingChange};
 use villus_cluster_policy::{Policies, Realised, Standing};
 use villus_kvstore::{Etcd, EtcdOptions, Store};
@@ -34,9 +36,13 @@ impl Writer {
         Self { runtime, store, policies }
     }
 
-    fn apply(&self, text: &str) {
-        // After a restart of the store the first request finds the old connection.
+    /// After a restart of the store the first request finds the old connection.
+    fn is_connected(&self) {
         eventually("the store answers", || self.runtime.block_on(self.store.header()).is_ok());
+    }
+
+    fn apply(&self, text: &str) {
+        self.is_connected();
         let files = [parse("test.yaml", text).unwrap()];
         let changes = self.runtime.block_on(self.policies.plan(&files, "alice")).unwrap();
         self.runtime.block_on(self.policies.write(&changes)).unwrap();
@@ -203,4 +209,165 @@ fn a_change_from_the_store_that_would_cut_too_much_waits_at_the_node_until_it_is
     eventually("open connections are cut", || open.iter_mut().all(echoes_in_vain));
     eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
     assert_eq!(waiting(&node), []);
+}
+
+/// A server that `client` alone may reach by the cluster's policy `web`, in its version 2, and the stores that may come after.
+struct Enforced {
+    etcd: EtcdServer,
+    writer: Writer,
+    node: TestNode,
+    server: Workload,
+    client: Workload,
+    other: Workload,
+    /// As it was when `other` might, by version 1.
+    backup: PathBuf,
+}
+
+impl Enforced {
+    fn new() -> Self {
+        let etcd = EtcdServer::start();
+        let writer = Writer::new(&etcd);
+        let mut node = new(&shared(&etcd));
+        node.start();
+        let workload = |name: &str| node.workload(name, &[&format!("k8s:app={name}")]);
+        let (server, client, other) = (workload("server"), workload("client"), workload("other"));
+        server.serves(server.v4(), 80);
+        writer.apply(&allow("web", "server", "other", 80));
+        eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
+        let backup = PathBuf::from("/tmp/policies.backup");
+        etcd.save(&backup);
+        writer.apply(&allow("web", "server", "client", 80));
+        eventually("it is realised", || writer.realised("web").nodes == ["node-a"]);
+        let all = Self { etcd, writer, node, server, client, other, backup };
+        all.lets_in_the_client_alone();
+        all
+    }
+
+    fn lets_in_the_client_alone(&self) {
+        assert!(self.client.asks(self.server.v4(), 80) && self.other.asks_in_vain(self.server.v4(), 80));
+    }
+
+    /// The store is wiped, or restored from the backup.
+    fn replaced(&mut self, restore: bool) {
+        self.etcd.kill();
+        match restore {
+            true => self.etcd.restore(&self.backup),
+            false => self.etcd.wipe(),
+        }
+        self.etcd.resume();
+        self.etcd.wait();
+        self.writer.is_connected();
+    }
+
+    fn restarted(&mut self) {
+        self.node.kill();
+        self.node.start();
+    }
+
+    fn is_stale(&self) {
+        eventually("it is said", || status(&self.node).contains("stay in force (stale)"));
+        let stale = self.node.client().policy(&PolicyQuery::default()).unwrap().stale;
+        assert_eq!(stale.iter().map(|stale| stale.version).collect::<Vec<_>>(), [2], "{stale:?}");
+        assert_eq!(metric(&self.node, "villus_cluster_policies_stale"), 1.0);
+        // Its report is written with what else this node says of itself.
+        let told = || value(&self.etcd, "villus/realised/v1/cluster1/node-a").contains("stale");
+        eventually("the store is told", told);
+        self.lets_in_the_client_alone();
+    }
+
+    fn is_whole(&self) {
+        eventually("nothing is stale any more", || !status(&self.node).contains("(stale)"));
+        assert_eq!(metric(&self.node, "villus_cluster_policies_stale"), 0.0);
+    }
+}
+
+#[test]
+fn a_wiped_store_takes_no_policy_away_and_a_deletion_or_a_new_version_ends_it() {
+    alone!();
+    let mut all = Enforced::new();
+    all.replaced(false);
+    all.is_stale();
+    // A restart afterwards knows it; and one that begins with the store as it was before finds it.
+    all.restarted();
+    all.is_stale();
+    all.node.kill();
+    all.replaced(false);
+    all.node.start();
+    all.is_stale();
+
+    all.writer.apply(&allow("web", "server", "other", 80));
+    eventually("the new version is realised", || all.writer.realised("web").nodes == ["node-a"]);
+    assert_eq!(all.writer.standing("web").version.version, 3, "it counts on from what the node has");
+    assert!(all.other.asks(all.server.v4(), 80) && all.client.asks_in_vain(all.server.v4(), 80));
+    all.is_whole();
+    all.restarted();
+    assert!(all.other.asks(all.server.v4(), 80) && all.client.asks_in_vain(all.server.v4(), 80));
+
+    all.writer.apply(&allow("web", "server", "client", 80));
+    eventually("it is realised", || all.writer.realised("web").nodes == ["node-a"]);
+    all.replaced(false);
+    eventually("it is told", || value(&all.etcd, "villus/realised/v1/cluster1/node-a").contains("stale"));
+    all.lets_in_the_client_alone();
+    all.writer.delete("web");
+    eventually("it is gone", || all.other.asks(all.server.v4(), 80));
+    assert!(all.client.asks(all.server.v4(), 80));
+    all.is_whole();
+    all.restarted();
+    all.is_whole();
+    assert!(all.client.asks(all.server.v4(), 80) && all.other.asks(all.server.v4(), 80));
+}
+
+#[test]
+fn an_old_backup_brings_no_old_version_back_until_somebody_says_so() {
+    alone!();
+    let mut all = Enforced::new();
+    all.replaced(true);
+    all.is_stale();
+    assert!(status(&all.node).contains("the store has 1"), "{}", status(&all.node));
+    let missing = || all.writer.realised("web").missing;
+    eventually("it is named", || {
+        missing().get("node-a").is_some_and(|reason| reason.contains("goes on with version 2"))
+    });
+    all.restarted();
+    all.is_stale();
+    // The old version is meant after all: it is applied, although the store has it.
+    all.writer.apply(&allow("web", "server", "other", 80));
+    eventually("it is realised", || all.writer.realised("web").nodes == ["node-a"]);
+    assert!(all.other.asks(all.server.v4(), 80) && all.client.asks_in_vain(all.server.v4(), 80));
+    all.is_whole();
+}
+
+#[test]
+fn what_is_applied_after_a_wipe_before_an_agent_sees_it_counts_though_its_number_is_lower() {
+    alone!();
+    let mut all = Enforced::new();
+    all.node.kill();
+    // Times have whole seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    all.replaced(false);
+    all.writer.apply(&allow("web", "server", "other", 80));
+    assert_eq!(all.writer.standing("web").version.version, 1);
+    all.node.start();
+    eventually("it is realised", || all.writer.realised("web").nodes == ["node-a"]);
+    assert!(all.other.asks(all.server.v4(), 80) && all.client.asks_in_vain(all.server.v4(), 80));
+    all.is_whole();
+}
+
+#[test]
+fn a_policy_that_cannot_be_kept_is_said_and_kept_as_soon_as_it_can_be() {
+    alone!();
+    let mut all = Enforced::new();
+    let kept = all.node.root.join("lib/cluster-policies");
+    std::fs::remove_dir_all(&kept).unwrap();
+    std::fs::write(&kept, "no directory").unwrap();
+    all.writer.apply(&allow("web", "server", "other", 80));
+    eventually("it is realised", || all.writer.realised("web").nodes == ["node-a"]);
+    let said = |node: &TestNode| status(node).contains("what is in force cannot be written");
+    eventually("it is said", || said(&all.node));
+    assert!(status(&all.node).contains("default/web"), "{}", status(&all.node));
+    std::fs::remove_file(&kept).unwrap();
+    eventually("it is written", || !said(&all.node));
+    all.etcd.kill();
+    all.restarted();
+    assert!(all.other.asks(all.server.v4(), 80) && all.client.asks_in_vain(all.server.v4(), 80));
 }

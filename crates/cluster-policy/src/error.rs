@@ -29,6 +29,18 @@ pub enum ClusterPolicyError {
         /// The version.
         version: u64,
     },
+    /// Another node has a later one.
+    #[error(
+        "{object}: {node} has version {version} in force, which is later; repeat the command there first"
+    )]
+    Later {
+        /// The object.
+        object: String,
+        /// The node.
+        node: String,
+        /// The version.
+        version: u64,
+    },
     /// Several objects have the name.
     #[error("several objects are called {name}: {all}; name one as KIND/NAMESPACE/NAME")]
     Ambiguous {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod held;
 mod mirror;
 mod name;
 mod policies;
@@ -14,10 +15,11 @@ mod report;
 mod version;
 
 pub use error::ClusterPolicyError;
+pub use held::{Kept, Stale};
 pub use mirror::{Changes, Mirror, ORIGIN};
 pub use name::ObjectName;
-pub use policies::{Change, KEPT, Policies, Standing};
-pub use report::{NodeReport, Realised};
+pub use policies::{Change, KEPT, Policies, Standing, Wanted};
+pub use report::{Lost, NodeReport, Realised};
 pub use version::Version;
 
 /// Below it lie policies: `<cluster>/current/…` and `<cluster>/history/…`.

@@ -8,12 +8,13 @@ use std::{
 use villus_kvstore::{Batch, Entry, Item};
 use villus_policy::{ObjectKey, ParsedFile};
 
-use crate::{ObjectName, Policies, Version};
+use crate::{Kept, ObjectName, Policies, Stale, Version, held::Held};
 
 /// Origin of policies that came from the shared store.
 pub const ORIGIN: &str = "cluster";
 
-/// The policies of a cluster as a node has them. An object that cannot be read or enforced never replaces a good one.
+/// The policies of a cluster as a node has them. An object that cannot be read or enforced never replaces a good one, and
+/// what a store loses that was wiped or restored from a backup stays in force until somebody has said what is to be.
 #[derive(Clone, Debug)]
 pub struct Mirror {
     prefix: String,
@@ -23,15 +24,6 @@ pub struct Mirror {
     revision: u64,
 }
 
-/// An object that is in force.
-#[derive(Clone, Debug)]
-struct Held {
-    version: u64,
-    keys: Vec<ObjectKey>,
-    /// From disk: the store has not said yet whether it is still so.
-    unconfirmed: bool,
-}
-
 /// What a batch changes.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -39,6 +31,8 @@ pub struct Changes {
     pub put: Vec<(ObjectName, Version, ParsedFile)>,
     /// Objects that are gone.
     pub gone: Vec<(ObjectName, Vec<ObjectKey>)>,
+    /// Objects that stay as they were although the store has lost them.
+    pub stale: Vec<ObjectName>,
     /// Keys that could not be used and were not known to be so, with the reason.
     pub refused: Vec<(String, String)>,
 }
@@ -52,14 +46,19 @@ impl Mirror {
         Self { prefix, objects: BTreeMap::new(), refused: BTreeMap::new(), revision: 0 }
     }
 
-    /// Takes what was in force before a restart; it stays until the store was listed.
+    /// Takes what was in force before a restart; it stays until the store was listed, and longer if the store has lost it.
     ///
     /// # Errors
     /// Why it cannot be enforced.
-    pub fn restore(&mut self, name: &ObjectName, version: &Version) -> Result<ParsedFile, String> {
-        let parsed = of_the_cluster(version.parsed(name)?);
-        self.hold(name, version.version, &parsed, true);
+    pub fn restore(&mut self, kept: &Kept) -> Result<ParsedFile, String> {
+        let parsed = of_the_cluster(kept.version.parsed(&kept.name)?);
+        self.objects.insert(kept.name.clone(), Held::restored(kept, &parsed));
         Ok(parsed)
+    }
+
+    /// An object as it is kept for a start without the store; nothing if it is not in force.
+    pub fn kept(&self, name: &ObjectName) -> Option<Kept> {
+        self.objects.get(name).map(|held| held.kept(name))
     }
 
     /// Takes back what a batch has changed of an object: what `before` says of it stays in force, for this reason.
@@ -68,7 +67,7 @@ impl Mirror {
             Some(held) => self.objects.insert(name.clone(), Held { unconfirmed: false, ..held.clone() }),
             None => self.objects.remove(name),
         };
-        self.refused.insert(format!("{}{}", self.prefix, name.suffix()).into(), reason);
+        self.refused.insert(self.key_of(name).into(), reason);
     }
 
     /// Takes in a version of an object that was withheld; without one its deletion, whose policies are then returned.
@@ -83,12 +82,12 @@ impl Mirror {
         let parsed = match version {
             Some(version) => {
                 let parsed = of_the_cluster(version.parsed(name)?);
-                self.hold(name, version.version, &parsed, false);
+                self.hold(name, version, &parsed);
                 Some(parsed)
             }
             None => None,
         };
-        self.refused.remove(format!("{}{}", self.prefix, name.suffix()).as_str());
+        self.refused.remove(self.key_of(name).as_str());
         let gone = match parsed {
             Some(_) => Vec::new(),
             None => self.objects.remove(name).map(|held| held.keys).unwrap_or_default(),
@@ -105,19 +104,24 @@ impl Mirror {
     pub fn apply(&mut self, batch: &Batch) -> Changes {
         let mut changes = Changes::default();
         let mut listed = BTreeSet::new();
+        let anew = batch.is_of_another_past();
         for item in &batch.items {
             match item {
                 Item::Put(entry) => {
                     listed.insert(Arc::clone(&entry.key));
-                    self.put(entry, &mut changes);
+                    self.put(entry, batch, &mut changes);
                 }
+                // Nobody has deleted it.
+                Item::Delete { key, .. } if anew => drop(self.refused.remove(key)),
                 Item::Delete { key, .. } => {
                     self.refused.remove(key);
                     self.remove(key, &mut changes);
                 }
             }
         }
-        if batch.relisted.is_some() {
+        if anew {
+            self.lose(&listed, &mut changes);
+        } else if batch.relisted.is_some() {
             self.confirm(&listed, &mut changes);
         }
         self.revision = batch.revision;
@@ -131,12 +135,23 @@ impl Mirror {
 
     /// Versions in force by object.
     pub fn versions(&self) -> impl Iterator<Item = (&ObjectName, u64)> {
-        self.objects.iter().map(|(name, held)| (name, held.version))
+        self.objects.iter().map(|(name, held)| (name, held.version.version))
     }
 
     /// The version of an object that is in force.
     pub fn version_of(&self, name: &ObjectName) -> Option<u64> {
-        self.objects.get(name).map(|held| held.version)
+        self.objects.get(name).map(|held| held.version.version)
+    }
+
+    /// Whether this version of an object is in force.
+    pub fn has(&self, name: &ObjectName, version: &Version) -> bool {
+        let held = self.objects.get(name).map(|held| &held.version);
+        held.is_some_and(|held| held.version == version.version && held.object == version.object)
+    }
+
+    /// Objects that are in force although the store has lost them.
+    pub fn stale(&self) -> impl Iterator<Item = (&ObjectName, &Version, Stale)> {
+        self.objects.iter().filter_map(|(name, held)| Some((name, &*held.version, held.stale?)))
     }
 
     /// Objects that cannot be used, as their keys end, with the reason; the last good version of such an object is in
@@ -150,18 +165,29 @@ impl Mirror {
         key.strip_prefix(&self.prefix).and_then(ObjectName::of_suffix)
     }
 
-    fn put(&mut self, entry: &Entry, changes: &mut Changes) {
+    fn key_of(&self, name: &ObjectName) -> String {
+        format!("{}{}", self.prefix, name.suffix())
+    }
+
+    fn put(&mut self, entry: &Entry, batch: &Batch, changes: &mut Changes) {
         let read = || {
             let name = self.name_of(&entry.key).ok_or("the key is not KIND/NAMESPACE/NAME")?;
             let version = Version::read(entry).map_err(|error| error.to_string())?;
-            let parsed = version.parsed(&name)?;
-            Ok::<_, String>((name, version, of_the_cluster(parsed)))
+            let is_deletion = version.deleted && version.object.is_none();
+            let parsed = if is_deletion { None } else { Some(of_the_cluster(version.parsed(&name)?)) };
+            Ok::<_, String>((name, version, parsed))
         };
         match read() {
             Ok((name, version, parsed)) => {
                 self.refused.remove(&entry.key);
-                self.hold(&name, version.version, &parsed, false);
-                changes.put.push((name, version, parsed));
+                if batch.relisted.is_some() && self.outlasts(&name, &version, batch) {
+                    self.note_stale(&name, Stale { stored: Some(version.version) }, changes);
+                } else if let Some(parsed) = parsed {
+                    self.hold(&name, &version, &parsed);
+                    changes.put.push((name, version, parsed));
+                } else {
+                    self.remove(&entry.key, changes);
+                }
             }
             Err(reason) => {
                 if let Some(held) = self.name_of(&entry.key).and_then(|name| self.objects.get_mut(&name)) {
@@ -175,10 +201,17 @@ impl Mirror {
         }
     }
 
-    fn hold(&mut self, name: &ObjectName, version: u64, parsed: &ParsedFile, unconfirmed: bool) {
-        let policies = parsed.policies.iter().map(|policy| policy.key.clone());
-        let keys = policies.chain(parsed.referents.iter().map(|referent| referent.key.clone())).collect();
-        self.objects.insert(name.clone(), Held { version, keys, unconfirmed });
+    /// Whether what is in force is later than what a list says of it. Only a store that has lost something says so; and what a
+    /// watch tells was written just now, whatever its number.
+    fn outlasts(&self, name: &ObjectName, version: &Version, batch: &Batch) -> bool {
+        self.objects.get(name).is_some_and(|held| {
+            (batch.is_of_another_past() || held.stale.is_some()) && !held.gives_way_to(version)
+        })
+    }
+
+    fn hold(&mut self, name: &ObjectName, version: &Version, parsed: &ParsedFile) {
+        let held = Held::new(Arc::new(version.clone()), parsed, self.objects.get(name));
+        self.objects.insert(name.clone(), held);
     }
 
     fn remove(&mut self, key: &str, changes: &mut Changes) {
@@ -189,16 +222,35 @@ impl Mirror {
         }
     }
 
-    /// After a list: what came from disk and is not in it is gone.
+    /// After a list: what came from disk and is not in it is gone, unless it was lost before.
     fn confirm(&mut self, listed: &BTreeSet<Arc<str>>, changes: &mut Changes) {
-        let keys: Vec<String> = self
-            .objects
-            .iter()
-            .filter(|(_, held)| held.unconfirmed)
-            .map(|(name, _)| format!("{}{}", self.prefix, name.suffix()))
-            .filter(|key| !listed.contains(key.as_str()))
-            .collect();
-        keys.iter().for_each(|key| self.remove(key, changes));
+        let in_question = self.objects.iter().filter(|(_, held)| held.unconfirmed && held.stale.is_none());
+        let keys = self.unlisted(in_question.map(|(name, _)| name), listed);
+        keys.iter().for_each(|(_, key)| self.remove(key, changes));
+    }
+
+    /// After a list of a store with another past: what is in force and not in it was lost.
+    fn lose(&mut self, listed: &BTreeSet<Arc<str>>, changes: &mut Changes) {
+        for (name, _) in self.unlisted(self.objects.keys(), listed) {
+            self.note_stale(&name, Stale { stored: None }, changes);
+        }
+    }
+
+    fn unlisted<'a>(
+        &self,
+        names: impl Iterator<Item = &'a ObjectName>,
+        listed: &BTreeSet<Arc<str>>,
+    ) -> Vec<(ObjectName, String)> {
+        let all = names.map(|name| (name.clone(), self.key_of(name)));
+        all.filter(|(_, key)| !listed.contains(key.as_str())).collect()
+    }
+
+    fn note_stale(&mut self, name: &ObjectName, stale: Stale, changes: &mut Changes) {
+        let Some(held) = self.objects.get_mut(name) else { return };
+        held.unconfirmed = false;
+        if held.stale.replace(stale) != Some(stale) {
+            changes.stale.push(name.clone());
+        }
     }
 }
 

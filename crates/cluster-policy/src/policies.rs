@@ -1,12 +1,15 @@
 //! Applying, deleting and going back: the writer's side.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::Value as Json;
 use villus_kvstore::{Compare, Entry, Op, Store, StoreError, Txn};
 use villus_policy::ParsedFile;
 
-use crate::{ClusterPolicyError, ObjectName, POLICIES, Version};
+use crate::{ClusterPolicyError, Lost, ObjectName, POLICIES, Version};
 
 /// Versions of an object that are kept besides the current one.
 pub const KEPT: u64 = 50;
@@ -46,6 +49,21 @@ pub struct Change {
     pub new: Version,
     /// Revision of what is there; 0 if nothing is.
     revision: u64,
+    /// A node may have the object in force although the store has lost it.
+    lost: bool,
+}
+
+/// What an object is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// The object.
+    pub name: ObjectName,
+    /// It; nothing if it is to go.
+    pub object: Option<Json>,
+    /// What it is for.
+    pub note: String,
+    /// The version that it is to be if the store has none as high; the next one if not given.
+    pub version: Option<u64>,
 }
 
 // === impl Policies ===
@@ -74,7 +92,7 @@ impl Policies {
         format!("{}{version:010}", self.history_prefix(name))
     }
 
-    /// All that are in force, and what cannot be read.
+    /// All that the store has in force, and what cannot be read.
     ///
     /// # Errors
     /// When the store is not there.
@@ -83,6 +101,7 @@ impl Policies {
         let (mut all, mut damaged) = (Vec::new(), Vec::new());
         for entry in self.store.list_prefix(&prefix).await?.entries {
             match (ObjectName::of_suffix(&entry.key[prefix.len()..]), Version::read(&entry)) {
+                (Some(_), Ok(version)) if version.deleted => {}
                 (Some(name), Ok(version)) => {
                     all.push(Standing { name, version, revision: entry.mod_revision })
                 }
@@ -96,7 +115,7 @@ impl Policies {
         Ok((all, damaged))
     }
 
-    /// The object that somebody means, in force or deleted.
+    /// The object that somebody means: in force, deleted, or lost by the store and in force on a node.
     ///
     /// # Errors
     /// None or several are meant, or the store is not there.
@@ -107,13 +126,13 @@ impl Policies {
             let (object, _) = entry.key.get(prefix.len()..)?.rsplit_once('/')?;
             ObjectName::of_suffix(object)
         });
-        let mut meant: Vec<ObjectName> = names.filter(|name| name.is_meant_by(text)).collect();
-        meant.dedup();
-        match meant.len() {
-            0 => Err(ClusterPolicyError::Unknown { what: format!("policy {text}") }),
-            1 => Ok(meant.remove(0)),
-            _ => {
-                let all: Vec<String> = meant.iter().map(ObjectName::suffix).collect();
+        let mut meant: BTreeSet<ObjectName> = names.filter(|name| name.is_meant_by(text)).collect();
+        meant.extend(self.lost().await?.meant_by(text));
+        match (meant.pop_first(), meant.len()) {
+            (None, _) => Err(ClusterPolicyError::Unknown { what: format!("policy {text}") }),
+            (Some(one), 0) => Ok(one),
+            (Some(one), _) => {
+                let all: Vec<String> = [one].iter().chain(&meant).map(ObjectName::suffix).collect();
                 Err(ClusterPolicyError::Ambiguous { name: text.to_owned(), all: all.join(", ") })
             }
         }
@@ -132,7 +151,19 @@ impl Policies {
         listing.entries.iter().map(standing).collect()
     }
 
-    /// What applying the objects of files changes; objects that are as they are in the store are left out.
+    /// What nodes say is in force there although the store has lost it. Who may not read what nodes say is told of nothing.
+    ///
+    /// # Errors
+    /// When the store is not there.
+    pub async fn lost(&self) -> Result<Lost, StoreError> {
+        match Lost::of(&self.store, &self.cluster).await {
+            Err(StoreError::Denied { .. }) => Ok(Lost::default()),
+            lost => lost,
+        }
+    }
+
+    /// What applying the objects of files changes; objects that are as they are in the store are left out, unless a node goes
+    /// on with another version that the store has lost.
     ///
     /// # Errors
     /// An object is too large, or the store is not there.
@@ -145,12 +176,29 @@ impl Policies {
                 referents.chain(policies).map(|(key, object)| (ObjectName::from(key), object.to_json())),
             );
         }
-        let mut changes = Vec::new();
-        for (name, object) in objects {
-            let change = self.change(name, Some(object), author, String::new()).await?;
-            changes.extend(change);
+        let wanted = objects.into_iter().map(|(name, object)| Wanted::object(name, Some(object)));
+        self.changes(wanted, author).await
+    }
+
+    /// What it changes to write again what is in force on a node and the store has lost.
+    ///
+    /// # Errors
+    /// Another node has a later version in force, or the store is not there.
+    pub async fn plan_restore(
+        &self,
+        wanted: Vec<Wanted>,
+        author: &str,
+    ) -> Result<Vec<Change>, ClusterPolicyError> {
+        let lost = self.lost().await?;
+        for Wanted { name, version, .. } in &wanted {
+            if let Some((node, latest)) = lost.latest(name)
+                && version.is_some_and(|version| version < latest)
+            {
+                let (object, node) = (name.to_string(), node.to_owned());
+                return Err(ClusterPolicyError::Later { object, node, version: latest });
+            }
         }
-        Ok(changes)
+        self.changes(wanted, author).await
     }
 
     /// What deleting an object changes: nothing if it is deleted.
@@ -162,7 +210,7 @@ impl Policies {
         name: &ObjectName,
         author: &str,
     ) -> Result<Option<Change>, ClusterPolicyError> {
-        self.change(name.clone(), None, author, String::new()).await
+        Ok(self.changes([Wanted::object(name.clone(), None)], author).await?.pop())
     }
 
     /// What going back to a version changes; without one, to the version before the current one.
@@ -181,31 +229,55 @@ impl Policies {
         let Some(old) = history.into_iter().find(|old| old.version.version == wanted) else {
             return Err(ClusterPolicyError::NoVersion { object: name.to_string(), version: wanted });
         };
-        self.change(name.clone(), old.version.object, author, format!("rollback to {wanted}")).await
+        let back = Wanted::object(name.clone(), old.version.object);
+        let back = Wanted { note: format!("rollback to {wanted}"), ..back };
+        Ok(self.changes([back], author).await?.pop())
+    }
+
+    async fn changes(
+        &self,
+        wanted: impl IntoIterator<Item = Wanted>,
+        author: &str,
+    ) -> Result<Vec<Change>, ClusterPolicyError> {
+        let lost = self.lost().await?;
+        let mut changes = Vec::new();
+        for wanted in wanted {
+            changes.extend(self.change(wanted, author, &lost).await?);
+        }
+        Ok(changes)
     }
 
     async fn change(
         &self,
-        name: ObjectName,
-        object: Option<Json>,
+        wanted: Wanted,
         author: &str,
-        note: String,
+        lost: &Lost,
     ) -> Result<Option<Change>, ClusterPolicyError> {
+        let Wanted { name, object, note, version } = wanted;
         let entry = self.store.get(&self.current_key(&name)).await?;
         let revision = entry.as_ref().map_or(0, |entry| entry.mod_revision);
         // What cannot be read is written anew.
         let old = entry.as_ref().and_then(|entry| Version::read(entry).ok());
-        if object == old.as_ref().and_then(|old| old.object.clone()) && (object.is_some() || entry.is_none())
-        {
+        let lost = lost.version_of(&name);
+        let is_same = match &old {
+            Some(old) => old.object == object,
+            None => object.is_none() && entry.is_none(),
+        };
+        if is_same && (lost.is_none() || version.is_some()) {
             return Ok(None);
         }
-        let version = 1 + self.last_version(&name).await?.max(old.as_ref().map_or(0, |old| old.version));
-        let new = Version { version, author: author.to_owned(), time: now(), note, object };
+        let stored = self.last_version(&name).await?.max(old.as_ref().map_or(0, |old| old.version));
+        // Nodes that have more than the store take it for later than what they have.
+        let next = 1 + stored.max(lost.unwrap_or_default());
+        let version = version.filter(|version| *version > stored).unwrap_or(next);
+        let old = old.filter(|old| !old.deleted);
+        let deleted = object.is_none();
+        let new = Version { version, author: author.to_owned(), time: now(), note, object, deleted };
         let size = new.to_json().len();
         if size > MOST {
             return Err(ClusterPolicyError::TooLarge { object: name.to_string(), size, most: MOST });
         }
-        Ok(Some(Change { name, old, new, revision }))
+        Ok(Some(Change { name, old, new, revision, lost: lost.is_some() }))
     }
 
     async fn last_version(&self, name: &ObjectName) -> Result<u64, StoreError> {
@@ -243,7 +315,7 @@ impl Policies {
     }
 
     fn written(&self, txn: Txn, change: &Change) -> Txn {
-        let Change { name, new, revision, .. } = change;
+        let Change { name, new, revision, lost, .. } = change;
         let (current, value) = (self.current_key(name), new.to_json());
         let history = self.history_key(name, new.version);
         let as_seen = match revision {
@@ -252,13 +324,23 @@ impl Policies {
         };
         let txn = txn.when(as_seen).when(Compare::Absent(history.clone()));
         let txn = txn.then(Op::put(history, value.clone(), None)).then(match new.object {
-            Some(_) => Op::put(current, value, None),
-            None => Op::Delete(current),
+            None if !lost => Op::Delete(current),
+            // What deletes it must be found by nodes that have what the store has lost.
+            Some(_) | None => Op::put(current, value, None),
         });
         match new.version.checked_sub(KEPT + 1) {
             Some(old @ 1..) => txn.then(Op::Delete(self.history_key(name, old))),
             _ => txn,
         }
+    }
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    /// The object, or that it is to go.
+    fn object(name: ObjectName, object: Option<Json>) -> Self {
+        Self { name, object, note: String::new(), version: None }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One version of an object.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use villus_kvstore::Entry;
@@ -22,6 +23,10 @@ pub struct Version {
     /// The object; nothing if this version deleted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<Json>,
+    /// Nothing is missing: this version deletes the object. It lies in the object's place where a node may have it although
+    /// the store has not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 // === impl Version ===
@@ -42,6 +47,11 @@ impl Version {
     pub fn to_json(&self) -> String {
         // Strings, numbers and JSON only: this can't fail, and an empty value would be refused by readers.
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// When it was written, by its author's clock; nothing if that makes no sense.
+    pub(crate) fn at(&self) -> Option<Timestamp> {
+        self.time.parse().ok()
     }
 
     /// The object, read as a policy file is, if it is the one that `name` says and can be enforced.

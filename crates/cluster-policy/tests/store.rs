@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 use villus_cluster_policy::{
-    ClusterPolicyError, KEPT, Mirror, NodeReport, ORIGIN, ObjectName, Policies, Realised, Version,
+    ClusterPolicyError, KEPT, Kept, Mirror, NodeReport, ORIGIN, ObjectName, Policies, Realised, Version,
 };
 use villus_kvstore::{Follow, Memory, Store};
 use villus_policy::{ParsedFile, parse};
@@ -19,6 +19,10 @@ fn policy(name: &str, port: u16) -> ParsedFile {
          endpointSelector: {{matchLabels: {{app: web}}}}\n  ingress:\n  - toPorts:\n    - ports: [{{port: '{port}', protocol: TCP}}]\n"
     );
     parse("test.yaml", &text).unwrap()
+}
+
+fn name_of(name: &str) -> ObjectName {
+    ObjectName::of_suffix(&format!("CiliumNetworkPolicy/shop/{name}")).unwrap()
 }
 
 fn store() -> Arc<dyn Store> {
@@ -175,6 +179,7 @@ async fn a_node_follows_and_never_gives_a_good_version_for_a_bad_one() {
         time: String::new(),
         note: String::new(),
         object: Some(policy("web", 80).policies[0].object.to_json()),
+        deleted: false,
     };
     store.update(&format!("{CURRENT}db"), stray.to_json().into(), None).await.unwrap();
     assert_eq!(node.step().await, (vec![], vec![], 1));
@@ -193,15 +198,16 @@ async fn what_a_node_had_before_a_restart_holds_until_the_store_was_listed() {
     store.update(&format!("{CURRENT}damaged"), "{".into(), None).await.unwrap();
     let mut node = Node::new(&store);
     for name in ["kept", "gone", "damaged"] {
-        let object = Some(policy(name, 80).policies[0].object.to_json());
-        let version =
-            Version { version: 1, author: String::new(), time: String::new(), note: String::new(), object };
-        let name = ObjectName {
-            kind: "CiliumNetworkPolicy".into(),
-            namespace: Some("shop".into()),
-            name: name.into(),
-        };
-        assert_eq!(&*node.mirror.restore(&name, &version).unwrap().policies[0].key.origin, ORIGIN);
+        let object = policy(name, 80).policies[0].object.to_json();
+        let name = name_of(name).suffix();
+        let name: Vec<&str> = name.split('/').collect();
+        // As a version before wrote it that did not know of stale ones.
+        let kept = serde_json::json!({
+            "name": {"kind": name[0], "namespace": name[1], "name": name[2]},
+            "version": {"version": 1, "author": "", "time": "", "object": object},
+        });
+        let kept: Kept = serde_json::from_value(kept).unwrap();
+        assert_eq!(&*node.mirror.restore(&kept).unwrap().policies[0].key.origin, ORIGIN);
     }
     assert_eq!(node.step().await, (texts(&["kept 1"]), texts(&["gone 1"]), 1));
     assert_eq!(node.mirror.versions().count(), 2, "the last good version of a damaged one stays");

@@ -62,6 +62,7 @@ fn every_command_explains_itself() {
         "policy history",
         "policy rollback",
         "policy status",
+        "policy restore",
         "policy get",
         "policy validate",
         "policy selectors",

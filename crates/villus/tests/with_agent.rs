@@ -413,6 +413,54 @@ fn the_shared_store_and_the_cluster_are_those_of_the_agent() {
 }
 
 #[test]
+fn policies_that_the_store_has_lost_are_shown_deleted_and_written_back() {
+    alone!();
+    run("ip", &["link", "set", "lo", "up"]);
+    let mut etcd = EtcdServer::start();
+    let opt = format!("etcd.address={}", etcd.url());
+    let options = ["--kvstore", "etcd", "--kvstore-opt", &opt, "--cluster-name", "c5", "--cluster-id", "5"];
+    let _node = Node::with(&options);
+    let config = "cilium/cluster-config/c5";
+    eventually("the agent has said its cluster", || villus(&["kvstore", "get", config]).code == 0);
+    villus(&["policy", "apply", "--cluster", POLICY]).ok();
+    villus(&["policy", "status", "server", "--wait", "60"]).ok();
+    let mut wiped = || {
+        etcd.kill();
+        etcd.wipe();
+        etcd.resume();
+        etcd.wait();
+        let shown = || villus(&["policy", "status"]);
+        eventually("what it has lost is shown", || {
+            let shown = shown();
+            shown.code == 0 && shown.out.contains("0/1, 1 stale") && shown.out.contains("Stale: nodes go on")
+        });
+    };
+    wiped();
+    let said = villus(&["policy", "status", "server"]);
+    assert_eq!(said.code, 3, "{said:?}");
+    assert!(
+        said.out.contains("lost by the store") && said.out.contains("goes on with version 1"),
+        "{said:?}"
+    );
+    let shown = villus(&["policy", "get"]).ok();
+    assert!(shown.contains("is stale: version 1 is in force, the store has lost it"), "{shown}");
+    assert!(villus(&["policy", "restore", "--cluster", "nothing"]).fails(1).contains("nothing"));
+    let dry = villus(&["policy", "restore", "--cluster", "--dry-run"]).ok();
+    assert!(dry.contains("would be added: version 1, restored: of "), "{dry}");
+    let said = villus(&["policy", "restore", "--cluster", "server"]).ok();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    villus(&["policy", "status", "server", "--wait", "60"]).ok();
+    assert!(!villus(&["policy", "get"]).ok().contains("is stale"));
+    assert_eq!(villus(&["policy", "restore", "--cluster"]).ok(), "nothing changes\n");
+
+    wiped();
+    let said = villus(&["policy", "delete", "--cluster", "server"]).ok();
+    assert!(said.contains("deleted: version 2"), "{said}");
+    eventually("it is gone", || !villus(&["policy", "get"]).ok().contains("server"));
+    villus(&["policy", "status", "server", "--wait", "60"]).ok();
+}
+
+#[test]
 fn where_etcd_has_roles_a_node_is_forgotten_by_a_user_who_may() {
     alone!();
     run("ip", &["link", "set", "lo", "up"]);

@@ -12,6 +12,7 @@ use villus_policy::ObjectKey;
 
 use crate::agent::Agent;
 use crate::node::Node;
+use crate::policy::ClusterPolicies;
 
 impl Node {
     /// The policies in force that a query picks, and the groups and services; labels are those of policies.
@@ -40,7 +41,8 @@ impl Node {
         let policy = format!("[{}]", objects.join(","));
         let origins = keys.into_iter().map(|key| self.origin_of(key)).collect();
         let (revision, waiting) = (self.repository.revision(), self.waiting.told());
-        Ok(Policy { policy, revision, waiting, origins, settings: self.policy_settings() })
+        let stale = self.cluster_policies.iter().flat_map(ClusterPolicies::stale).collect();
+        Ok(Policy { policy, revision, waiting, origins, stale, settings: self.policy_settings() })
     }
 
     fn policy_settings(&self) -> PolicySettings {

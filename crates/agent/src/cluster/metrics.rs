@@ -38,6 +38,8 @@ impl Node {
         add("villus_kvstore_addresses", &of("pending"), counts.unresolved as f64);
         add("villus_kvstore_addresses", &of("stale"), counts.stale_addresses as f64);
         add("villus_kvstore_stale_nodes", &[], counts.stale_nodes as f64);
+        let policies = self.cluster_policies.iter().flat_map(|policies| policies.stale());
+        add("villus_cluster_policies_stale", &[], policies.count() as f64);
         let refused = remote.refused();
         let allocator = &self.identities.allocator;
         let now = refused.count() + allocator.refused().len();

@@ -1,20 +1,18 @@
 //! Policies of the cluster: those that the shared store holds for all nodes, and how far this node has realised them.
 
-use std::io;
-use std::path::PathBuf;
-
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use villus_api::model::StalePolicy;
 use villus_cluster_policy::{Changes, Mirror, NodeReport, ObjectName, Version};
 use villus_kvstore::Batch;
 use villus_policy::{ObjectKey, ParsedFile};
 
+use super::cluster_kept::{Seen, Unwritten};
 use super::import::merge;
 use crate::node::Node;
-use crate::state::{timestamp, write_atomic};
+use crate::state::timestamp;
 
-/// Below `lib-dir`, the last good version of each object.
-const KEPT: &str = "cluster-policies";
+/// So many objects are named at once.
+const NAMED: usize = 5;
 
 /// The cluster's policies on this node.
 #[derive(Debug)]
@@ -22,57 +20,41 @@ pub(crate) struct ClusterPolicies {
     pub(super) mirror: Mirror,
     /// What others are told; nothing before the store was listed.
     report: Option<NodeReport>,
-    loaded: bool,
-}
-
-/// An object as it is kept for a start without the store.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    name: ObjectName,
-    version: Version,
+    pub(super) loaded: bool,
+    pub(super) unwritten: Unwritten,
 }
 
 impl ClusterPolicies {
     /// Nothing is known of this cluster's policies yet.
     pub fn new(cluster: &str) -> Self {
-        Self { mirror: Mirror::new(cluster), report: None, loaded: false }
+        let unwritten = Unwritten::default();
+        Self { mirror: Mirror::new(cluster), report: None, loaded: false, unwritten }
     }
 
     /// The version of a policy that is in force.
     pub fn version_of(&self, key: &ObjectKey) -> Option<u64> {
         self.mirror.version_of(&ObjectName::from(key))
     }
+
+    /// Policies that are in force though the store has lost them.
+    pub fn stale(&self) -> Vec<StalePolicy> {
+        let row =
+            |(name, version, stale): (&ObjectName, &Version, villus_cluster_policy::Stale)| StalePolicy {
+                policy: name.to_string(),
+                key: name.suffix(),
+                version: version.version,
+                author: version.author.clone(),
+                time: version.time.clone(),
+                stored: stale.stored.unwrap_or_default(),
+                object: version.object.as_ref().map(ToString::to_string).unwrap_or_default(),
+            };
+        self.mirror.stale().map(row).collect()
+    }
 }
 
 impl Node {
-    /// Takes over what was in force before the start: it stays until the store was listed.
-    pub fn load_cluster_policies(&mut self) {
-        let Some(policies) = self.cluster_policies.as_mut().filter(|policies| !policies.loaded) else {
-            return;
-        };
-        policies.loaded = true;
-        let (mut good, mut damaged) = (Vec::new(), Vec::new());
-        for path in files(&self.state.path(KEPT)) {
-            let mut read = || {
-                let bytes = std::fs::read(&path).map_err(|error| error.to_string())?;
-                let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-                policies.mirror.restore(&kept.name, &kept.version)
-            };
-            match read() {
-                Ok(parsed) => good.push(parsed),
-                Err(reason) => damaged.push(format!("{}: {reason}", path.display())),
-            }
-        }
-        for parsed in good {
-            let _ = self.put_objects(parsed);
-        }
-        self.conditions.set_if("kept policies of the cluster", !damaged.is_empty(), || {
-            format!("until the store answers these are not in force: {}", damaged.join("; "))
-        });
-    }
-
     /// Takes over what the store says of the cluster's policies.
-    pub fn apply_cluster_policies(&mut self, batch: &Batch) {
+    pub fn apply_cluster_policies(&mut self, batch: &Batch, seen: Option<Seen>) {
         let Some(policies) = &mut self.cluster_policies else { return };
         let before = policies.mirror.clone();
         let changes = policies.mirror.apply(batch);
@@ -81,8 +63,34 @@ impl Node {
         for (key, reason) in &changes.refused {
             tracing::warn!(key, reason, "a policy of the cluster cannot be used");
         }
-        self.conditions.note("kept policies of the cluster", None);
+        self.heard_of_cluster_policies(seen);
         self.enforce_cluster(changes);
+        self.note_cluster_stale();
+    }
+
+    /// Says which of the cluster's policies are in force though the store has lost them.
+    pub(super) fn note_cluster_stale(&mut self) {
+        let stale: Vec<String> = self
+            .cluster_policies
+            .iter()
+            .flat_map(|policies| policies.mirror.stale())
+            .map(|(name, version, stale)| match stale.stored {
+                Some(stored) => format!("{name} (version {}; the store has {stored})", version.version),
+                None => format!("{name} (version {})", version.version),
+            })
+            .collect();
+        self.conditions.set_if("lost policies of the cluster", !stale.is_empty(), || {
+            let more = match stale.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            format!(
+                "the store has lost {} that stay in force (stale): {}{more}; `villus policy restore --cluster` on this node \
+                 writes them back, `villus policy apply --cluster` and `villus policy delete --cluster` say otherwise",
+                stale.len(),
+                stale.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ")
+            )
+        });
     }
 
     /// Says which of the cluster's policies are not in force in the version that the store has.
@@ -100,11 +108,10 @@ impl Node {
         let gone: Vec<ObjectKey> = changes.gone.iter().flat_map(|(_, keys)| keys.clone()).collect();
         merge(&mut all, self.repository.delete_referents(&gone));
         merge(&mut all, self.repository.delete(gone));
-        for (name, _) in &changes.gone {
-            self.keep_cluster_policy(name, None);
-        }
-        for (name, version, parsed) in changes.put {
-            self.keep_cluster_policy(&name, Some(version));
+        let gone = changes.gone.into_iter().map(|(name, _)| name);
+        let changed = gone.chain(changes.stale).chain(changes.put.iter().map(|(name, ..)| name.clone()));
+        self.keep_cluster_objects(changed.collect::<Vec<_>>());
+        for (_, _, parsed) in changes.put {
             if let Some(change) = self.put_objects(parsed) {
                 merge(&mut all, change);
             }
@@ -118,34 +125,13 @@ impl Node {
         }
     }
 
-    fn put_objects(&mut self, parsed: ParsedFile) -> Option<villus_policy::PolicyChange> {
+    pub(super) fn put_objects(&mut self, parsed: ParsedFile) -> Option<villus_policy::PolicyChange> {
         let mut all = None;
         merge(&mut all, self.repository.upsert_referents(parsed.referents));
         for policy in parsed.policies {
             merge(&mut all, self.repository.upsert(policy));
         }
         all
-    }
-
-    /// Keeps a version for a start without the store; without one forgets the object.
-    fn keep_cluster_policy(&self, name: &ObjectName, version: Option<Version>) {
-        let directory = self.state.path(KEPT);
-        // None of the parts can hold a `_`.
-        let path = directory.join(format!("{}.json", name.suffix().replace('/', "_")));
-        let result = match version {
-            Some(version) => std::fs::create_dir_all(&directory)
-                .and_then(|()| {
-                    serde_json::to_vec(&Kept { name: name.clone(), version }).map_err(io::Error::other)
-                })
-                .and_then(|bytes| write_atomic(&path, &bytes)),
-            None => std::fs::remove_file(&path).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            }),
-        };
-        if let Err(error) = result {
-            tracing::warn!(policy = %name, %error, "a policy of the cluster cannot be kept for a restart");
-        }
     }
 
     /// Brings what others are told up to date.
@@ -171,7 +157,10 @@ impl Node {
             }
         };
         let reached = if problem.is_empty() { revision } else { old.revision.min(revision) };
-        let report = NodeReport { revision: reached, problem, frozen, refused, time: old.time.clone() };
+        let time = old.time.clone();
+        let mut report =
+            NodeReport { revision: reached, problem, frozen, refused, time, ..NodeReport::default() };
+        report.tell_stale(&policies.mirror);
         if policies.report.is_none() || report != old {
             policies.report = Some(NodeReport { time: timestamp(), ..report });
             self.wake.publish.notify_one();
@@ -183,10 +172,4 @@ impl Node {
         let report = self.cluster_policies.as_ref()?.report.as_ref()?;
         Some((NodeReport::key(&self.cluster, &self.name), report.to_json().into()))
     }
-}
-
-fn files(directory: &std::path::Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    paths.filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
 }

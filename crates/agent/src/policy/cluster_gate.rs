@@ -21,12 +21,12 @@ impl Node {
         if !self.config.policy.change_limit.is_on() {
             return changes;
         }
-        let Changes { put, gone, refused } = changes;
-        let mut now = Changes { refused, ..Changes::default() };
+        let Changes { put, gone, stale, refused } = changes;
+        let mut now = Changes { stale, refused, ..Changes::default() };
         let mut wanted = self.waiting_beside(batch, before);
         let waited = self.waiting.of_the_cluster();
         for (name, version, parsed) in put {
-            if before.version_of(&name) == Some(version.version) {
+            if before.has(&name, &version) {
                 now.put.push((name, version, parsed));
             } else if self.waiting.is_rejected(&name, version.version) {
                 self.withhold(before, &[(name, None)], REJECTED);
@@ -90,6 +90,7 @@ impl Node {
         self.admit(wanted, &mut changes).map_err(ApiError::conflict)?;
         self.note_cluster_refused();
         self.enforce_cluster(changes);
+        self.note_cluster_stale();
         // Others are told.
         self.wake.realized.send_modify(|count| *count += 1);
         Ok(ChangeReply { revision: self.repository.revision(), ..ChangeReply::default() })

@@ -4,6 +4,7 @@ mod audit;
 mod change;
 mod cluster;
 mod cluster_gate;
+mod cluster_kept;
 mod deciders;
 mod directory;
 mod follow;
@@ -28,6 +29,7 @@ use crate::AgentError;
 
 pub(crate) use audit::Selected;
 pub(crate) use cluster::ClusterPolicies;
+pub(crate) use cluster_kept::Seen;
 pub(crate) use deciders::Answers;
 pub(crate) use directory::Watcher;
 pub(crate) use import::parse_import;

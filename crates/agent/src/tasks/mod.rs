@@ -70,6 +70,7 @@ pub(crate) async fn spawn(agent: &Agent) -> Result<Tasks, AgentError> {
             Ok((None, _, false)) | Err(_) => {}
         }
         tasks.add(policies::follow_cluster(agent.clone(), shared()));
+        tasks.add(policies::keep_cluster(agent.clone()));
         tasks.add(cluster::publish(agent.clone(), shared()));
         tasks.add(cluster::write(shared()));
         tasks.add(cluster::settle(agent.clone()));

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_cluster_policy::Policies;
-use villus_kvstore::Follow;
+use villus_kvstore::{Follow, Past};
+use villus_table::Backoff;
 
 use crate::agent::Agent;
 use crate::cluster::SharedStore;
-use crate::policy::Watcher;
+use crate::policy::{Seen, Watcher};
 
 /// How long changes of files are gathered.
 const GATHER: Duration = Duration::from_millis(50);
@@ -19,6 +20,8 @@ const COLLECT: Duration = Duration::from_secs(900);
 const COLLECT_MOST: u64 = 1000;
 /// Within this time, in a cluster of one node, the store is told what was realised.
 const REPORT: Duration = Duration::from_millis(100);
+/// Between two tries to write what is kept, at first and at most.
+const KEEP: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Between two tries to read a source that is not there.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -96,9 +99,17 @@ pub(super) async fn collect_identities(agent: Agent) {
 
 /// Keeps the cluster's policies in force, and tells the store how far they are realised.
 pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
-    let begun = agent.with(|node| (node.cluster.clone(), node.freeze.clone())).await;
-    let Ok((cluster, freeze)) = begun else { return };
-    let mut follow = Follow::start(shared.store.clone(), &Policies::prefix(&cluster), shared.pace.clone());
+    let begun =
+        agent.with(|node| (node.cluster.clone(), node.freeze.clone(), node.cluster_policies_seen())).await;
+    let Ok((cluster, freeze, seen)) = begun else { return };
+    // What was in force is known from disk; by this a store is known that has lost it meanwhile.
+    let (seen, witness) = match seen.map(Seen::past) {
+        Some((header, witness)) => (Some(header), witness),
+        None => (shared.seen, shared.witness()),
+    };
+    let past = Past { keys: Vec::new(), seen, witness };
+    let prefix = Policies::prefix(&cluster);
+    let mut follow = Follow::resume(shared.store.clone(), &prefix, shared.pace.clone(), past);
     let mut realized = agent.wake.realized.subscribe();
     // Nodes do not all write at the same moment.
     let soon = || Instant::now() + shared.size.stretch(REPORT).mul_f64(fastrand::f64());
@@ -109,7 +120,11 @@ pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
                 let Some(batch) = batch else { return };
                 freeze.thawed().await;
                 due.get_or_insert_with(soon);
-                agent.with(move |node| node.apply_cluster_policies(&batch)).await
+                if batch.is_of_another_past() {
+                    tracing::warn!("the store's past is another than it was: policies that it has lost stay in force");
+                }
+                let seen = follow.seen().map(|seen| Seen::new(seen, follow.witness().cloned()));
+                agent.with(move |node| node.apply_cluster_policies(&batch, seen)).await
             }
             changed = realized.changed() => {
                 if changed.is_err() {
@@ -125,6 +140,23 @@ pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
         };
         if done.is_err() {
             return;
+        }
+    }
+}
+
+/// Tries again to write what is kept of the cluster's policies, until it is written.
+pub(super) async fn keep_cluster(agent: Agent) {
+    let Ok(backoff) = Backoff::try_new(KEEP.0, KEEP.1, 0.5) else { return };
+    let mut chance = fastrand::Rng::new();
+    loop {
+        agent.wake.keep.notified().await;
+        for failures in 1.. {
+            tokio::time::sleep(backoff.delay(failures, &mut chance)).await;
+            match agent.with(crate::node::Node::keep_cluster_policies).await {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(_) => return,
+            }
         }
     }
 }

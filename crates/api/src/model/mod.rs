@@ -37,7 +37,7 @@ pub use policy::{
     Impact, ObservedFlows, Part, Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyName, PolicyOrigin,
     PolicyProblem, PolicyQuery, PolicySettings, PolicySummary, PolicyText, PolicyValidation, PolicyWait,
     PolicyWaitQuery, PreviewRequest, Selector, SelectorAudit, SelectorAuditDelete, SelectorAuditRequest,
-    WaitingChange,
+    StalePolicy, WaitingChange,
 };
 pub use request::{
     AddressPair, DatapathConfiguration, EndpointBatchDelete, EndpointChangeRequest, EndpointConfigPatch,

@@ -22,8 +22,32 @@ pub struct Policy {
     /// Where the objects come from, in their order: a file, `api`, `cluster`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<PolicyOrigin>,
+    /// Policies of the cluster that are in force although the shared store has lost them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stale: Vec<StalePolicy>,
     /// What options make of the policies.
     pub settings: PolicySettings,
+}
+
+/// A policy, group or service of the cluster that is in force although the shared store has lost it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StalePolicy {
+    /// The policy: `CiliumNetworkPolicy shop/web`.
+    pub policy: String,
+    /// The same as its key ends: `CiliumNetworkPolicy/shop/web`.
+    pub key: String,
+    /// The version that is in force.
+    pub version: u64,
+    /// Who applied it.
+    pub author: String,
+    /// When, by the author's clock.
+    pub time: String,
+    /// The version that the store has instead; 0 if it has none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stored: u64,
+    /// The object, as JSON in a string.
+    pub object: String,
 }
 
 /// Options on which the meaning of policies depends.

@@ -1,4 +1,4 @@
-//! Policies for all nodes: `villus policy apply`, `history`, `rollback`, `status`, and `delete --cluster`.
+//! Policies for all nodes: `villus policy apply`, `history`, `rollback`, `restore`, `status`, and `delete --cluster`.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 use serde::Serialize;
-use villus_cluster_policy::{Change, ClusterPolicyError, ObjectName, Policies, Realised, Standing, Version};
+use villus_api::model::{PolicyQuery, StalePolicy};
+use villus_cluster_policy::{
+    Change, ClusterPolicyError, ObjectName, Policies, Realised, Standing, Version, Wanted,
+};
 use villus_policy::{ParsedFile, parse};
 use villus_print::Table;
 
@@ -21,6 +24,9 @@ use crate::{
 
 /// Between two looks of `--wait`.
 const AGAIN: Duration = Duration::from_millis(500);
+/// What ends it.
+const STALE: &str = "Stale: nodes go on with what the store has lost; `villus policy restore --cluster` on one of them writes it back, \
+    `villus policy apply --cluster` and `villus policy delete --cluster` say otherwise\n";
 
 /// Which cluster's policies, in which store.
 #[derive(Args, Clone, Debug, Default)]
@@ -75,6 +81,27 @@ pub struct RollbackArgs {
     name: String,
     /// The version to go back to; the one before the current one if not given.
     version: Option<u64>,
+    /// Say what would change, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    place: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  villus policy restore --cluster --dry-run\n  villus policy restore --cluster shop/web\n\n\
+                  After the store was wiped or restored from a backup agents go on with what it has lost (stale). This writes \
+                  what the agent of this node has, each with the version that it had."
+)]
+pub struct RestoreArgs {
+    /// NAME, NAMESPACE/NAME or KIND/NAMESPACE/NAME; all that the store has lost if not given.
+    name: Option<String>,
+    /// For all nodes of the cluster, through the shared store.
+    #[arg(long, required = true)]
+    cluster: bool,
     /// Say what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -236,6 +263,30 @@ pub fn rollback(host: &Host, args: &RollbackArgs) -> Result<(), Failure> {
     place.write(&changes, args.dry_run, &args.output)
 }
 
+pub fn restore(host: &Host, args: &RestoreArgs) -> Result<(), Failure> {
+    let stale = host.client()?.policy(&PolicyQuery::default())?.stale;
+    let mut wanted: Vec<Wanted> = stale.iter().map(read_stale).collect::<Result<_, _>>()?;
+    if let Some(name) = &args.name {
+        wanted.retain(|wanted| wanted.name.is_meant_by(name));
+        if wanted.is_empty() {
+            return Err(Failure::new(format!("no policy {name} is in force here that the store has lost"))
+                .fix("see `villus policy get` and `villus policy status`"));
+        }
+    }
+    let place = args.place.open(host)?;
+    let changes = place.wait(place.policies.plan_restore(wanted, &place.shared.author()))?;
+    place.write(&changes, args.dry_run, &args.output)
+}
+
+fn read_stale(stale: &StalePolicy) -> Result<Wanted, Failure> {
+    let broken = |reason: String| Failure::new(format!("what the agent says of {}: {reason}", stale.policy));
+    let name =
+        ObjectName::of_suffix(&stale.key).ok_or_else(|| broken(format!("`{}` is no name", stale.key)))?;
+    let object = serde_json::from_str(&stale.object).map_err(|error| broken(error.to_string()))?;
+    let note = format!("restored: of {} at {}", stale.author, stale.time);
+    Ok(Wanted { name, object: Some(object), note, version: Some(stale.version) })
+}
+
 /// `villus policy delete --cluster`.
 pub fn delete(
     host: &Host,
@@ -279,6 +330,9 @@ struct Shown {
     author: String,
     time: String,
     deleted: bool,
+    /// The store has nothing of it: this is the highest version that nodes have in force.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lost: bool,
     realised: Realised,
 }
 
@@ -287,7 +341,24 @@ impl Shown {
         let realised = place.shared.wait(Realised::of(&place.shared.store, &place.cluster, &standing))?;
         let Standing { name, version, .. } = standing;
         let Version { version, author, time, object, .. } = version;
-        Ok(Self { name, version, author, time, deleted: object.is_none(), realised })
+        Ok(Self { name, version, author, time, deleted: object.is_none(), lost: false, realised })
+    }
+
+    /// What the store has lost and nodes have in force, as far as they name it: all, or one.
+    fn lost(place: &Place, wanted: Option<&ObjectName>) -> Result<Vec<Self>, Failure> {
+        let lost = place.shared.wait(place.policies.lost())?;
+        if lost.is_cut_off() && wanted.is_none() {
+            out::complain("villus: nodes have more policies that the store has lost than they name");
+        }
+        let objects = lost.objects().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == name));
+        let all = objects.map(|(name, nodes)| {
+            let missing = nodes.iter().map(|(node, version)| (node.clone(), goes_on(*version))).collect();
+            let realised = Realised { missing, stale: nodes.clone(), ..Realised::default() };
+            let version = nodes.values().max().copied().unwrap_or_default();
+            let (author, time) = Default::default();
+            Self { name, version, author, time, deleted: false, lost: true, realised }
+        });
+        Ok(all.collect())
     }
 
     fn count(&self) -> String {
@@ -297,14 +368,17 @@ impl Shown {
 
     fn text(&self) -> String {
         let deleted = if self.deleted { ", deleted" } else { "" };
-        let mut text = format!(
-            "{}: version {}{deleted}, by {} at {}\nRealised by {} nodes\n",
-            self.name,
-            self.version,
-            self.author,
-            self.time,
-            self.count()
-        );
+        let mut text = match self.lost {
+            true => format!("{}: lost by the store\n", self.name),
+            false => format!(
+                "{}: version {}{deleted}, by {} at {}\nRealised by {} nodes\n",
+                self.name,
+                self.version,
+                self.author,
+                self.time,
+                self.count()
+            ),
+        };
         for (node, reason) in &self.realised.missing {
             text.push_str(&format!("Missing: {node}: {reason}\n"));
         }
@@ -315,8 +389,15 @@ impl Shown {
                 "Frozen: {node}: it gets no later version until `villus thaw` there{why}\n"
             ));
         }
+        if !self.realised.stale.is_empty() {
+            text.push_str(STALE);
+        }
         text
     }
+}
+
+fn goes_on(version: u64) -> String {
+    format!("it goes on with version {version}, which the store has lost")
 }
 
 pub fn status(host: &Host, args: &StatusArgs) -> Result<(), Failure> {
@@ -325,11 +406,13 @@ pub fn status(host: &Host, args: &StatusArgs) -> Result<(), Failure> {
     let name = place.wait(place.policies.find(name))?;
     let end = Instant::now() + Duration::from_secs(args.wait.unwrap_or_default());
     let shown = loop {
-        let standing = place.wait(place.policies.history(&name))?.pop();
-        let Some(standing) = standing else {
-            return Err(ClusterPolicyError::Unknown { what: name.to_string() }.into());
+        let shown = match place.wait(place.policies.history(&name))?.pop() {
+            Some(standing) => Shown::of(&place, standing)?,
+            None => match Shown::lost(&place, Some(&name))?.pop() {
+                Some(lost) => lost,
+                None => return Err(ClusterPolicyError::Unknown { what: name.to_string() }.into()),
+            },
         };
-        let shown = Shown::of(&place, standing)?;
         if shown.realised.missing.is_empty() || Instant::now() >= end {
             break shown;
         }
@@ -340,14 +423,23 @@ pub fn status(host: &Host, args: &StatusArgs) -> Result<(), Failure> {
 }
 
 fn all(place: &Place, output: &OutputArgs) -> Result<(), Failure> {
-    let shown: Vec<Shown> =
+    let mut shown: Vec<Shown> =
         place.current()?.into_iter().map(|standing| Shown::of(place, standing)).collect::<Result<_, _>>()?;
+    let lost = Shown::lost(place, None)?.into_iter();
+    let is_shown = |lost: &Shown| shown.iter().any(|shown| shown.name == lost.name);
+    let lost: Vec<Shown> = lost.filter(|lost| !is_shown(lost)).collect();
+    shown.extend(lost);
     output.print(&shown, || {
         let mut table = Table::new(["POLICY", "VERSION", "TIME", "AUTHOR", "REALISED"]);
         for policy in &shown {
             let (name, version) = (policy.name.to_string(), policy.version.to_string());
-            table.row([name, version, policy.time.clone(), policy.author.clone(), policy.count()]);
+            let count = match policy.realised.stale.len() {
+                0 => policy.count(),
+                stale => format!("{}, {stale} stale", policy.count()),
+            };
+            table.row([name, version, policy.time.clone(), policy.author.clone(), count]);
         }
-        table.render()
+        let is_stale = shown.iter().any(|policy| !policy.realised.stale.is_empty());
+        table.render() + if is_stale { STALE } else { "" }
     })
 }

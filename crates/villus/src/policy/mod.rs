@@ -17,7 +17,7 @@ mod verify;
 
 use clap::{Args, Subcommand};
 use villus_api::model::{
-    Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyOrigin, PolicyQuery, PolicyWaitQuery,
+    Policy, PolicyChange, PolicyDelete, PolicyImport, PolicyOrigin, PolicyQuery, PolicyWaitQuery, StalePolicy,
 };
 use villus_print::{SelectorRow, selector_list};
 
@@ -39,6 +39,8 @@ pub enum PolicyCommand {
     History(cluster::HistoryArgs),
     /// Go back to an older version of a policy of the cluster.
     Rollback(cluster::RollbackArgs),
+    /// Write back to the shared store what it has lost and this node still has in force.
+    Restore(cluster::RestoreArgs),
     /// Show which nodes of the cluster have realised its policies.
     Status(cluster::StatusArgs),
     /// Show the policies in force, groups and services, as JSON.
@@ -163,6 +165,7 @@ pub fn run(host: &Host, command: PolicyCommand) -> Result<(), Failure> {
         PolicyCommand::Apply(args) => cluster::apply(host, &args),
         PolicyCommand::History(args) => cluster::history(host, &args),
         PolicyCommand::Rollback(args) => cluster::rollback(host, &args),
+        PolicyCommand::Restore(args) => cluster::restore(host, &args),
         PolicyCommand::Status(args) => cluster::status(host, &args),
         PolicyCommand::Get(args) => get(host, args),
         PolicyCommand::Validate(args) => validate::run(&args),
@@ -253,14 +256,15 @@ fn changed(change: &PolicyChange) -> String {
 
 fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
     let query = PolicyQuery { name: args.name, namespace: args.namespace, labels: args.labels };
-    let Policy { policy, revision, waiting, origins, .. } = host.client()?.policy(&query)?;
+    let Policy { policy, revision, waiting, origins, stale, .. } = host.client()?.policy(&query)?;
     let rules: serde_json::Value = serde_json::from_str(&policy)
         .map_err(|error| Failure::new(format!("the agent's rules are no JSON: {error}")))?;
     args.output.print(&rules, || {
         let rules = serde_json::to_string_pretty(&rules).unwrap_or(policy);
         let waiting: String = waiting.iter().map(confirm::line).collect();
         let origins: String = origins.iter().map(origin).collect();
-        format!("{rules}\nRevision: {revision}\n{origins}{waiting}")
+        let stale: String = stale.iter().map(lost).collect();
+        format!("{rules}\nRevision: {revision}\n{origins}{stale}{waiting}")
     })?;
     host.say_if_frozen(&args.output);
     Ok(())
@@ -269,6 +273,14 @@ fn get(host: &Host, args: GetArgs) -> Result<(), Failure> {
 fn origin(origin: &PolicyOrigin) -> String {
     let version = if origin.version > 0 { format!(", version {}", origin.version) } else { String::new() };
     format!("{} comes from {}{version}\n", origin.policy, origin.origin)
+}
+
+fn lost(stale: &StalePolicy) -> String {
+    let stored = match stale.stored {
+        0 => "has lost it".to_owned(),
+        stored => format!("went back to version {stored}"),
+    };
+    format!("{} is stale: version {} is in force, the store {stored}\n", stale.policy, stale.version)
 }
 
 fn wait(host: &Host, revision: u64, timeout: u32, output: &OutputArgs) -> Result<(), Failure> {

@@ -1,0 +1,177 @@
+//! What is kept of the cluster's policies for a start without the store: the last good version of each object, and which
+//! store said so.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use villus_cluster_policy::{Kept, Mirror, ObjectName};
+use villus_kvstore::{Header, Witness};
+
+use crate::node::Node;
+use crate::state::{StateDir, write_atomic};
+
+/// Below `lib-dir`, the last good version of each object.
+const KEPT: &str = "cluster-policies";
+/// In `lib-dir`, which store said so.
+const SEEN: &str = "cluster-policies.json";
+/// What could not be read at the start.
+const UNREAD: &str = "kept policies of the cluster";
+/// What could not be written.
+const UNWRITTEN: &str = "keeping of the cluster's policies";
+
+/// The store that said so, as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    store: u64,
+    revision: u64,
+    witness: Option<Witness>,
+}
+
+/// What is still to be written.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    /// Objects whose files are not as they should be, and why.
+    objects: BTreeMap<ObjectName, String>,
+    /// It is written after these: to who begins with an older one, what the store has lost is lost once more.
+    seen: Option<Seen>,
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// As of a batch.
+    pub fn new(header: Header, witness: Option<Witness>) -> Self {
+        Self { store: header.cluster, revision: header.revision, witness }
+    }
+
+    /// For who follows the store again.
+    pub fn past(self) -> (Header, Option<Witness>) {
+        (Header { cluster: self.store, revision: self.revision }, self.witness)
+    }
+}
+
+// === impl Unwritten ===
+
+impl Unwritten {
+    /// Tries to write all of it. Says what is wrong if not all is written.
+    fn write(&mut self, state: &StateDir, mirror: &Mirror) -> Option<String> {
+        self.objects.retain(|name, problem| match write(state, name, mirror.kept(name)) {
+            Ok(()) => false,
+            Err(error) => {
+                *problem = format!("{name}: {error}; {}", villus_durable::remedy(&error));
+                true
+            }
+        });
+        if let Some(problem) = self.objects.values().next() {
+            return Some(format!("{} of them, {problem}", self.objects.len()));
+        }
+        let error = state.save(SEEN, self.seen.as_ref()?).err();
+        if error.is_none() {
+            self.seen = None;
+        }
+        error.map(|error| format!("{SEEN}: {error}; {}", villus_durable::remedy(&error)))
+    }
+}
+
+impl Node {
+    /// Takes over what was in force before the start: it stays until the store was listed.
+    pub fn load_cluster_policies(&mut self) {
+        let Some(policies) = self.cluster_policies.as_mut().filter(|policies| !policies.loaded) else {
+            return;
+        };
+        policies.loaded = true;
+        let (mut good, mut damaged) = (Vec::new(), Vec::new());
+        for path in files(&self.state.path(KEPT)) {
+            let mut read = || {
+                let bytes = std::fs::read(&path).map_err(|error| error.to_string())?;
+                let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+                policies.mirror.restore(&kept)
+            };
+            match read() {
+                Ok(parsed) => good.push(parsed),
+                Err(reason) => damaged.push(format!("{}: {reason}", path.display())),
+            }
+        }
+        for parsed in good {
+            let _ = self.put_objects(parsed);
+        }
+        self.conditions.set_if(UNREAD, !damaged.is_empty(), || {
+            format!("until the store answers these are not in force: {}", damaged.join("; "))
+        });
+        self.note_cluster_stale();
+    }
+
+    /// Which store said what was in force before the start; of a version that did not write it down, nothing.
+    pub fn cluster_policies_seen(&mut self) -> Option<Seen> {
+        match self.state.load::<Seen>(SEEN) {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(damaged)) => {
+                tracing::warn!(file = SEEN, reason = damaged.reason, "is damaged");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(file = SEEN, %error, "cannot be read");
+                None
+            }
+        }
+    }
+
+    /// The store was listed, or has said something: what could not be read is of no matter any more, and `seen` is what it is
+    /// known by after the next start.
+    pub(super) fn heard_of_cluster_policies(&mut self, seen: Option<Seen>) {
+        self.conditions.note(UNREAD, None);
+        if let Some(policies) = &mut self.cluster_policies {
+            policies.unwritten.seen = seen.or(policies.unwritten.seen.take());
+        }
+    }
+
+    /// Objects have changed: they are kept as they are now.
+    pub(super) fn keep_cluster_objects(&mut self, names: impl IntoIterator<Item = ObjectName>) {
+        if let Some(policies) = &mut self.cluster_policies {
+            policies.unwritten.objects.extend(names.into_iter().map(|name| (name, String::new())));
+        }
+        if !self.keep_cluster_policies() {
+            self.wake.keep.notify_one();
+        }
+    }
+
+    /// Writes what is not written yet. Says whether all is; else it is to be tried again.
+    pub fn keep_cluster_policies(&mut self) -> bool {
+        let Some(policies) = &mut self.cluster_policies else { return true };
+        let problem = policies.unwritten.write(&self.state, &policies.mirror);
+        let is_done = problem.is_none();
+        let problem = problem.map(|problem| {
+            format!(
+                "what is in force cannot be written ({problem}); an agent that starts without the store enforces what was \
+                 written before; it is tried again"
+            )
+        });
+        self.conditions.note(UNWRITTEN, problem);
+        is_done
+    }
+}
+
+/// Writes the file of an object; without one removes it.
+fn write(state: &StateDir, name: &ObjectName, kept: Option<Kept>) -> io::Result<()> {
+    let directory = state.path(KEPT);
+    // None of the parts can hold a `_`.
+    let path = directory.join(format!("{}.json", name.suffix().replace('/', "_")));
+    match kept {
+        Some(kept) => {
+            std::fs::create_dir_all(&directory)?;
+            write_atomic(&path, &serde_json::to_vec(&kept).map_err(io::Error::other)?)
+        }
+        None => std::fs::remove_file(&path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        }),
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
+}
