@@ -67,9 +67,7 @@ impl Scene {
         let options: Vec<(&str, &str)> =
             [("bpf-ct-global-any-max", "65536")].into_iter().chain(more.iter().copied()).collect();
         let nodes = Nodes::start(routing, &options);
-        for node in &nodes.all {
-            node.policy_file("server.yaml", POLICY);
-        }
+        nodes.apply(POLICY);
         let server = nodes.all[0].workload("server", &["k8s:app=server"]);
         let client = nodes.all[1].workload("client", &["k8s:app=client", "k8s:role=friend"]);
         let intruder = nodes.all[2].workload("intruder", &["k8s:app=intruder"]);

@@ -4,9 +4,11 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::runtime::Runtime;
+use villus_cluster_policy::Policies;
 use villus_kvstore::Etcd;
 use villus_labels::MaxConnectedClusters;
 use villus_operator::{HEARTBEAT, Operator, OperatorConfig};
+use villus_policy::parse;
 use villus_table::Backoff;
 use villus_testbed::{EtcdServer, eventually, run_ip as ip};
 
@@ -164,6 +166,17 @@ impl Nodes {
         let operator = Operator::start(Arc::new(store), config);
         drop(inside);
         Collector { operator, _runtime: runtime }
+    }
+
+    /// Gives all nodes policies, as an operator does.
+    pub fn apply(&self, text: &str) {
+        let files = [parse("test.yaml", text).unwrap()];
+        Runtime::new().unwrap().block_on(async {
+            let store = Etcd::new(self.secured.options(OPERATOR, &self.etcd)).unwrap();
+            let policies = Policies::new(Arc::new(store), CLUSTER);
+            let changes = policies.plan(&files, OPERATOR).await.unwrap();
+            policies.write(&changes).await.unwrap();
+        });
     }
 
     /// A member of etcd that answers.
