@@ -175,11 +175,7 @@ impl Node {
             path: node.state.path("audits.json"),
             source,
         })?;
-        node.freeze_as_before().map_err(|source| AgentError::File {
-            action: "read",
-            path: node.state.path("frozen.json"),
-            source,
-        })?;
+        node.freeze_as_before();
         node.read_journal();
         node.remember_old_flows();
         Ok((node, lock))

@@ -137,7 +137,15 @@ impl Clusters {
     /// # Errors
     /// It is another cluster's; of which one and why is said.
     pub fn may_have(&self, layer: Layer, cluster: &str, number: NumericIdentity) -> Result<(), String> {
-        if cluster == self.0.own || cluster == keys::DEFAULT_ADDRESS_SPACE || number.is_reserved() {
+        if cluster == self.0.own || cluster == keys::DEFAULT_ADDRESS_SPACE {
+            return Ok(());
+        }
+        if (NumericIdentity::USER_RESERVED_MIN..NumericIdentity::ALLOCATED_MIN).contains(&number) {
+            return Err(format!(
+                "{number} is fixed by cluster {cluster} for itself (fixed-identity-mapping) and means nothing here"
+            ));
+        }
+        if number.is_reserved() {
             return Ok(());
         }
         let known = self.told(layer).known.read().unwrap_or_else(PoisonError::into_inner);
@@ -274,6 +282,9 @@ mod tests {
             }
             assert!(may(Layer::Mesh, cluster, number).is_ok(), "the mesh has told nothing");
         }
+        let error = may(Layer::Mesh, "c2", 128).unwrap_err();
+        assert!(error.contains("128") && error.contains("cluster c2"), "{error}");
+        assert!(may(Layer::State, "c1", 128).is_ok() && may(Layer::State, "default", 128).is_ok());
         let error = may(Layer::Cache, "c2", 3 << 16).unwrap_err();
         assert!(error.contains("c2") && error.contains("131072 to 196607"), "{error}");
         let error = may(Layer::Cache, "c4", 2 << 16).unwrap_err();

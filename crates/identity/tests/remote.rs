@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use villus_identity::{
     Clusters, Heard, Identities, Ipcache, Layer, Leased, NodeIdentities, NodeName, Nodes, Ownership, Rank,
-    Remote, RemoteConfig, Reserved, Surroundings, new_identities, new_nodes,
+    Remote, RemoteConfig, RemoteRecord, Reserved, Surroundings, new_identities, new_nodes,
 };
 use villus_kvstore::{
     AddressKind, Follow, IpIdentityPair, LeaseId, LeasePurpose, Memory, NamedPort, NodeAddress, NodeEntry,
@@ -818,15 +818,21 @@ async fn what_was_known_of_hosts_before_a_restart_holds_until_nodes_are_listed()
     }
     scene.until("all is known", |s| s.remote.counts().addresses == 2 && s.nodes.len() == 1).await;
     let text = serde_json::to_string(&scene.remote.record()).unwrap();
+    let mut record: RemoteRecord = serde_json::from_str(&text).unwrap();
+    // Of a layer of which no node was known it is not known which hosts are none.
+    let mut copied = record.addresses["cilium/state/ip/v1/default/10.3.192.65"].clone();
+    (copied.prefix, copied.host) = ("10.22.0.5/32".parse().unwrap(), Some([10, 22, 0, 9].into()));
+    record.addresses.insert("cilium/cache/ip/v1/c2/10.22.0.5".into(), copied);
     let mut after = Scene::of(scene.memory, |config| config);
-    after.remote.restore(serde_json::from_str(&text).unwrap(), &after.world);
+    after.remote.restore(record, &after.world);
+    assert_eq!(tunnel(&after, "10.22.0.5/32").as_deref(), Some("10.22.0.9"));
     let all = |scene: &Scene| ["10.3.192.65/32", "10.1.0.5/32"].map(|prefix| tunnel(scene, prefix).is_some());
     assert_eq!(all(&after), [false, true]);
     after.resume();
     // One more is told, and behind a host of which nothing is known yet.
     let (key, value) = pair("10.1.0.6", "10.0.0.2", 300);
     after.put(&key, &value, None).await;
-    after.until_without_nodes("it is told", |s| s.remote.counts().addresses == 3).await;
+    after.until_without_nodes("it is told", |s| s.remote.counts().addresses == 4).await;
     assert_eq!((all(&after), tunnel(&after, "10.1.0.6/32").is_some()), ([false, true], true));
     after.put("cilium/state/nodes/v1/c1/junk", "{", None).await;
     after.until("nodes are listed", |s| !s.refused().is_empty()).await;

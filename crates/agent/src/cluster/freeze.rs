@@ -72,25 +72,25 @@ impl Node {
         })
     }
 
-    /// Stands still from the start, if the agent before did until its end.
-    ///
-    /// # Errors
-    /// What it wrote down cannot be read.
-    pub fn freeze_as_before(&mut self) -> io::Result<()> {
-        match self.state.load::<Frozen>(FILE)? {
-            Ok(None) => {}
-            Ok(Some(Frozen { reason, since })) if reason.is_empty() => {
-                self.stand_still(&format!("since {since}"))
-            }
-            Ok(Some(Frozen { reason, since })) => self.stand_still(&format!("{reason}; since {since}")),
-            // That it was there says enough; it is written again, for the next one.
-            Err(damaged) => {
+    /// Stands still from the start, if the agent before did until its end. That the file is there says enough, whatever is
+    /// in it.
+    pub fn freeze_as_before(&mut self) {
+        let path = self.state.path(FILE);
+        let reason = match self.state.load::<Frozen>(FILE) {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(Frozen { reason, since }))) if reason.is_empty() => format!("since {since}"),
+            Ok(Ok(Some(Frozen { reason, since }))) => format!("{reason}; since {since}"),
+            Ok(Err(damaged)) => {
                 let reason = format!("why is not known: it lies in {}", damaged.kept.display());
-                self.stand_still(&reason);
-                self.state.save(FILE, &Frozen { reason, since: timestamp() })?;
+                let again = Frozen { reason: reason.clone(), since: timestamp() };
+                if let Err(error) = self.state.save(FILE, &again) {
+                    tracing::warn!(%error, path = %path.display(), "the next start will not know that it is frozen");
+                }
+                reason
             }
-        }
-        Ok(())
+            Err(error) => format!("why is not known: {}: {error}", path.display()),
+        };
+        self.stand_still(&reason);
     }
 
     fn stand_still(&mut self, reason: &str) {

@@ -22,7 +22,7 @@ impl Node {
         self.note_calendar(health);
         let waited = self.started.elapsed();
         let late = self.config.kvstore.list_timeout.filter(|limit| waited >= *limit);
-        let late = late.filter(|_| !self.identities.allocator.is_synced());
+        let late = late.filter(|_| !self.freeze.is_frozen() && !self.identities.allocator.is_synced());
         self.conditions.note(
             "identities of the store",
             late.map(|limit| {

@@ -197,7 +197,9 @@ pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
             let _ = shared.etcd.check().await;
             is_clean = remove_leftovers(&agent, &shared).await;
         }
-        if !started && agent.identities.allocator.is_synced() {
+        // A frozen agent takes in no list, and asks no faster for it.
+        let is_frozen = agent.with(|node| node.freeze.is_frozen()).await.unwrap_or_default();
+        if !started && (is_frozen || agent.identities.allocator.is_synced()) {
             started = true;
             shared.etcd.started();
         }

@@ -17,6 +17,8 @@ const GATHER: Duration = Duration::from_millis(200);
 
 /// How often somebody may be found to have changed the table of masquerading.
 const LOOK: Duration = Duration::from_secs(1);
+/// So often a file that changes is looked at before it is taken.
+const LOOKS: u32 = 30;
 
 /// Follows the network. The monitor listens in the namespace of the calling thread, which is the node's.
 pub(super) fn spawn(agent: &Agent) -> Result<Option<MonitorStop>, AgentError> {
@@ -129,16 +131,18 @@ pub(super) async fn follow_list(agent: Agent) {
     }
 }
 
-/// What two looks in a row find alike: written in place, a file is cut off first and may be half of what it will be.
+/// What two looks in a row find alike: written in place, a file is cut off first and may be half of what it will be. One that
+/// is another at each look is taken as it is after [`LOOKS`].
 async fn whole<T: PartialEq>(mut found: T, mut look: impl FnMut() -> T) -> T {
-    loop {
+    for _ in 0..LOOKS {
         tokio::time::sleep(LOOK).await;
         let again = look();
         if again == found {
-            return found;
+            break;
         }
         found = again;
     }
+    found
 }
 
 /// Takes in what happened to devices of endpoints, at once: until then packets to them may go astray. Says whether the

@@ -424,7 +424,8 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         Bool,
         "true",
         "The labels of kube-dns, CoreDNS and Cilium's operator have the numbers 102 to 106 and 110 to 114, which no store \
-         gives. The same on all nodes.",
+         gives. The same on all nodes: agents of a version that has no such numbers wait for labels that nobody tells, so \
+         set it to false until all agents are newer.",
     ),
     opt(
         Group::Identity,
@@ -439,7 +440,8 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         Map,
         "",
         "Numbers from 128 to 255 of identities of your own, 128=kv-store: a workload with the label \
-         io.cilium.fixed-identity=kv-store has that number and the label reserved:kv-store. The same on all nodes.",
+         io.cilium.fixed-identity=kv-store has that number and the label reserved:kv-store. The same on all nodes of the \
+         cluster; other clusters' are refused.",
     ),
     opt(
         Group::Identity,

@@ -219,7 +219,8 @@ impl Allocator {
             let timeout = || AllocateError::Timeout { labels: text.clone(), limit };
             return tokio::time::timeout(limit, allocation).await.unwrap_or_else(|_| Err(timeout()));
         };
-        // A store that has not said yet what it knows may never do.
+        // A store that has not said yet what it knows may never do; while that is not taken in it is not waited for.
+        let patience = if *self.shared.held.borrow() { Duration::ZERO } else { patience };
         let is_listed = tokio::time::timeout(patience, self.shared.synced()).await.is_ok();
         if !is_listed || self.shared.is_dark() {
             return open::assume(&self.shared, labels, &text, wanted);

@@ -38,13 +38,17 @@ impl Remote {
         }
     }
 
-    /// What was known before a restart is all there is to know for now. Without any node it is not known whether all were.
+    /// What was known before a restart is all there is to know for now. Where no other node of a layer was known it is not
+    /// known whether its nodes were ever heard of.
     pub(super) fn restore_hosts(&mut self, addresses: &BTreeMap<Arc<str>, AddressRecord>) {
         self.behind.moved.clear();
-        if !self.config.tunnels || self.members.values().all(|member| member.own) {
+        if !self.config.tunnels {
             return;
         }
-        let hosts = addresses.values().filter_map(|address| address.host);
+        let others = self.members.values().filter(|member| !member.own);
+        let layers: HashSet<Layer> = others.map(|member| member.layer).collect();
+        let known = addresses.iter().filter(|(key, _)| layers.contains(&Layer::of(key)));
+        let hosts = known.filter_map(|(_, address)| address.host);
         self.behind.outside = hosts.filter(|host| !self.hosts.contains_key(host)).collect();
     }
 

@@ -45,7 +45,8 @@ impl Remote {
 
     /// Addresses that were deleted, perhaps on purpose: the revision of that, by key.
     pub(super) fn doubts(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
-        self.stale.iter().filter(|(_, stale)| stale.deleted > 0).map(|(key, stale)| (key, stale.deleted))
+        let stale = self.may_doubt.then(|| self.stale.iter()).into_iter().flatten();
+        stale.filter(|(_, stale)| stale.deleted > 0).map(|(key, stale)| (key, stale.deleted))
     }
 
     /// Whether there are addresses of which it is not known whether they were deleted on purpose. They count as stale.
@@ -91,6 +92,7 @@ impl Remote {
         let settled = known.map(|(key, _)| (Arc::clone(key), !matches!(self.owner_of(key), Owner::Silent)));
         let settled = settled.collect();
         self.end_these(settled, now);
+        self.may_doubt = self.has_doubts();
     }
 
     /// What was deleted on purpose goes; the owner of what was not is silent.

@@ -130,6 +130,8 @@ pub struct Remote {
     unresolved: BTreeMap<NumericIdentity, BTreeSet<Arc<str>>>,
     /// Addresses that nobody stands behind.
     stale: BTreeMap<Arc<str>, Stale>,
+    /// Of some of them it may not be known whether they were deleted on purpose.
+    may_doubt: bool,
     /// How far the nodes of each layer have been heard.
     heard: [Heard; Layer::ALL.len()],
     /// Deletions that wait for word of their owners, with their revisions, in the order of their times.
@@ -171,6 +173,7 @@ impl Remote {
             ranges: BTreeMap::new(),
             unresolved: BTreeMap::new(),
             stale: BTreeMap::new(),
+            may_doubt: false,
             heard: Default::default(),
             held: VecDeque::new(),
             buried: VecDeque::new(),

@@ -73,6 +73,7 @@ impl Remote {
         self.lose_address(edit, key, now);
         if let Some(stale) = self.stale.get_mut(key) {
             stale.deleted = revision;
+            self.may_doubt = true;
         }
     }
 
@@ -220,7 +221,13 @@ impl Remote {
         let Some((key, member)) = self.members.iter().find(|(_, m)| !m.own && m.name == *name) else {
             return Default::default();
         };
+        // What a machine that lives has now is no name of the dead one.
+        let is_anothers = |ip: &IpAddr| {
+            let others = self.members.iter().filter(|(other, m)| *other != key && m.stale.is_none());
+            others.flat_map(|(_, m)| &m.entry.addresses).any(|address| address.ip == *ip)
+        };
         let addresses = [true, false].into_iter().filter_map(|v4| member.entry.address(v4));
+        let addresses = addresses.filter(|ip| !is_anothers(ip));
         let users = addresses.map(|ip| ip.to_string()).chain([name.name.to_string()]).collect();
         let of = |a: &&AddressRecord| {
             a.leased && a.host.and_then(|host| self.hosts.get(&host)).is_some_and(|owner| owner == key)

@@ -386,11 +386,12 @@ impl Connection {
                 None => (self.connect(member).await?, true),
             };
             let Some(guard) = self.guard.as_ref().filter(|_| whom == Whom::Ours) else { return Ok(open) };
+            let asked = Instant::now();
             match self.admit(guard, member, &open).await {
                 Err(Unusable::Away(reason)) => {
                     self.forget(member, open.number);
-                    // An old one may have ended long ago.
-                    if is_new {
+                    // An old one may have ended long ago. Who is silent is not asked twice.
+                    if is_new || asked.elapsed() >= REQUEST {
                         return Err(Unusable::Away(reason));
                     }
                 }
@@ -431,7 +432,11 @@ impl Connection {
             Ok(()) => Verdict::Admitted,
             Err(reason) => Verdict::Refused(Instant::now(), reason.clone()),
         };
-        *self.members[member].slot() = Some(Open { verdict, ..open.clone() });
+        // Unless it was given up meanwhile.
+        if let Some(there) = self.members[member].slot().as_mut().filter(|there| there.number == open.number)
+        {
+            there.verdict = verdict;
+        }
         judged.map_err(Unusable::Refused)
     }
 
