@@ -263,7 +263,9 @@ impl Policies {
             Some(old) => old.object == object,
             None => object.is_none() && entry.is_none(),
         };
-        if is_same && (lost.is_none() || version.is_some()) {
+        // Nodes that have less than the store hear of it, or hold it back themselves: saying it again tells them nothing.
+        let is_said = lost.is_none_or(|lost| old.as_ref().is_some_and(|old| old.version > lost));
+        if is_same && (is_said || version.is_some()) {
             return Ok(None);
         }
         let stored = self.last_version(&name).await?.max(old.as_ref().map_or(0, |old| old.version));

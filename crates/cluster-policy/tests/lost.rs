@@ -343,6 +343,25 @@ async fn what_the_store_knows_nothing_of_is_deleted_and_written_back_by_what_nod
 }
 
 #[tokio::test]
+async fn what_is_said_again_while_nodes_lag_is_written_once() {
+    let place = Place::new();
+    let files: Vec<ParsedFile> = (0..40).map(|n| policy(&format!("p{n}"), 80)).collect();
+    place.apply(&files).await;
+    let mut node = Node::new(&place);
+    node.step().await;
+    place.memory.wipe().await.unwrap();
+    node.step().await;
+    // It says this once, and dies; of some it does not say the names.
+    node.reports(&place).await;
+    assert_eq!(place.apply(&files[..39]).await, [2; 39]);
+    assert_eq!(place.apply(&files[..39]).await, [0; 0]);
+    place.delete("CiliumNetworkPolicy/shop/p39").await;
+    assert_eq!(place.policies.plan_delete(&name("p39"), "bob").await.unwrap(), None);
+    // Another content is another version as always.
+    assert_eq!(place.apply(&[policy("p0", 81)]).await, [3]);
+}
+
+#[tokio::test]
 async fn many_lost_objects_are_told_in_bounded_size_and_each_can_be_named_all_the_same() {
     let place = Place::new();
     let files: Vec<ParsedFile> = (0..200).map(|n| policy(&format!("p{n}"), 80)).collect();
