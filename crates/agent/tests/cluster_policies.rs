@@ -211,6 +211,31 @@ fn a_change_from_the_store_that_would_cut_too_much_waits_at_the_node_until_it_is
     assert_eq!(waiting(&node), []);
 }
 
+#[test]
+fn what_was_rejected_is_asked_about_anew_when_the_store_was_wiped_and_its_versions_begin_again() {
+    alone!();
+    let mut etcd = EtcdServer::start();
+    let writer = Writer::new(&etcd);
+    let mut node = new(&with(shared(&etcd), &[("policy-change-limit", "flows=10%")]));
+    node.start();
+    let server = node.workload("server", &["k8s:app=server"]);
+    let client = node.workload("client", &["k8s:app=client"]);
+    server.serves(server.v4(), 80);
+    let mut open: Vec<_> = (0..4).map(|_| client.connects(server.v4(), 80).unwrap()).collect();
+    let waits = |node: &TestNode| eventually("it waits", || waiting(node).len() == 1);
+    writer.apply(&allow("web", "server", "nobody", 80));
+    waits(&node);
+    node.client().reject_policy(waiting(&node)[0].id).unwrap();
+    etcd.kill();
+    etcd.wipe();
+    etcd.resume();
+    etcd.wait();
+    writer.apply(&allow("web", "server", "nobody", 81));
+    assert_eq!(writer.standing("web").version.version, 1);
+    waits(&node);
+    assert!(open.iter_mut().all(echoes));
+}
+
 /// A server that `client` alone may reach by the cluster's policy `web`, in its version 2, and the stores that may come after.
 struct Enforced {
     etcd: EtcdServer,

@@ -18,6 +18,10 @@ type Wanted = [(ObjectName, Option<Version>)];
 impl Node {
     /// Of what a batch changes, what may be done now.
     pub(super) fn gate_cluster(&mut self, batch: &Batch, before: &Mirror, changes: Changes) -> Changes {
+        if batch.is_of_another_past() {
+            // The same numbers may be of other contents there.
+            self.forget_rejected_objects();
+        }
         if !self.config.policy.change_limit.is_on() {
             return changes;
         }

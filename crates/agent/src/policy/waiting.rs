@@ -209,6 +209,13 @@ impl Node {
         self.conditions.note("waiting policies", result.err().map(|error| error.to_string()));
     }
 
+    /// Versions of the cluster's policies that were rejected are asked about anew.
+    pub(super) fn forget_rejected_objects(&mut self) {
+        if !std::mem::take(&mut self.waiting.rejected_objects).is_empty() {
+            self.save_waiting();
+        }
+    }
+
     fn take_waiting(&mut self, id: u64) -> ApiResult<Held> {
         let at = self.waiting.changes.iter().position(|held| held.told.id == id).ok_or_else(|| {
             ApiError::not_found(format!("no change {id} of policies waits"))
