@@ -379,6 +379,25 @@ fn what_is_applied_after_a_wipe_before_an_agent_sees_it_counts_though_its_number
 }
 
 #[test]
+fn a_node_that_moves_to_another_cluster_takes_no_policy_with_it() {
+    alone!();
+    let mut all = Enforced::new();
+    all.node.kill();
+    all.replaced(false);
+    all.node.options.retain(|(name, _)| name != "cluster-name");
+    all.node.options.push(("cluster-name".to_owned(), "cluster2".to_owned()));
+    all.node.start();
+    let kept = all.node.root.join("lib/cluster-policies");
+    eventually("nothing is kept", || std::fs::read_dir(&kept).unwrap().next().is_none());
+    let seen = all.node.root.join("lib/cluster-policies.json");
+    eventually("of another", || std::fs::read_to_string(&seen).unwrap().contains("cluster2"));
+    all.is_whole();
+    all.restarted();
+    assert!(all.client.asks(all.server.v4(), 80) && all.other.asks(all.server.v4(), 80));
+    assert!(!status(&all.node).contains("(stale)"), "{}", status(&all.node));
+}
+
+#[test]
 fn a_policy_that_cannot_be_kept_is_said_and_kept_as_soon_as_it_can_be() {
     alone!();
     let mut all = Enforced::new();

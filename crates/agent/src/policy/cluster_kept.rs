@@ -14,6 +14,8 @@ use crate::state::{StateDir, write_atomic};
 
 /// Below `lib-dir`, the last good version of each object.
 const KEPT: &str = "cluster-policies";
+/// In their names, for the `/` of keys: none of the parts can hold it.
+const SEPARATOR: &str = "_";
 /// In `lib-dir`, which store said so.
 const SEEN: &str = "cluster-policies.json";
 /// What could not be read at the start.
@@ -24,6 +26,9 @@ const UNWRITTEN: &str = "keeping of the cluster's policies";
 /// The store that said so, as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seen {
+    /// The cluster whose store it is; a version that did not write it down had no other than the agent's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
     store: u64,
     revision: u64,
     witness: Option<Witness>,
@@ -42,13 +47,21 @@ pub(super) struct Unwritten {
 
 impl Seen {
     /// As of a batch.
-    pub fn new(header: Header, witness: Option<Witness>) -> Self {
-        Self { store: header.cluster, revision: header.revision, witness }
+    pub fn new(cluster: &str, header: Header, witness: Option<Witness>) -> Self {
+        let cluster = Some(cluster.to_owned());
+        Self { cluster, store: header.cluster, revision: header.revision, witness }
     }
 
-    /// For who follows the store again.
-    pub fn past(self) -> (Header, Option<Witness>) {
-        (Header { cluster: self.store, revision: self.revision }, self.witness)
+    /// For who follows the store of this cluster again; nothing if it was another's.
+    pub fn past(self, cluster: &str) -> (Option<Header>, Option<Witness>) {
+        match self.is_of(cluster) {
+            true => (Some(Header { cluster: self.store, revision: self.revision }), self.witness),
+            false => (None, None),
+        }
+    }
+
+    fn is_of(&self, cluster: &str) -> bool {
+        self.cluster.as_deref().is_none_or(|own| own == cluster)
     }
 }
 
@@ -76,12 +89,21 @@ impl Unwritten {
 }
 
 impl Node {
-    /// Takes over what was in force before the start: it stays until the store was listed.
+    /// Takes over what was in force before the start: it stays until the store was listed. What was in force in another
+    /// cluster goes as soon as the store of this one has answered.
     pub fn load_cluster_policies(&mut self) {
+        let is_of_another = self.cluster_policies_seen().is_some_and(|seen| !seen.is_of(&self.cluster));
         let Some(policies) = self.cluster_policies.as_mut().filter(|policies| !policies.loaded) else {
             return;
         };
         policies.loaded = true;
+        if is_of_another {
+            let names = files(&self.state.path(KEPT)).into_iter().filter_map(|path| named(&path));
+            policies.unwritten.objects.extend(names.map(|name| (name, String::new())));
+            tracing::warn!(cluster = self.cluster, "kept policies are of another cluster and count no more");
+            self.forget_rejected_objects();
+            return;
+        }
         let (mut good, mut damaged) = (Vec::new(), Vec::new());
         for path in files(&self.state.path(KEPT)) {
             let mut read = || {
@@ -156,8 +178,7 @@ impl Node {
 /// Writes the file of an object; without one removes it.
 fn write(state: &StateDir, name: &ObjectName, kept: Option<Kept>) -> io::Result<()> {
     let directory = state.path(KEPT);
-    // None of the parts can hold a `_`.
-    let path = directory.join(format!("{}.json", name.suffix().replace('/', "_")));
+    let path = directory.join(format!("{}.json", name.suffix().replace('/', SEPARATOR)));
     match kept {
         Some(kept) => {
             std::fs::create_dir_all(&directory)?;
@@ -168,6 +189,11 @@ fn write(state: &StateDir, name: &ObjectName, kept: Option<Kept>) -> io::Result<
             _ => Err(error),
         }),
     }
+}
+
+/// The object whose file this is.
+fn named(path: &Path) -> Option<ObjectName> {
+    ObjectName::of_suffix(&path.file_stem()?.to_str()?.replace(SEPARATOR, "/"))
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {

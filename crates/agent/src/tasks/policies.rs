@@ -103,8 +103,8 @@ pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
         agent.with(|node| (node.cluster.clone(), node.freeze.clone(), node.cluster_policies_seen())).await;
     let Ok((cluster, freeze, seen)) = begun else { return };
     // What was in force is known from disk; by this a store is known that has lost it meanwhile.
-    let (seen, witness) = match seen.map(Seen::past) {
-        Some((header, witness)) => (Some(header), witness),
+    let (seen, witness) = match seen {
+        Some(seen) => seen.past(&cluster),
         None => (shared.seen, shared.witness()),
     };
     let past = Past { keys: Vec::new(), seen, witness };
@@ -123,7 +123,7 @@ pub(super) async fn follow_cluster(agent: Agent, shared: Arc<SharedStore>) {
                 if batch.is_of_another_past() {
                     tracing::warn!("the store's past is another than it was: policies that it has lost stay in force");
                 }
-                let seen = follow.seen().map(|seen| Seen::new(seen, follow.witness().cloned()));
+                let seen = follow.seen().map(|seen| Seen::new(&cluster, seen, follow.witness().cloned()));
                 agent.with(move |node| node.apply_cluster_policies(&batch, seen)).await
             }
             changed = realized.changed() => {
