@@ -379,6 +379,43 @@ fn what_is_applied_after_a_wipe_before_an_agent_sees_it_counts_though_its_number
 }
 
 #[test]
+fn a_kept_copy_that_cannot_be_read_is_said_until_the_store_has_something_in_its_place() {
+    alone!();
+    let mut all = Enforced::new();
+    let file = all.node.root.join("lib/cluster-policies/CiliumNetworkPolicy_default_web.json");
+    let damaged = |all: &mut Enforced| {
+        all.node.kill();
+        std::fs::write(&file, "{").unwrap();
+        all.node.start();
+    };
+    let said =
+        |all: &Enforced| status(&all.node).contains(&format!("has is in their place: {}", file.display()));
+    // The store has it: nothing is missing.
+    damaged(&mut all);
+    eventually("it is kept again", || std::fs::read_to_string(&file).unwrap().len() > 1);
+    assert!(!status(&all.node).contains("cluster-policies/"), "{}", status(&all.node));
+    eventually("it is in force", || all.other.asks_in_vain(all.server.v4(), 80));
+    all.lets_in_the_client_alone();
+
+    all.replaced(false);
+    all.is_stale();
+    damaged(&mut all);
+    eventually("it is said", || said(&all));
+    eventually("it is not in force", || all.other.asks(all.server.v4(), 80));
+    // What says nothing of it changes nothing.
+    all.writer.apply(&allow("another", "nobody", "client", 80));
+    eventually("it is realised", || all.writer.realised("another").nodes == ["node-a"]);
+    assert!(said(&all));
+    all.writer.apply(&allow("web", "server", "client", 80));
+    eventually("it is said no more", || !said(&all));
+    eventually("it is realised", || all.writer.realised("web").nodes == ["node-a"]);
+    all.lets_in_the_client_alone();
+    all.etcd.kill();
+    all.restarted();
+    all.lets_in_the_client_alone();
+}
+
+#[test]
 fn a_node_that_moves_to_another_cluster_takes_no_policy_with_it() {
     alone!();
     let mut all = Enforced::new();

@@ -1,5 +1,8 @@
 //! Policies of the cluster: those that the shared store holds for all nodes, and how far this node has realised them.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use villus_api::model::StalePolicy;
 use villus_cluster_policy::{Changes, Mirror, NodeReport, ObjectName, Version};
@@ -22,13 +25,15 @@ pub(crate) struct ClusterPolicies {
     report: Option<NodeReport>,
     pub(super) loaded: bool,
     pub(super) unwritten: Unwritten,
+    /// Files that could not be read, and why; without those whose objects the store has settled since.
+    pub(super) unread: BTreeMap<PathBuf, String>,
 }
 
 impl ClusterPolicies {
     /// Nothing is known of this cluster's policies yet.
     pub fn new(cluster: &str) -> Self {
-        let unwritten = Unwritten::default();
-        Self { mirror: Mirror::new(cluster), report: None, loaded: false, unwritten }
+        let (unwritten, unread) = (Unwritten::default(), BTreeMap::new());
+        Self { mirror: Mirror::new(cluster), report: None, loaded: false, unwritten, unread }
     }
 
     /// The version of a policy that is in force.
@@ -63,7 +68,7 @@ impl Node {
         for (key, reason) in &changes.refused {
             tracing::warn!(key, reason, "a policy of the cluster cannot be used");
         }
-        self.heard_of_cluster_policies(seen);
+        self.heard_of_cluster_policies(batch, seen);
         self.enforce_cluster(changes);
         self.note_cluster_stale();
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use villus_cluster_policy::{Kept, Mirror, ObjectName};
-use villus_kvstore::{Header, Witness};
+use villus_kvstore::{Batch, Header, Witness};
 
 use crate::node::Node;
 use crate::state::{StateDir, write_atomic};
@@ -104,7 +104,7 @@ impl Node {
             self.forget_rejected_objects();
             return;
         }
-        let (mut good, mut damaged) = (Vec::new(), Vec::new());
+        let mut good = Vec::new();
         for path in files(&self.state.path(KEPT)) {
             let mut read = || {
                 let bytes = std::fs::read(&path).map_err(|error| error.to_string())?;
@@ -113,16 +113,30 @@ impl Node {
             };
             match read() {
                 Ok(parsed) => good.push(parsed),
-                Err(reason) => damaged.push(format!("{}: {reason}", path.display())),
+                Err(reason) => drop(policies.unread.insert(path, reason)),
             }
         }
         for parsed in good {
             let _ = self.put_objects(parsed);
         }
-        self.conditions.set_if(UNREAD, !damaged.is_empty(), || {
-            format!("until the store answers these are not in force: {}", damaged.join("; "))
-        });
+        self.note_unread_copies();
         self.note_cluster_stale();
+    }
+
+    /// Says which files could not be read and are still what is known of their objects.
+    fn note_unread_copies(&mut self) {
+        let Some(policies) = &mut self.cluster_policies else { return };
+        policies.unread.retain(|path, _| path.exists());
+        let files = policies.unread.iter().map(|(path, reason)| format!("{}: {reason}", path.display()));
+        let files = files.collect::<Vec<_>>().join("; ");
+        let is_listed = policies.mirror.revision() > 0;
+        self.conditions.set_if(UNREAD, !files.is_empty(), || match is_listed {
+            false => format!("until the store answers these are not in force: {files}"),
+            true => format!(
+                "these are not in force, and nothing that the store has is in their place: {files}; apply the objects again \
+                 (`villus policy apply --cluster`), or remove the files of those that are to be gone"
+            ),
+        });
     }
 
     /// Which store said what was in force before the start; of a version that did not write it down, nothing.
@@ -140,20 +154,28 @@ impl Node {
         }
     }
 
-    /// The store was listed, or has said something: what could not be read is of no matter any more, and `seen` is what it is
-    /// known by after the next start.
-    pub(super) fn heard_of_cluster_policies(&mut self, seen: Option<Seen>) {
-        self.conditions.note(UNREAD, None);
-        if let Some(policies) = &mut self.cluster_policies {
-            policies.unwritten.seen = seen.or(policies.unwritten.seen.take());
-        }
+    /// The store was listed, or has said something: what could not be read of that is of no matter any more, and `seen` is
+    /// what it is known by after the next start.
+    pub(super) fn heard_of_cluster_policies(&mut self, batch: &Batch, seen: Option<Seen>) {
+        let Some(policies) = &mut self.cluster_policies else { return };
+        policies.unwritten.seen = seen.or(policies.unwritten.seen.take());
+        let said = batch.items.iter().filter_map(|item| policies.mirror.object_of(item.key()));
+        let unread = said.filter(|name| policies.unread.contains_key(&path_of(&self.state, name)));
+        // Another version may be there and out of force.
+        let settled = unread.filter(|name| policies.mirror.refused().all(|(end, _)| end != name.suffix()));
+        let settled = settled.map(|name| (name, String::new())).collect::<Vec<_>>();
+        policies.unwritten.objects.extend(settled);
     }
 
     /// Objects have changed: they are kept as they are now.
     pub(super) fn keep_cluster_objects(&mut self, names: impl IntoIterator<Item = ObjectName>) {
         if let Some(policies) = &mut self.cluster_policies {
             policies.unwritten.objects.extend(names.into_iter().map(|name| (name, String::new())));
+            for name in policies.unwritten.objects.keys() {
+                policies.unread.remove(&path_of(&self.state, name));
+            }
         }
+        self.note_unread_copies();
         if !self.keep_cluster_policies() {
             self.wake.keep.notify_one();
         }
@@ -177,11 +199,10 @@ impl Node {
 
 /// Writes the file of an object; without one removes it.
 fn write(state: &StateDir, name: &ObjectName, kept: Option<Kept>) -> io::Result<()> {
-    let directory = state.path(KEPT);
-    let path = directory.join(format!("{}.json", name.suffix().replace('/', SEPARATOR)));
+    let path = path_of(state, name);
     match kept {
         Some(kept) => {
-            std::fs::create_dir_all(&directory)?;
+            std::fs::create_dir_all(state.path(KEPT))?;
             write_atomic(&path, &serde_json::to_vec(&kept).map_err(io::Error::other)?)
         }
         None => std::fs::remove_file(&path).or_else(|error| match error.kind() {
@@ -189,6 +210,11 @@ fn write(state: &StateDir, name: &ObjectName, kept: Option<Kept>) -> io::Result<
             _ => Err(error),
         }),
     }
+}
+
+/// The file of an object.
+fn path_of(state: &StateDir, name: &ObjectName) -> PathBuf {
+    state.path(KEPT).join(format!("{}.json", name.suffix().replace('/', SEPARATOR)))
 }
 
 /// The object whose file this is.
