@@ -16,6 +16,9 @@ use villus_testbed::EtcdServer;
 /// The certificate of an operator.
 pub const OPERATOR: &str = "users/operator";
 
+/// The certificate of who may change the cluster's policies.
+pub const WRITER: &str = "users/writer";
+
 /// Certificates of a cluster, and what each may.
 pub struct Secured {
     pub directory: PathBuf,
@@ -28,18 +31,19 @@ pub fn agent(node: &str) -> String {
 }
 
 impl Secured {
-    /// For etcd on this address, an operator, and an agent on each of the nodes, which have these ranges.
+    /// For etcd on this address, an operator, a writer of policies, and an agent on each of the nodes, which have these ranges.
     pub fn new(directory: &Path, address: &str, cluster: &str, nodes: &[(String, Vec<String>)]) -> Self {
         fs::create_dir_all(directory).unwrap();
         let pki = Pki::at(directory);
         pki.init("ca of the test", 3650).unwrap();
         let issue = |holder: Result<Holder, CertsError>| pki.issue(&holder.unwrap(), 365).unwrap();
         issue(Holder::server("etcd", &[address.to_owned()]));
-        for user in ["root", "operator"] {
+        for user in ["root", "operator", "writer"] {
             issue(Holder::user(user, None));
         }
         let mut of = Cluster::new(cluster, "default").unwrap();
         of.add_operator("operator").unwrap();
+        of.add_policy_writer("writer").unwrap();
         for (node, ranges) in nodes {
             issue(Holder::agent(node));
             of.add(node, ranges.iter().map(|range| range.parse().unwrap()).collect()).unwrap();

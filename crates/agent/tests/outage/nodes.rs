@@ -14,7 +14,7 @@ use villus_testbed::{EtcdServer, eventually, run_ip as ip};
 
 use crate::common::{
     TestNode, Workload,
-    secured::{OPERATOR, Secured, agent},
+    secured::{OPERATOR, Secured, WRITER, agent},
 };
 
 /// Where the members of etcd listen, as the nodes see it.
@@ -172,9 +172,9 @@ impl Nodes {
     pub fn apply(&self, text: &str) {
         let files = [parse("test.yaml", text).unwrap()];
         Runtime::new().unwrap().block_on(async {
-            let store = Etcd::new(self.secured.options(OPERATOR, &self.etcd)).unwrap();
+            let store = Etcd::new(self.secured.options(WRITER, &self.etcd)).unwrap();
             let policies = Policies::new(Arc::new(store), CLUSTER);
-            let changes = policies.plan(&files, OPERATOR).await.unwrap();
+            let changes = policies.plan(&files, "writer").await.unwrap();
             policies.write(&changes).await.unwrap();
         });
     }
