@@ -131,7 +131,8 @@ impl TestNode {
     pub fn start(&mut self) -> Duration {
         let begin = Instant::now();
         self.spawn();
-        let limit = begin + PATIENCE;
+        // The kernel takes seconds of a CPU to look at the programs, and many may want that CPU.
+        let limit = begin + 3 * PATIENCE;
         loop {
             if let Some(status) = self.agent.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the agent ended: {status}");
