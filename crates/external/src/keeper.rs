@@ -13,9 +13,7 @@ use tokio::{
     time::Instant,
 };
 use villus_identity::{master_key, use_key};
-use villus_kvstore::{
-    Answer, Batch, Compare, Entry, Follow, Item, Op, Pace, Pages, Relisted, StoreError, Txn,
-};
+use villus_kvstore::{Answer, Batch, Compare, Entry, Follow, Item, Op, Pace, Pages, StoreError, Txn};
 use villus_labels::{Labels, NumericIdentity};
 
 use crate::{
@@ -456,7 +454,7 @@ impl Drop for Leads<'_> {
 
 impl Known {
     fn apply(&mut self, batch: &Batch, prefix: &str) {
-        let rewound = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        let rewound = batch.is_of_another_past();
         for item in &batch.items {
             match item {
                 Item::Put(entry) => {

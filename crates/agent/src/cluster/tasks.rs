@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use villus_identity::{Heard, Layer, Published};
-use villus_kvstore::{Compare, Follow, Header, Past, Relisted, Store, StoreError, keys};
+use villus_kvstore::{Compare, Follow, Header, Past, Store, StoreError, keys};
 
 use super::feed::{Feed, Kind};
 use super::{SharedStore, owners};
@@ -119,7 +119,7 @@ async fn follow(
             so_far = Heard { through: batch.revision, live: so_far.live.or_else(|| live(stands)) };
         }
         let is_shared = feed.layer != Layer::Mesh;
-        let lost = is_shared && matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        let lost = is_shared && batch.is_of_another_past();
         if is_shared {
             shared.note_witness(follow.witness(), lost);
         }
@@ -186,6 +186,7 @@ impl Looks {
 
 /// Looks at the store, always.
 pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
+    let Ok(freeze) = agent.with(|node| node.freeze.clone()).await else { return };
     let (mut started, mut is_clean) = (false, false);
     let mut looks = Looks::default();
     loop {
@@ -198,8 +199,7 @@ pub(crate) async fn watch_health(agent: Agent, shared: Arc<SharedStore>) {
             is_clean = remove_leftovers(&agent, &shared).await;
         }
         // A frozen agent takes in no list, and asks no faster for it.
-        let is_frozen = agent.with(|node| node.freeze.is_frozen()).await.unwrap_or_default();
-        if !started && (is_frozen || agent.identities.allocator.is_synced()) {
+        if !started && (agent.identities.allocator.is_synced() || freeze.is_frozen()) {
             started = true;
             shared.etcd.started();
         }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use villus_kvstore::{Batch, Entry, Item, Relisted, keys};
+use villus_kvstore::{Batch, Entry, Item, keys};
 use villus_labels::{Labels, NumericIdentity, Scope};
 use villus_table::Write;
 
@@ -53,7 +53,7 @@ impl Copies {
 impl Allocator {
     /// Takes in changes of copies: keys of [`Layer::Cache`] and [`Layer::Mesh`]. What the state says of a number wins.
     pub fn apply_copies(&self, batch: &Batch) {
-        let lost = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+        let lost = batch.is_of_another_past();
         let shared = &self.shared;
         let mut write = shared.table.write();
         for item in &batch.items {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use villus_kvstore::{Batch, Entry, Follow, Item, Past, Relisted, StoreError, keys};
+use villus_kvstore::{Batch, Entry, Follow, Item, Past, StoreError, keys};
 use villus_labels::{KEY_CLUSTER, Labels, NumericIdentity, Scope};
 use villus_table::{Source, Write};
 
@@ -67,7 +67,7 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
         // An error means that the sender is gone, which `shared` prevents.
         let _ = held.wait_for(|held| !held).await;
         let lost = apply(&shared, &batch);
-        if matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore)) {
+        if batch.is_of_another_past() {
             shared.compare.notify_one();
         }
         if let Some(source) = source.take() {
@@ -82,7 +82,7 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source, past: Past) {
 
 /// Brings a batch into the table and returns the numbers that this node uses and that lost their master key.
 fn apply(shared: &Shared, batch: &Batch) -> Vec<(NumericIdentity, String)> {
-    let rewound = matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore));
+    let rewound = batch.is_of_another_past();
     let mut lost = Vec::new();
     let mut write = shared.table.write();
     for item in &batch.items {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use villus_kvstore::{Batch, Entry, IpIdentityPair, Item, NamedPort};
 use villus_labels::{NumericIdentity, Scope};
 
-use super::{Layer, Ownership, Remote, Surroundings, is_of_another_past};
+use super::{Layer, Ownership, Remote, Surroundings};
 use crate::ipcache::{Claim, Edit, Mapping};
 
 /// The largest value that is read; one of an address has some hundred bytes.
@@ -79,7 +79,7 @@ impl Remote {
         around: &dyn Surroundings,
         now: Instant,
     ) -> Vec<Arc<str>> {
-        let lost = is_of_another_past(batch);
+        let lost = batch.is_of_another_past();
         let mut altered = Vec::new();
         let ipcache = self.ipcache.clone();
         let mut edit = ipcache.edit();

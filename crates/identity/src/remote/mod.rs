@@ -29,7 +29,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use villus_kvstore::{Batch, NamedPort, Relisted};
+use villus_kvstore::{Batch, NamedPort};
 use villus_labels::{Labels, NumericIdentity};
 
 pub use addresses::AddressRecord;
@@ -240,9 +240,4 @@ impl Remote {
             false => Ok(()),
         }
     }
-}
-
-/// Whether a list was made because the store's past is another than it was.
-fn is_of_another_past(batch: &Batch) -> bool {
-    matches!(batch.relisted, Some(Relisted::Rewound | Relisted::OtherStore))
 }

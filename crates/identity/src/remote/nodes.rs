@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use villus_kvstore::{Batch, Entry, Item, NodeEntry};
 
-use super::{Layer, Ownership, Remote, Surroundings, addresses::as_v4, is_of_another_past};
+use super::{Layer, Ownership, Remote, Surroundings, addresses::as_v4};
 use crate::ipcache::{Claim, Mapping};
 use crate::nodes::{Node, NodeName};
 
@@ -35,7 +35,7 @@ pub(super) struct Member {
 impl Remote {
     /// Takes in changes of nodes. Returns the keys of this node that others have changed or deleted.
     pub fn apply_nodes(&mut self, batch: &Batch, around: &dyn Surroundings, now: Instant) -> Vec<Arc<str>> {
-        let lost = is_of_another_past(batch);
+        let lost = batch.is_of_another_past();
         let mut altered = Vec::new();
         for item in &batch.items {
             match item {

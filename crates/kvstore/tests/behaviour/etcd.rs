@@ -43,9 +43,9 @@ async fn until(follow: &mut Follow, mirror: &mut BTreeMap<String, String>, wante
 }
 
 /// Tries until a write gets through: for times at which the cluster has no leader.
-async fn put_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
+async fn patiently<T>(write: impl AsyncFn() -> Result<T, StoreError>) {
     let tries = async {
-        while let Err(error) = store.update(key, bytes(value), None).await {
+        while let Err(error) = write().await {
             assert!(error.is_transient(), "{error}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -53,16 +53,14 @@ async fn put_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
     tokio::time::timeout(LONG, tries).await.unwrap();
 }
 
+async fn put_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
+    patiently(async || store.update(key, bytes(value), None).await).await;
+}
+
 /// As [`put_patiently`] for a key that nobody has, and once: an attempt that failed may have taken place. Several members on a
 /// busy machine elect another leader at any time.
 async fn create_patiently(store: &Arc<dyn Store>, key: &str, value: &str) {
-    let tries = async {
-        while let Err(error) = store.create(key, bytes(value), None).await {
-            assert!(error.is_transient(), "{error}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LONG, tries).await.unwrap();
+    patiently(async || store.create(key, bytes(value), None).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
